@@ -1,0 +1,1 @@
+"""The coherency service and everything that touches its shared memory."""

@@ -1,0 +1,1 @@
+"""What runs inside a guest, or in place of one."""

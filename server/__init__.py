@@ -1,0 +1,1 @@
+"""vfs-backend: one vhost-user virtio-fs device for one guest."""

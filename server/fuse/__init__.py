@@ -1,0 +1,1 @@
+"""The FUSE protocol and the passthrough file system behind it."""

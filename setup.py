@@ -1,0 +1,6 @@
+"""Compiled modules: every .pyx of the packages, each naming its own compiler flags."""
+
+from Cython.Build import cythonize
+from setuptools import setup
+
+setup(ext_modules=cythonize(["coherence/**/*.pyx", "server/**/*.pyx", "guest/**/*.pyx"]))

@@ -1,0 +1,24 @@
+"""Fixtures of every test: unexpected log output is a failure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+
+from coherence import log
+
+
+@pytest.fixture(autouse=True)
+def expect_log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], None]]:
+    """Fail a test that logs a warning or worse which it did not announce with expect_log("part of the line")."""
+    log.configure("info")
+    structlog.configure(cache_logger_on_first_use=False)
+    logging.getLogger().addHandler(caplog.handler)
+    expected: list[str] = []
+    yield expected.append
+    records = [r for r in caplog.get_records("call") if r.levelno >= logging.WARNING]
+    surprising = [r.getMessage() for r in records if not any(part in r.getMessage() for part in expected)]
+    assert not surprising, f"unexpected log output: {surprising}"
