@@ -1,0 +1,49 @@
+"""What the device and its file system need to know; made from the command line by server.options."""
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from server.cache_policy import CacheMode, CachePolicy, cache_policy
+
+TAG_MAX: Final = 36
+"""Longest tag, bytes (virtio 1.3, 5.11.4)."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one share served to one guest.
+
+    Attributes:
+        shared_dir: the directory, as the user named it; for messages only.
+        root_fd: an O_PATH descriptor of it; stays with whoever opened it.
+        tag: the tag offered in the device's configuration space; None offers none.
+        cache: the cache mode.
+        timeout: seconds that names and attributes are valid, instead of the mode's own.
+        writeback: let the guest delay its writes.
+        xattr: serve extended attributes.
+        readonly: refuse every change with EROFS.
+        readdirplus: offer READDIRPLUS.
+        allow_mmap: let the guest map files shared even where its data is not cached.
+        allow_direct_io: pass the guest's O_DIRECT on to the host.
+        num_request_queues: request queues, besides the hiprio queue.
+        queue_size: largest number of descriptors in a queue; a power of two.
+    """
+
+    shared_dir: Path
+    root_fd: int
+    tag: str | None = None
+    cache: CacheMode = "auto"
+    timeout: float | None = None
+    writeback: bool = False
+    xattr: bool = False
+    readonly: bool = False
+    readdirplus: bool = True
+    allow_mmap: bool = False
+    allow_direct_io: bool = False
+    num_request_queues: int = 1
+    queue_size: int = 1024
+
+    def policy(self, *, aware: bool = False) -> CachePolicy:
+        """The cache policy for the guest; aware: it proved that it checks the version table."""
+        return cache_policy(self.cache, timeout=self.timeout, aware=aware)
