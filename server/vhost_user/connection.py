@@ -100,9 +100,7 @@ class Connection:
             self._buffer += data
         return True
 
-    def send(
-        self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, flags: int = 0
-    ) -> None:
+    def send(self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, flags: int = 0) -> None:
         """Send one message. `fds` stay the caller's.
 
         Args:
