@@ -159,19 +159,25 @@ static inline int vt_is_root(const vt_t *vt, uint64_t slot)
     return 0;
 }
 
-/*
- * Invalidate everything older than now; ends distrust, which is why only coherenced calls it.
- * A distrust that arrives meanwhile, and a higher floor, stay.
- */
-static inline void vt_raise_floor(vt_t *vt)
+/* Invalidate everything older than now. A distrust, and a higher floor, stay. */
+static inline void vt_lift_floor(vt_t *vt)
 {
     _Atomic uint64_t *floor = &vt->words[VT_WORD_FLOOR];
     uint64_t old = atomic_load(floor);
     uint64_t g = atomic_fetch_add(&vt->words[VT_WORD_SEQUENCE], 1) + 1;
 
-    if (old == VT_DISTRUST)
-        atomic_compare_exchange_strong(floor, &old, g);
-    else
+    while (old < g && !atomic_compare_exchange_weak(floor, &old, g))
+        ;
+}
+
+/* The same, and end a distrust, which is why only coherenced calls it; one that arrives meanwhile stays. */
+static inline void vt_raise_floor(vt_t *vt)
+{
+    _Atomic uint64_t *floor = &vt->words[VT_WORD_FLOOR];
+    uint64_t old = VT_DISTRUST;
+    uint64_t g = atomic_fetch_add(&vt->words[VT_WORD_SEQUENCE], 1) + 1;
+
+    if (!atomic_compare_exchange_strong(floor, &old, g))
         while (old < g && !atomic_compare_exchange_weak(floor, &old, g))
             ;
 }
@@ -182,19 +188,15 @@ static inline void vt_distrust(vt_t *vt)
 }
 
 /*
- * The journals: one shared memory object beside the table. A header like the table's, then one area of 32
- * words for each backend: 16 words that coherenced alone writes (journals.pyx), then the backend's lane.
- * A lane: word 0 the count, words 1 to VJ_MAX the slots that the backend is about to change.
+ * A backend's journal: a page of shared memory of its own, so that no backend can spoil another's. A header
+ * that coherenced writes, then the lane: word 0 the count, words 1 to VJ_MAX the slots about to be changed.
  */
 enum {
     VJ_WORD_MAGIC = 0,
     VJ_WORD_ABI = 1,
-    VJ_WORD_AREA_COUNT = 2,
-    VJ_WORD_DOMAIN = 6,  /* 2 words, those of the table */
-    VJ_WORD_AREAS = 512, /* byte 4096 */
-    VJ_AREA_WORDS = 32,
-    VJ_AREA_LANE = 16,
-    VJ_AREA_COUNT = 1024,
+    VJ_WORD_DOMAIN = 6, /* 2 words, those of the table */
+    VJ_WORD_LANE = 16,  /* byte 128: two cache lines */
+    VJ_BYTES = 4096,
     VJ_MAX = 15,
 };
 #define VJ_MAGIC UINT64_C(0x004c4e524a534656) /* the bytes "VFSJRNL\0" */

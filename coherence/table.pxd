@@ -23,12 +23,9 @@ cdef extern from "table.h" nogil:
         VT_ABI
         VJ_WORD_MAGIC
         VJ_WORD_ABI
-        VJ_WORD_AREA_COUNT
         VJ_WORD_DOMAIN
-        VJ_WORD_AREAS
-        VJ_AREA_WORDS
-        VJ_AREA_LANE
-        VJ_AREA_COUNT
+        VJ_WORD_LANE
+        VJ_BYTES
         VJ_MAX
     const uint64_t VT_MAGIC
     const uint64_t VJ_MAGIC
@@ -52,6 +49,7 @@ cdef extern from "table.h" nogil:
     uint64_t vt_stamp(const vt_t *vt)
     bint vt_valid(const vt_t *vt, uint64_t slot, uint64_t stamp)
     bint vt_is_root(const vt_t *vt, uint64_t slot)
+    void vt_lift_floor(vt_t *vt)
     void vt_raise_floor(vt_t *vt)
     void vt_distrust(vt_t *vt)
 
@@ -75,6 +73,5 @@ cdef class Table:
 cdef class Journal:
     cdef vj_t vj
     cdef void *mapping
-    cdef size_t size
 
     cdef int check_open(self) except -1

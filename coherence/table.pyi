@@ -12,6 +12,7 @@ MAX_ROOTS: int
 ABI_VERSION: int
 TRUST_NOTHING: int
 JOURNAL_MAX: int
+JOURNAL_BYTES: int
 
 def shared_memory_path(path_or_name: str | os.PathLike[str]) -> Path:
     """The file of a shared memory name ("/vt" is /dev/shm/vt); anything else is a path already."""
@@ -26,6 +27,15 @@ def check_header(header: bytes, size: int, what: str) -> None:
 
     Raises:
         UserError: not a table, another ABI version, a bad slot count, or a file too short for it.
+    """
+
+def journal_header(domain: bytes) -> bytes:
+    """The content of a new journal of the table with this domain."""
+
+def journal_slots(content: bytes) -> tuple[bytes, tuple[int, ...] | None]:
+    """What a journal's content says: its table's domain, and the slots it announces, not to be trusted.
+
+    None for the slots means that more were announced than fit. UserError for anything but a journal.
     """
 
 class Table:
@@ -121,13 +131,18 @@ class Table:
         """Set the floor to TRUST_NOTHING: no stamp is good until coherenced raises the floor again."""
 
 class Journal:
-    """One backend's journal lane: the slots it is about to change, for coherenced to bump if it dies."""
+    """A backend's mapped journal: the slots it is about to change, for coherenced to bump if it dies."""
 
     @staticmethod
-    def from_fd(fd: int, area: int) -> Journal:
-        """Map the lane of an area of the journals object; the caller goes on owning fd."""
+    def from_fd(fd: int) -> Journal:
+        """Map the journal that coherenced handed out; the caller goes on owning fd. UserError if it is none."""
 
-    def close(self) -> None: ...
+    def move(self, fd: int) -> None:
+        """Go on in another journal, taking along what is announced."""
+
+    def close(self) -> None:
+        """Unmap. Compiled code that still uses `vj` would touch unmapped memory."""
+
     def announce(self, slots: Sequence[int]) -> None:
         """Before the system call. More than JOURNAL_MAX slots mean: everything may have changed."""
 

@@ -26,6 +26,7 @@ MAX_ROOTS = VT_ROOT_MAX
 ABI_VERSION = VT_ABI
 TRUST_NOTHING = VT_DISTRUST
 JOURNAL_MAX = VJ_MAX
+JOURNAL_BYTES = VJ_BYTES
 
 
 def shared_memory_path(path_or_name):
@@ -37,7 +38,7 @@ def shared_memory_path(path_or_name):
 
 
 def check_header(header, size, what):
-    """Refuse a table that this program cannot use: its first bytes, the file's size, and its name for the message."""
+    """Refuse a table that this program cannot use; see table.pyi."""
     if len(header) < SLOTS_OFFSET or header[:8] != struct.pack("<Q", VT_MAGIC):
         raise UserError(f"{what} is not a version table: start coherenced, or name the table it made")
     abi, slot_count = struct.unpack_from("<2Q", header, 8)
@@ -52,6 +53,23 @@ def check_header(header, size, what):
         raise UserError(
             f"{what} is cut off, {size} bytes for {slot_count} slots: remove the file and restart coherenced"
         )
+
+
+def journal_header(domain):
+    """The content of a new journal of the table with this domain."""
+    content = bytearray(VJ_BYTES)
+    struct.pack_into("<2Q", content, 0, VJ_MAGIC, VT_ABI)
+    content[8 * VJ_WORD_DOMAIN : 8 * VJ_WORD_DOMAIN + 16] = domain
+    return bytes(content)
+
+
+def journal_slots(content):
+    """The domain of a journal and the slots it announces, None for "more than fit"; from a file's content."""
+    if len(content) != VJ_BYTES or struct.unpack_from("<2Q", content) != (VJ_MAGIC, VT_ABI):
+        raise UserError("the journal is not one of this version: restart coherenced")
+    domain = content[8 * VJ_WORD_DOMAIN : 8 * VJ_WORD_DOMAIN + 16]
+    count, *slots = struct.unpack_from(f"<{1 + VJ_MAX}Q", content, 8 * VJ_WORD_LANE)
+    return domain, tuple(slots[:count]) if count <= VJ_MAX else None
 
 
 cdef void *map_shared(int fd, size_t size, bint writable) except NULL:
@@ -117,7 +135,9 @@ cdef class Table:
             table = Table.from_fd(memory.fd, writable=True)
         except OSError as error:
             posix_ipc.unlink_shared_memory(name)
-            raise UserError(f"shared memory {name} of {slot_count} slots: {error.strerror}: free memory or use fewer slots") from None
+            raise UserError(
+                f"shared memory {name} of {slot_count} slots: {error.strerror}: free memory or use fewer slots"
+            ) from None
         finally:
             memory.close_fd()
         return table
@@ -128,7 +148,9 @@ cdef class Table:
         try:
             fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            raise UserError(f"{path}: no such version table: start coherenced, or name the table it made") from None
+            raise UserError(
+                f"{path}: no such version table: start coherenced, or name the table it made"
+            ) from None
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}: the version table cannot be opened") from None
         try:
@@ -243,14 +265,14 @@ cdef class Table:
 
 
 cdef class Journal:
-    """One backend's lane, mapped from the journals object."""
+    """A backend's mapped journal."""
 
     def __init__(self):
         raise TypeError("use Journal.from_fd")
 
     def __dealloc__(self):
         if self.mapping != NULL:
-            munmap(self.mapping, self.size)
+            munmap(self.mapping, VJ_BYTES)
 
     cdef int check_open(self) except -1:
         if self.mapping == NULL:
@@ -258,19 +280,29 @@ cdef class Journal:
         return 0
 
     @staticmethod
-    def from_fd(fd, area):
+    def from_fd(fd):
         cdef Journal journal = Journal.__new__(Journal)
-        cdef size_t lane = (VJ_WORD_AREAS + <size_t>area * VJ_AREA_WORDS + VJ_AREA_LANE) * 8
-        if not 0 <= area < VJ_AREA_COUNT or os.fstat(fd).st_size < lane + 8 * (1 + VJ_MAX):
-            raise UserError(f"the journals have no area {area}: restart coherenced")
-        journal.size = lane + 8 * (1 + VJ_MAX)
-        journal.mapping = map_shared(fd, journal.size, True)
-        vj_attach(&journal.vj, <char *>journal.mapping + lane)
+        journal.move(fd)
         return journal
+
+    def move(self, fd):
+        journal_slots(os.pread(fd, JOURNAL_BYTES, 0))
+        cdef void *mapping = map_shared(fd, VJ_BYTES, True)
+        cdef void *old = self.mapping
+        cdef uint64_t entries[VJ_MAX]
+        cdef unsigned i
+        cdef uint64_t count = vj_load(&self.vj, 0) if old != NULL else 0
+        for i in range(VJ_MAX if old != NULL else 0):
+            entries[i] = vj_load(&self.vj, 1 + i)
+        vj_attach(&self.vj, <uint64_t *>mapping + VJ_WORD_LANE)
+        self.mapping = mapping
+        if old != NULL:
+            vj_announce(&self.vj, entries, <unsigned>count)
+            munmap(old, VJ_BYTES)
 
     def close(self):
         if self.mapping != NULL:
-            munmap(self.mapping, self.size)
+            munmap(self.mapping, VJ_BYTES)
             self.mapping = NULL
 
     def announce(self, slots):
