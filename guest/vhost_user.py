@@ -154,12 +154,16 @@ class FrontEnd:
         doorbells = QueueDoorbells(kick=os.eventfd(0, flags), call=os.eventfd(0, flags))
         self._doorbells[index] = doorbells
         address = VringAddress(index, USER_ADDRESS + desc, USER_ADDRESS + used, USER_ADDRESS + avail)
-        self.tell(Request.SET_VRING_NUM, pack_vring_state(VringState(index, size)))
-        self.tell(Request.SET_VRING_BASE, pack_vring_state(VringState(index, base)))
-        self.tell(Request.SET_VRING_ADDR, pack_vring_address(address))
-        self.tell(Request.SET_VRING_CALL, pack_u64(index), [doorbells.call])
-        self.tell(Request.SET_VRING_KICK, pack_u64(index), [doorbells.kick])
-        self.tell(Request.SET_VRING_ENABLE, pack_vring_state(VringState(index, 1)))
+        try:
+            self.tell(Request.SET_VRING_NUM, pack_vring_state(VringState(index, size)))
+            self.tell(Request.SET_VRING_BASE, pack_vring_state(VringState(index, base)))
+            self.tell(Request.SET_VRING_ADDR, pack_vring_address(address))
+            self.tell(Request.SET_VRING_CALL, pack_u64(index), [doorbells.call])
+            self.tell(Request.SET_VRING_KICK, pack_u64(index), [doorbells.kick])
+            self.tell(Request.SET_VRING_ENABLE, pack_vring_state(VringState(index, 1)))
+        except BaseException:
+            self._close_doorbells(index)
+            raise
         return doorbells
 
     def stop_queue(self, index: int) -> int:
@@ -180,6 +184,10 @@ class FrontEnd:
         self._close_all_doorbells()
         self._connection = self._connect()
         self._negotiate()
+
+    def fileno(self) -> int:
+        """The control socket, to be polled: it hangs up when the backend is gone."""
+        return self._connection.fileno()
 
     def close(self) -> None:
         """Detach from the backend, which then drops everything it holds for us. May be called twice."""
