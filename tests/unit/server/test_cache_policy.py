@@ -34,7 +34,8 @@ def test_timeout_replaces_the_modes_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "valid"), [(0.0, (0, 0)), (1.5, (1, 500_000_000)), (0.9999999999, (1, 0)), (86400.0, (86400, 0))]
+    ("timeout", "valid"),
+    [(0.0, (0, 0)), (1.5, (1, 500_000_000)), (0.9999999999, (1, 0)), (86400.0, (86400, 0))],
 )
 def test_timeout_in_seconds_and_nanoseconds(timeout: float, valid: tuple[int, int]) -> None:
     assert CachePolicy(timeout, OpenFlag(0), OpenFlag(0)).valid == valid

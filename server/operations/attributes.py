@@ -1,0 +1,116 @@
+"""SETATTR, ACCESS and STATFS."""
+
+import errno
+import os
+import stat
+from typing import Final
+
+from server.fuse.protocol import ACCESS_IN, KSTATFS, SETATTR_IN, FattrFlag, Kstatfs, Opcode, SetattrIn
+from server.operations.request import (
+    OFFSET_MAX,
+    FileSystem,
+    Request,
+    error,
+    operation,
+    proc_path,
+    unpack,
+)
+from server.syscalls import UTIME_NOW, UTIME_OMIT, utimensat
+
+NO_ID: Final = 0xFFFFFFFF
+"""A user or group id that is none: chown(2) leaves it as it is."""
+
+
+@operation(Opcode.SETATTR, changes=True)
+def setattr_(fs: FileSystem, request: Request) -> bytes:
+    """Mode, owner, size and times, in this order: the later ones follow from the earlier ones.
+
+    FATTR_FH picks the handle for the size alone: an open file may be resized whatever its mode is now.
+    FATTR_CTIME (writeback mode) is left out: no system call sets it.
+    """
+    new = SetattrIn._make(unpack(SETATTR_IN, request.body))
+    valid = FattrFlag(new.valid)
+    fd = fs.fd(request.nodeid)
+    path = proc_path(fd)
+    with fs.changing(inodes=(request.nodeid,)):
+        if valid & FattrFlag.MODE:
+            _chmod(fd, new.mode)
+        if valid & (FattrFlag.UID | FattrFlag.GID):
+            uid = new.uid if valid & FattrFlag.UID and new.uid != NO_ID else -1
+            gid = new.gid if valid & FattrFlag.GID and new.gid != NO_ID else -1
+            os.chown(path, uid, gid)
+        if valid & FattrFlag.SIZE:
+            target = fs.handle_fd(request.nodeid, new.fh) if valid & FattrFlag.FH else path
+            if valid & FattrFlag.KILL_SUIDGID:
+                with fs.without_fsetid():
+                    _truncate(target, new.size)
+            else:
+                _truncate(target, new.size)
+        if valid & (FattrFlag.ATIME | FattrFlag.MTIME | FattrFlag.ATIME_NOW | FattrFlag.MTIME_NOW):
+            utimensat(
+                path,
+                new.atime,
+                _nanoseconds(valid, FattrFlag.ATIME, FattrFlag.ATIME_NOW, new.atimensec),
+                new.mtime,
+                _nanoseconds(valid, FattrFlag.MTIME, FattrFlag.MTIME_NOW, new.mtimensec),
+            )
+    return fs.attr_out(request.nodeid)
+
+
+def _chmod(fd: int, mode: int) -> None:
+    if stat.S_ISLNK(os.fstat(fd).st_mode):
+        raise error(errno.EOPNOTSUPP)  # some file systems change it and then fail
+    os.chmod(proc_path(fd), stat.S_IMODE(mode))  # noqa: PTH101 (no pathlib for a descriptor's path)
+
+
+def _truncate(target: int | bytes, size: int) -> None:
+    if size > OFFSET_MAX:
+        raise error(errno.EFBIG)
+    os.truncate(target, size)
+
+
+def _nanoseconds(valid: FattrFlag, given: FattrFlag, now: FattrFlag, nanoseconds: int) -> int:
+    """The nanoseconds of one time for utimensat(2), with its special values."""
+    if valid & now:
+        return UTIME_NOW
+    if not valid & given:
+        return UTIME_OMIT
+    if nanoseconds >= 1_000_000_000:
+        raise error(errno.EINVAL)
+    return nanoseconds
+
+
+@operation(Opcode.ACCESS)
+def access(fs: FileSystem, request: Request) -> bytes:
+    """Whether the caller may do that, as the host's kernel sees it.
+
+    A Linux guest does not ask: on virtio-fs it checks permissions itself.
+    """
+    (mask,) = unpack(ACCESS_IN, request.body)
+    if mask & ~(os.R_OK | os.W_OK | os.X_OK):
+        raise error(errno.EINVAL)
+    path = proc_path(fs.fd(request.nodeid))
+    if mask & os.W_OK and fs.readonly:
+        raise error(errno.EROFS)
+    with fs.credentials(request.uid, request.gid):
+        if not os.access(path, mask, effective_ids=True):
+            raise error(errno.EACCES)
+    return b""
+
+
+@operation(Opcode.STATFS)
+def statfs(fs: FileSystem, request: Request) -> bytes:
+    """The state of the file system that the inode is on."""
+    st = os.fstatvfs(fs.fd(request.nodeid))
+    return KSTATFS.pack(
+        *Kstatfs(
+            blocks=st.f_blocks,
+            bfree=st.f_bfree,
+            bavail=st.f_bavail,
+            files=st.f_files,
+            ffree=st.f_ffree,
+            bsize=st.f_bsize,
+            namelen=st.f_namemax,
+            frsize=st.f_frsize,
+        )
+    )

@@ -1,0 +1,44 @@
+"""Hard and symbolic links: LINK, SYMLINK, READLINK."""
+
+import os
+
+from server.fuse.protocol import LINK_IN, Opcode
+from server.operations.request import (
+    FileSystem,
+    Request,
+    checked_name,
+    operation,
+    proc_path,
+    strings,
+    unpack,
+)
+
+
+@operation(Opcode.LINK, changes=True)
+def link(fs: FileSystem, request: Request) -> bytes:
+    """Another name in this directory for an inode that the guest knows."""
+    (inode,) = unpack(LINK_IN, request.body)
+    name = checked_name(*strings(request.body, LINK_IN.size, 1))
+    fd, parent = fs.fd(inode), fs.fd(request.nodeid)
+    with fs.changing(inodes={request.nodeid, inode}, names=((request.nodeid, name),)):
+        os.link(proc_path(fd), name, dst_dir_fd=parent, follow_symlinks=True)
+    return fs.entry_fd(fd)
+
+
+@operation(Opcode.SYMLINK, changes=True)
+def symlink(fs: FileSystem, request: Request) -> bytes:
+    """A symbolic link; its target is the guest's affair and is followed there only."""
+    name, target = strings(request.body, 0, 2)
+    checked_name(name)
+    parent = fs.fd(request.nodeid)
+    with (
+        fs.changing(inodes=(request.nodeid,), names=((request.nodeid, name),)),
+        fs.credentials(request.uid, request.gid),
+    ):
+        os.symlink(target, name, dir_fd=parent)
+    return fs.entry(request.nodeid, name)
+
+
+@operation(Opcode.READLINK)
+def readlink(fs: FileSystem, request: Request) -> bytes:
+    return os.readlink(b"", dir_fd=fs.fd(request.nodeid))

@@ -1,0 +1,191 @@
+"""What an operation is given, and how it reads a request's body.
+
+Bodies and names come from the guest: whatever is short, unterminated or too long is an EINVAL or the
+errno that the host's kernel has for it, never another exception.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from struct import Struct
+from typing import Any, Final, Protocol
+
+from server.fuse.protocol import NAME_MAX, Opcode
+
+OFFSET_MAX: Final = (1 << 63) - 1
+"""Largest file offset and size, bytes."""
+
+
+class Request(Protocol):
+    """One FUSE request.
+
+    Attributes:
+        opcode: the operation.
+        nodeid: the inode that it is about.
+        unique: its number in the session.
+        uid, gid, pid: of the calling process, in the guest.
+        body: what follows fuse_in_header.
+        reply_size: bytes that the guest gave for the reply's body.
+    """
+
+    opcode: int
+    nodeid: int
+    unique: int
+    uid: int
+    gid: int
+    pid: int
+    body: bytes
+    reply_size: int
+
+
+class FileSystem(Protocol):
+    """What the operations use of the core's file system."""
+
+    @property
+    def readonly(self) -> bool: ...
+    @property
+    def xattr(self) -> bool: ...
+    @property
+    def writeback(self) -> bool: ...
+    def fd(self, nodeid: int) -> int:
+        """The O_PATH descriptor of an inode; ESTALE when the guest was not given it."""
+        ...
+
+    def handle_fd(self, nodeid: int, fh: int) -> int:
+        """The descriptor of an open handle; EBADF when it is not one of that inode."""
+        ...
+
+    def slot_of(self, st: os.stat_result) -> int:
+        """The version table slot of an inode."""
+        ...
+
+    def entry(self, parent: int, name: bytes) -> bytes:
+        """Look a name up, as LOOKUP does: an encoded fuse_entry_out."""
+        ...
+
+    def entry_fd(self, fd: int) -> bytes:
+        """The same for the inode that a descriptor is open on."""
+        ...
+
+    def attr_out(self, nodeid: int) -> bytes:
+        """Fresh attributes: an encoded fuse_attr_out."""
+        ...
+
+    def open_handle(self, nodeid: int, fd: int, flags: int) -> bytes:
+        """Take over a descriptor as an open handle: an encoded fuse_open_out."""
+        ...
+
+    def reopen(self, nodeid: int, flags: int) -> int:
+        """Open an inode: a new descriptor that the caller closes."""
+        ...
+
+    def credentials(self, uid: int, gid: int) -> AbstractContextManager[object]:
+        """Act on files as that user and group."""
+        ...
+
+    def without_fsetid(self) -> AbstractContextManager[object]:
+        """Act without CAP_FSETID, so that the host's kernel clears set-user-ID and set-group-ID."""
+        ...
+
+    def changing(
+        self,
+        *,
+        inodes: Iterable[int] = (),
+        names: Iterable[tuple[int, bytes]] = (),
+        slots: Iterable[int] = (),
+    ) -> AbstractContextManager[object]:
+        """Announce a change of these in the journal; bump their slots at the end.
+
+        Args:
+            inodes: node ids.
+            names: names in directories: (node id of the directory, name).
+            slots: slots of inodes that the guest may not know.
+        """
+        ...
+
+    def prove_aware(self, value: bytes) -> None:
+        """The guest proves that it checks the version table; EPERM when the proof is wrong."""
+        ...
+
+
+Operation = Callable[[FileSystem, Request], bytes]
+
+OPERATIONS: Final[dict[int, Operation]] = {}
+"""The operations by opcode."""
+
+
+def error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def operation(opcode: Opcode, *, changes: bool = False) -> Callable[[Operation], Operation]:
+    """Enter a function in OPERATIONS.
+
+    Args:
+        opcode: what it serves.
+        changes: it changes the share: EROFS where that is read-only.
+    """
+
+    def enter(function: Operation) -> Operation:
+        def serve(fs: FileSystem, request: Request) -> bytes:
+            if fs.readonly:
+                raise error(errno.EROFS)
+            return function(fs, request)
+
+        OPERATIONS[opcode] = serve if changes else function
+        return function
+
+    return enter
+
+
+def unpack(layout: Struct, body: bytes) -> tuple[Any, ...]:
+    """The fields at the beginning of a body; EINVAL when it is too short."""
+    if len(body) < layout.size:
+        raise error(errno.EINVAL)
+    return layout.unpack_from(body)
+
+
+def strings(body: bytes, offset: int, count: int) -> list[bytes]:
+    """The NUL-terminated strings that make up the rest of a body; EINVAL when they are not `count`."""
+    parts = body[offset:].split(b"\0")
+    if len(parts) != count + 1 or parts.pop() != b"":
+        raise error(errno.EINVAL)
+    return parts
+
+
+def checked_name(name: bytes) -> bytes:
+    """A name in a directory, after making sure that it is one component and no way out of the directory.
+
+    Raises:
+        OSError: EINVAL for an empty name, '.', '..', and a name with a slash or a NUL; ENAMETOOLONG.
+    """
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        raise error(errno.EINVAL)
+    if len(name) > NAME_MAX:
+        raise error(errno.ENAMETOOLONG)
+    return name
+
+
+def checked_offset(value: int) -> int:
+    """An offset or length in a file, bytes; EINVAL when no file reaches so far."""
+    if not 0 <= value <= OFFSET_MAX:
+        raise error(errno.EINVAL)
+    return value
+
+
+def proc_path(fd: int) -> bytes:
+    """The path by which a system call that takes no O_PATH descriptor reaches its inode.
+
+    The link leads to the inode itself and no further: not through a symbolic link, if it is one.
+    """
+    return b"/proc/self/fd/%d" % fd
+
+
+def readable_fd(fs: FileSystem, nodeid: int) -> int:
+    """A new descriptor of a file or directory, for reading; EINVAL for others, as opening a device or a
+    FIFO does something."""
+    if stat.S_IFMT(os.fstat(fs.fd(nodeid)).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise error(errno.EINVAL)
+    return fs.reopen(nodeid, os.O_RDONLY)

@@ -1,0 +1,122 @@
+"""FSYNC, FSYNCDIR, SYNCFS, LSEEK, FALLOCATE and COPY_FILE_RANGE."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from server.fuse.protocol import (
+    COPY_FILE_RANGE_IN,
+    COPY_FILE_RANGE_OUT,
+    FALLOCATE_IN,
+    FSYNC_FDATASYNC,
+    FSYNC_IN,
+    LSEEK_IN,
+    LSEEK_OUT,
+    ROOT_ID,
+    WRITE_OUT,
+    Opcode,
+)
+from server.operations import data
+from tests.unit.server.share import Change, Share
+
+Fails = Callable[[int], AbstractContextManager[None]]
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+
+
+@pytest.mark.parametrize("flags", [0, FSYNC_FDATASYNC])
+def test_fsync(share: Share, fails: Fails, flags: int) -> None:
+    (share.root / "f").touch()
+    nodeid, fh = share.open("f")
+    assert share.call(Opcode.FSYNC, nodeid, FSYNC_IN.pack(fh, flags)) == b""
+    with fails(errno.EBADF):
+        share.call(Opcode.FSYNC, ROOT_ID, FSYNC_IN.pack(fh, flags))
+
+
+def test_fsyncdir(share: Share) -> None:
+    (share.root / "d").mkdir()
+    nodeid, fh = share.open("d", os.O_RDONLY)
+    assert share.call(Opcode.FSYNCDIR, nodeid, FSYNC_IN.pack(fh, 0)) == b""
+
+
+def test_syncfs(fails: Fails) -> None:
+    # On tmpfs: elsewhere this waits for what the whole machine has written.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        share = Share(Path(directory))
+        assert share.call(Opcode.SYNCFS, ROOT_ID, bytes(8)) == b""
+        os.mkfifo(share.root / "p")
+        with fails(errno.EINVAL):
+            share.call(Opcode.SYNCFS, share.nodeid("p"), bytes(8))
+        share.close()
+
+
+def test_lseek_finds_data_and_holes(share: Share, fails: Fails) -> None:
+    path = share.root / "f"
+    with path.open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(512 << 10)
+        file.write(b"x" * 4096)
+    nodeid, fh = share.open("f")
+
+    def seek(offset: int, whence: int) -> int:
+        reply = share.call(Opcode.LSEEK, nodeid, LSEEK_IN.pack(fh, offset, whence))
+        return int(LSEEK_OUT.unpack(reply)[0])
+
+    with path.open("rb") as host:
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            assert seek(0, whence) == os.lseek(host.fileno(), 0, whence)
+    with fails(errno.ENXIO):
+        seek(2 << 20, os.SEEK_DATA)
+    with fails(errno.ENXIO):
+        seek(-1, os.SEEK_DATA)
+    with fails(errno.EINVAL):
+        seek(0, os.SEEK_SET)
+
+
+def test_fallocate(share: Share, fails: Fails) -> None:
+    path = share.root / "f"
+    path.write_bytes(b"x" * 8192)
+    nodeid, fh = share.open("f")
+    share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 12288, 0))
+    assert path.stat().st_size == 12288
+    share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 4096, KEEP_SIZE | PUNCH_HOLE))
+    assert path.read_bytes()[:4097] == bytes(4096) + b"x"
+    assert share.changes == [Change(frozenset({nodeid}), frozenset(), frozenset())] * 2
+    with fails(errno.EINVAL):
+        share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 1 << 63, 1, 0))
+    with fails(errno.EOPNOTSUPP):
+        share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 1, 1 << 31))
+    share.readonly = True
+    with fails(errno.EROFS):
+        share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 1, 0))
+
+
+def copy(share: Share, length: int, flags: int = 0, wide: bool = False) -> int:
+    source, fh_in = share.open("from", os.O_RDONLY)
+    target, fh_out = share.open("to")
+    body = COPY_FILE_RANGE_IN.pack(fh_in, 2, target, fh_out, 1, length, flags)
+    if wide:
+        return int(COPY_FILE_RANGE_OUT.unpack(share.call(Opcode.COPY_FILE_RANGE_64, source, body))[0])
+    return int(WRITE_OUT.unpack(share.call(Opcode.COPY_FILE_RANGE, source, body))[0])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_copy_file_range(share: Share, fails: Fails, wide: bool) -> None:
+    (share.root / "from").write_bytes(b"abcdef")
+    (share.root / "to").write_bytes(b"......")
+    assert copy(share, 3, wide=wide) == 3
+    assert (share.root / "to").read_bytes() == b".cde.."
+    assert share.changes == [Change(frozenset({share.nodeid("to")}), frozenset(), frozenset())]
+    with fails(errno.EINVAL):
+        copy(share, 3, flags=1, wide=wide)
+
+
+def test_copy_file_range_is_cut_short(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "COPY_MAX", 2)
+    (share.root / "from").write_bytes(b"abcdef")
+    (share.root / "to").touch()
+    assert copy(share, (1 << 64) - 1) == 2

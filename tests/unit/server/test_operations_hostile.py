@@ -1,0 +1,62 @@
+"""Whatever a guest sends, an operation answers with bytes or an OSError, and the share stays a share."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.fuse.protocol import Opcode
+from server.operations import OPERATIONS
+from tests.unit.server.share import Call, Share
+
+# SYNCFS reads nothing of its body, and waits for the disk.
+OPCODES = sorted(set(OPERATIONS) - {Opcode.SYNCFS})
+
+words = st.one_of(
+    st.sampled_from([0, 1, 2, 3, 7, 0xFFFFFFFF, 1 << 31, (1 << 31) - 1, 0o100644, 0o140000]),
+    st.integers(0, 0xFFFFFFFF),
+)
+texts = st.one_of(
+    st.sampled_from([b"a", b"b", b"..", b"../a", b"", b"user.x", b"trusted.coherence.domain", b"x" * 300]),
+    st.binary(max_size=20),
+).map(lambda text: text + b"\0")
+bodies = st.one_of(
+    st.binary(max_size=120),
+    st.builds(
+        lambda numbers, names: b"".join([*(each.to_bytes(4, "little") for each in numbers), *names]),
+        st.lists(words, max_size=24),
+        st.lists(texts, max_size=3),
+    ),
+)
+
+
+def test_every_rare_operation_is_served() -> None:
+    assert {Opcode(each).name for each in OPERATIONS} == {
+        *("SETATTR", "READLINK", "SYMLINK", "MKNOD", "MKDIR", "RMDIR", "RENAME", "RENAME2", "LINK"),
+        *("TMPFILE", "FSYNC", "FSYNCDIR", "STATFS", "SYNCFS", "LSEEK", "FALLOCATE", "ACCESS"),
+        *("COPY_FILE_RANGE", "COPY_FILE_RANGE_64", "SETXATTR", "GETXATTR", "LISTXATTR", "REMOVEXATTR"),
+    }
+
+
+@settings(max_examples=1500, deadline=None)
+@given(requests=st.lists(st.tuples(st.sampled_from(OPCODES), st.integers(0, 4), bodies), max_size=8))
+def test_any_body(requests: list[tuple[int, int, bytes]]) -> None:
+    with TemporaryDirectory() as outer:
+        root = Path(outer) / "root"
+        root.mkdir()
+        (root / "a").write_text("a")
+        (root / "b").mkdir()
+        share = Share(root)
+        share.open("a")
+        share.open("b", os.O_RDONLY)
+        for opcode, nodeid, body in requests:
+            try:
+                reply = OPERATIONS[opcode](share, Call(opcode, nodeid, body))
+            except OSError as refused:
+                assert refused.errno
+            else:
+                assert isinstance(reply, bytes)
+        share.close()
+        assert list(Path(outer).iterdir()) == [root]
