@@ -111,8 +111,8 @@ class FrontEnd:
         self,
         socket_path: str | os.PathLike[str],
         memory_size: int,
-        *,
         timeout: float = 10.0,
+        *,
         features: int = FEATURES,
         protocol_features: ProtocolFeature = PROTOCOL_FEATURES,
     ) -> None:
@@ -134,6 +134,10 @@ class FrontEnd:
         except BaseException:
             self._connection.close()
             raise
+
+    def fileno(self) -> int:
+        """The socket to the backend, to poll for its end; another one after reconnect()."""
+        return self._connection.fileno()
 
     def start_queue(
         self, index: int, size: int, desc: int, avail: int, used: int, base: int = 0

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coherence.log import get_logger
+from server.memory import MAX_REGIONS
 from server.vhost_user.connection import Connection
 from server.vhost_user.interface import Device, Region, Ring
 from server.vhost_user.messages import (
     INVALID_FD,
-    MAX_MEM_SLOTS,
     MAX_RING_SIZE,
     VHOST_USER_F_PROTOCOL_FEATURES,
     Config,
@@ -271,13 +271,11 @@ class Handler:
         self._start_rings()
 
     def _get_max_mem_slots(self, message: Message) -> bytes:
-        return pack_u64(MAX_MEM_SLOTS)
+        return pack_u64(MAX_REGIONS)
 
     def _add_mem_reg(self, message: Message) -> None:
         region = unpack_single_region(message.payload)
         self._check_region(region, self._regions)
-        if len(self._regions) >= MAX_MEM_SLOTS:
-            raise ValueError(f"more than {MAX_MEM_SLOTS} memory regions")
         self._device.add_region(_with_fd(region, *message.take_fds(1)))
         self._regions.append(region)
         self._start_rings()

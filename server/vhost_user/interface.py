@@ -61,7 +61,7 @@ class Device(Protocol):
         """
 
     def add_region(self, region: Region) -> None:
-        """Add one range of guest memory, which overlaps no other."""
+        """Add one range of guest memory, which overlaps no other; ValueError when there are too many."""
 
     def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Take away exactly this range of guest memory; KeyError when there is none such."""

@@ -18,8 +18,6 @@ MAX_PAYLOAD = 4096
 """Bytes. The largest payload in use is the reply to GET_SHMEM_CONFIG, 2056."""
 MAX_FDS = 32
 """Descriptors in one message, and so regions in one memory table (the specification promises 8)."""
-MAX_MEM_SLOTS = 509
-"""Memory regions at a time, through ADD_MEM_REG: what Linux's own vhost allows."""
 MAX_RING_SIZE = 32768
 """Descriptors in a split virtqueue (virtio 1.2, 2.7)."""
 
