@@ -78,9 +78,7 @@ def tmpfile(fs: FileSystem, request: Request) -> bytes:
 def rmdir(fs: FileSystem, request: Request) -> bytes:
     name = checked_name(*strings(request.body, 0, 1))
     parent = fs.fd(request.nodeid)
-    with fs.changing(
-        inodes=(request.nodeid,), names=((request.nodeid, name),), slots=_slots_at(fs, parent, name)
-    ):
+    with fs.changing(inodes=(request.nodeid,), names=((request.nodeid, name),)):
         os.rmdir(name, dir_fd=parent)
     return b""
 
@@ -104,19 +102,6 @@ def _rename(fs: FileSystem, request: Request, offset: int, newdir: int, flags: i
     oldname, newname = map(checked_name, strings(request.body, offset, 2))
     olddir = request.nodeid
     old, new = fs.fd(olddir), fs.fd(newdir)
-    with fs.changing(
-        inodes={olddir, newdir},
-        names={(olddir, oldname), (newdir, newname)},
-        slots={*_slots_at(fs, old, oldname), *_slots_at(fs, new, newname)},
-    ):
+    with fs.changing(inodes={olddir, newdir}, names={(olddir, oldname), (newdir, newname)}):
         renameat2(old, oldname, new, newname, flags)
     return b""
-
-
-def _slots_at(fs: FileSystem, directory: int, name: bytes) -> tuple[int, ...]:
-    """The slot of the inode that has that name, if there is one: the system call to come says what is
-    wrong with a name that has none."""
-    try:
-        return (fs.slot_of(os.stat(name, dir_fd=directory, follow_symlinks=False)),)
-    except OSError:
-        return ()

@@ -57,10 +57,6 @@ class FileSystem(Protocol):
         """The descriptor of an open handle; EBADF when it is not one of that inode."""
         ...
 
-    def slot_of(self, st: os.stat_result) -> int:
-        """The version table slot of an inode."""
-        ...
-
     def entry(self, parent: int, name: bytes) -> bytes:
         """Look a name up, as LOOKUP does: an encoded fuse_entry_out."""
         ...
@@ -90,18 +86,14 @@ class FileSystem(Protocol):
         ...
 
     def changing(
-        self,
-        *,
-        inodes: Iterable[int] = (),
-        names: Iterable[tuple[int, bytes]] = (),
-        slots: Iterable[int] = (),
+        self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()
     ) -> AbstractContextManager[object]:
         """Announce a change of these in the journal; bump their slots at the end.
 
         Args:
             inodes: node ids.
-            names: names in directories: (node id of the directory, name).
-            slots: slots of inodes that the guest may not know.
+            names: names in directories: (node id of the directory, name). The inodes that have these names,
+                before and after, count as changed too.
         """
         ...
 

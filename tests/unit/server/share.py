@@ -31,7 +31,6 @@ class Change:
 
     inodes: frozenset[int]
     names: frozenset[tuple[int, bytes]]
-    slots: frozenset[int]
 
 
 def encoded(st: os.stat_result) -> bytes:
@@ -64,11 +63,9 @@ class Share:
 
     # --- what tests do
 
-    def call(self, opcode: Opcode, nodeid: int, body: bytes = b"", uid: int | None = None) -> bytes:
-        call = Call(opcode, nodeid, body)
-        if uid is not None:
-            call.uid = call.gid = uid
-        return OPERATIONS[opcode](self, call)
+    def call(self, opcode: Opcode, nodeid: int, body: bytes = b"", **caller: int) -> bytes:
+        """Serve a request; caller: uid, gid."""
+        return OPERATIONS[opcode](self, Call(opcode, nodeid, body, **caller))
 
     def nodeid(self, name: str) -> int:
         """Look up a name in the root."""
@@ -92,9 +89,6 @@ class Share:
         if owner != nodeid:
             raise OSError(errno.EBADF, "no such handle")
         return fd
-
-    def slot_of(self, st: os.stat_result) -> int:
-        return st.st_ino
 
     def entry(self, parent: int, name: bytes) -> bytes:
         return self._known(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd(parent)))
@@ -140,13 +134,9 @@ class Share:
 
     @contextmanager
     def changing(
-        self,
-        *,
-        inodes: Iterable[int] = (),
-        names: Iterable[tuple[int, bytes]] = (),
-        slots: Iterable[int] = (),
+        self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()
     ) -> Iterator[None]:
-        self.changes.append(Change(frozenset(inodes), frozenset(names), frozenset(slots)))
+        self.changes.append(Change(frozenset(inodes), frozenset(names)))
         yield
 
     def prove_aware(self, value: bytes) -> None:

@@ -39,7 +39,7 @@ def test_chmod(share: Share) -> None:
     reply = change(share, "f", FattrFlag.MODE, mode=stat.S_IFREG | 0o4751)
     assert reply.mode == stat.S_IFREG | 0o4751
     assert (share.root / "f").stat().st_mode == reply.mode
-    assert share.changes == [Change(frozenset({share.nodeid("f")}), frozenset(), frozenset())]
+    assert share.changes == [Change(frozenset({share.nodeid("f")}), frozenset())]
 
 
 def test_chmod_of_a_symbolic_link_leaves_its_target(share: Share, fails: Fails) -> None:
@@ -129,19 +129,39 @@ def test_readonly(share: Share, fails: Fails) -> None:
         share.call(Opcode.ACCESS, ROOT_ID, ACCESS_IN.pack(os.W_OK))
 
 
-@needs_root
-def test_access(share: Share, fails: Fails) -> None:
+@pytest.mark.parametrize(
+    ("uid", "gid", "granted"),
+    [
+        (0, 0, os.R_OK | os.W_OK | os.X_OK),
+        (10, 20, os.X_OK),
+        (11, 20, os.R_OK | os.X_OK),
+        (11, 21, os.W_OK),
+    ],
+)
+def test_access_by_the_first_class_that_fits(share: Share, fails: Fails, uid: int, gid: int, granted: int) -> None:
     path = share.root / "f"
-    path.touch(0o640)
+    path.touch()
+    try:
+        os.chown(path, 10, 20)
+    except PermissionError:
+        pytest.skip("needs root")
+    path.chmod(0o152)
     nodeid = share.nodeid("f")
-    assert share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(os.R_OK | os.W_OK)) == b""
-    assert share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(os.F_OK), uid=1000) == b""
+    for mask in (os.F_OK, os.R_OK, os.W_OK, os.X_OK):
+        if granted & mask == mask:
+            assert share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(mask), uid=uid, gid=gid) == b""
+        else:
+            with fails(errno.EACCES):
+                share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(mask), uid=uid, gid=gid)
+
+
+def test_access_of_root_to_what_nobody_may_execute(share: Share, fails: Fails) -> None:
+    (share.root / "f").touch(0o600)
     with fails(errno.EACCES):
-        share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(os.R_OK), uid=1000)
-    with fails(errno.EACCES):
-        share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(os.X_OK))
+        share.call(Opcode.ACCESS, share.nodeid("f"), ACCESS_IN.pack(os.X_OK), uid=0, gid=0)
+    assert share.call(Opcode.ACCESS, ROOT_ID, ACCESS_IN.pack(os.X_OK), uid=0, gid=0) == b""
     with fails(errno.EINVAL):
-        share.call(Opcode.ACCESS, nodeid, ACCESS_IN.pack(8))
+        share.call(Opcode.ACCESS, ROOT_ID, ACCESS_IN.pack(8))
 
 
 def test_statfs(share: Share) -> None:

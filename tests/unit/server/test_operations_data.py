@@ -85,7 +85,7 @@ def test_fallocate(share: Share, fails: Fails) -> None:
     assert path.stat().st_size == 12288
     share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 4096, KEEP_SIZE | PUNCH_HOLE))
     assert path.read_bytes()[:4097] == bytes(4096) + b"x"
-    assert share.changes == [Change(frozenset({nodeid}), frozenset(), frozenset())] * 2
+    assert share.changes == [Change(frozenset({nodeid}), frozenset())] * 2
     with fails(errno.EINVAL):
         share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 1 << 63, 1, 0))
     with fails(errno.EOPNOTSUPP):
@@ -110,7 +110,7 @@ def test_copy_file_range(share: Share, fails: Fails, wide: bool) -> None:
     (share.root / "to").write_bytes(b"......")
     assert copy(share, 3, wide=wide) == 3
     assert (share.root / "to").read_bytes() == b".cde.."
-    assert share.changes == [Change(frozenset({share.nodeid("to")}), frozenset(), frozenset())]
+    assert share.changes == [Change(frozenset({share.nodeid("to")}), frozenset())]
     with fails(errno.EINVAL):
         copy(share, 3, flags=1, wide=wide)
 

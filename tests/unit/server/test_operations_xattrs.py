@@ -55,7 +55,7 @@ def test_set_get_list_remove(share: Share, nodeid: int, fails: Fails) -> None:
     assert share.call(Opcode.REMOVEXATTR, nodeid, NAME + b"\0") == b""
     with fails(errno.ENODATA):
         get(share, nodeid, NAME, 0)
-    assert share.changes == [Change(frozenset({nodeid}), frozenset(), frozenset())] * 2
+    assert share.changes == [Change(frozenset({nodeid}), frozenset())] * 2
 
 
 def test_create_and_replace(share: Share, nodeid: int, fails: Fails) -> None:
