@@ -189,10 +189,6 @@ class FrontEnd:
         self._connection = self._connect()
         self._negotiate()
 
-    def fileno(self) -> int:
-        """The control socket, to be polled: it hangs up when the backend is gone."""
-        return self._connection.fileno()
-
     def close(self) -> None:
         """Detach from the backend, which then drops everything it holds for us. May be called twice."""
         self._connection.close()
