@@ -170,7 +170,7 @@ def test_protocol_features(bench: Bench, expect_log: ExpectLog) -> None:
 
 def test_counts(bench: Bench) -> None:
     assert unpack_u64(bench.ask(Request.GET_QUEUE_NUM)) == 3
-    assert unpack_u64(bench.ask(Request.GET_MAX_REGIONS)) == MAX_REGIONS
+    assert unpack_u64(bench.ask(Request.GET_MAX_MEM_SLOTS)) == MAX_REGIONS
 
 
 def test_no_reply_unless_asked(bench: Bench, expect_log: ExpectLog) -> None:
