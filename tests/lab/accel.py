@@ -1,0 +1,60 @@
+"""Which accelerator QEMU uses: KVM only where a probe shows, within a time limit, that it works."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.paths import LAB_DIR, LabError
+
+# KVM_CREATE_VM (linux/kvm.h) is _IO(0xAE, 0x01).
+_PROBE = "import fcntl, os; fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR | os.O_CLOEXEC), 0xAE01, 0)"
+_stuck: list[subprocess.Popen[bytes]] = []
+"""Probes that hang in the kernel: they cannot be waited for, and are kept so that nobody tries."""
+
+
+def probe(command: Sequence[str] = (sys.executable, "-I", "-S", "-c", _PROBE), timeout: float = 2) -> bool:
+    """Whether a virtual machine can be made within the time limit, tried in a child process.
+
+    On some hosts opening /dev/kvm hangs in the kernel: such a child is killed and left to itself.
+
+    Args:
+        command: What to run; it must end with status 0.
+        timeout: Seconds.
+    """
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return child.wait(timeout) == 0
+    except subprocess.TimeoutExpired:
+        child.kill()
+        _stuck.append(child)
+        return False
+
+
+@functools.cache
+def choose() -> str:
+    """ "kvm" or "tcg": what $LAB_ACCEL says, or for "auto" (the default) what the probe finds.
+
+    The finding is kept until the host boots again, so that a probe that hangs is not repeated.
+    """
+    wanted = os.environ.get("LAB_ACCEL", "auto")
+    if wanted in ("kvm", "tcg"):
+        return wanted
+    if wanted != "auto":
+        raise LabError(f"LAB_ACCEL is {wanted!r}: use auto, kvm or tcg")
+    found = LAB_DIR / f"accel-{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    if not found.exists():
+        LAB_DIR.mkdir(parents=True, exist_ok=True)
+        found.write_text("kvm" if probe() else "tcg")
+    return found.read_text()
+
+
+def qemu_options() -> list[str]:
+    """QEMU's options for the chosen accelerator."""
+    if choose() == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,tb-size=128", "-cpu", "Haswell-v4"]

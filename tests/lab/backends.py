@@ -1,0 +1,156 @@
+"""Start backends: ours, and the Rust and C virtiofsd to compare with. Each ends with its with statement."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.lab import assets
+from tests.lab.paths import LabError
+from tests.lab.process import Process
+
+READY_TIMEOUT = 10.0
+"""Seconds until a backend must listen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """A backend that listens on a socket.
+
+    Attributes:
+        pid: Process id of the process that was started (virtiofsd serves from a child of it).
+    """
+
+    process: Process
+    socket: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the backend, its threads and its children have used so far."""
+        return sum(_task_seconds(pid) for pid in [self.pid, *_descendants(self.pid)])
+
+
+@contextlib.contextmanager
+def ours(
+    shared_dir: Path, folder: Path, *, cache: str = "none", tag: str = "share", options: Sequence[str] = (), cpu_list: str = ""
+) -> Iterator[Backend]:
+    """Serve a directory with vfs-backend.
+
+    Args:
+        shared_dir: The share.
+        folder: For the socket and the log (TAG.sock, TAG.log).
+        cache: none, auto, always or shared.
+        tag: The share's tag, as User-Mode Linux asks for it.
+        options: More options, as "--coherence", "/dev/shm/vt".
+        cpu_list: Processors to run on; empty: any.
+    """
+    socket = folder / f"{tag}.sock"
+    command = [
+        console_script("vfs-backend"), "--shared-dir", str(shared_dir), "--socket-path", str(socket),
+        "--cache", cache, "--tag", tag, *options,
+    ]  # fmt: skip
+    with _serve(command, socket, cpu_list) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def rust(
+    shared_dir: Path, folder: Path, *, cache: str = "never", tag: str = "share", options: Sequence[str] = (), cpu_list: str = ""
+) -> Iterator[Backend]:
+    """Serve a directory with the Rust virtiofsd; arguments as those of ours, cache never, auto or always."""
+    socket = folder / f"{tag}.sock"
+    command = [
+        *_loader(assets.UML_TREE), str(assets.UML_TREE / "usr/libexec/virtiofsd"), "--shared-dir", str(shared_dir),
+        "--socket-path", str(socket), "--cache", cache, "--tag", tag, *options,
+    ]  # fmt: skip
+    with _serve(command, socket, cpu_list) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def c(
+    shared_dir: Path, folder: Path, *, cache: str = "none", tag: str = "share", options: Sequence[str] = (), cpu_list: str = ""
+) -> Iterator[Backend]:
+    """Serve a directory with the C virtiofsd of QEMU 7.2; arguments as those of ours, cache none, auto or always."""
+    socket = folder / f"{tag}.sock"
+    command = [
+        *_loader(assets.VIRTIOFSD_C_TREE), str(assets.VIRTIOFSD_C_TREE / "usr/lib/qemu/virtiofsd"),
+        f"--socket-path={socket}", "-o", f"source={shared_dir}", "-o", f"cache={cache}", *options,
+    ]  # fmt: skip
+    with _serve(command, socket, cpu_list) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def daemon(folder: Path, table: str) -> Iterator[Backend]:
+    """Run a coherenced of its own.
+
+    Args:
+        folder: For the control socket and the log.
+        table: Name of its version table, as "/vt-test-1"; the file is /dev/shm + table.
+    """
+    socket = folder / "coherenced.sock"
+    command = [console_script("coherenced"), "--table", table, "--socket", str(socket)]
+    with _serve(command, socket, "") as backend:
+        yield backend
+
+
+def console_script(name: str) -> str:
+    """Path of one of our commands in the running Python's environment."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise LabError(f"{name} is not installed: pip install -e . in the checkout")
+    return str(path)
+
+
+def listens(socket: Path) -> bool:
+    """Whether somebody listens on a Unix socket, told without connecting (virtiofsd serves one connection)."""
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        _, _, _, flags, _, _, _, *path = line.split(maxsplit=7)
+        # __SO_ACCEPTCON, linux/net.h
+        if path == [str(socket)] and int(flags, 16) & 0x10000:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _serve(command: Sequence[str], socket: Path, cpu_list: str) -> Iterator[Backend]:
+    pinned = ["taskset", "--cpu-list", cpu_list] if cpu_list else []
+    with Process([*pinned, *command], log=socket.with_suffix(".log")) as process:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not listens(socket):
+            if not process.running or time.monotonic() > deadline:
+                raise LabError(f"{Path(command[0]).name} does not listen on {socket}; it wrote:\n{process.output()}")
+            time.sleep(0.01)
+        yield Backend(process, socket)
+        process.terminate()
+
+
+def _loader(tree: Path) -> list[str]:
+    """The words before a program of another release that make it use that release's libraries."""
+    libraries = "/".join([str(tree), "usr/lib/x86_64-linux-gnu"])
+    loaders = [path for path in (tree / "lib64/ld-linux-x86-64.so.2", tree / "usr/lib64/ld-linux-x86-64.so.2") if path.exists()]
+    if not loaders:
+        raise LabError(f"{tree} is missing: run python -m tests.lab.setup --all")
+    return [str(loaders[0]), "--library-path", f"{libraries}:{tree}/lib/x86_64-linux-gnu"]
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def _task_seconds(pid: int) -> float:
+    """Time on a processor of all threads (Documentation/scheduler/sched-stats.rst: nanoseconds, first field)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

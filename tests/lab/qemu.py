@@ -1,0 +1,63 @@
+"""Guests under QEMU with Debian's cloud kernel."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+from tests.lab import accel, assets
+from tests.lab.machine import Machine
+from tests.lab.paths import LabError
+from tests.lab.process import Process
+
+PORT = "/dev/vport0p1"
+
+
+def start(machine: Machine, folder: Path, console: Path, port: socket.socket) -> Process:
+    """Start QEMU. The guest's console goes to a file, the agent's port to the socket.
+
+    Args:
+        machine: The guest.
+        folder: For files that must live as long as the guest.
+        console: File that receives the console.
+        port: The guest's end of the agent's socket.
+    """
+    if shutil.which("qemu-system-x86_64") is None:
+        raise LabError("QEMU is missing: apt-get install qemu-system-x86")
+    kernel = assets.cloud_kernel()
+    command = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+        *accel.qemu_options(),
+        "-m", f"{machine.memory}M", "-smp", str(machine.cpus),
+        "-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on",
+        "-numa", "node,memdev=memory",
+        "-serial", f"file:{console}",
+        "-chardev", f"socket,id=agent,fd={port.fileno()}",
+        "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent",
+        "-kernel", str(kernel.image),
+    ]  # fmt: skip
+    for number, (tag, path) in enumerate(machine.shares.items()):
+        command += ["-chardev", f"socket,id=share{number},path={path}"]
+        command += ["-device", f"vhost-user-fs-pci,chardev=share{number},tag={tag},queue-size=1024"]
+    # tsc=reliable, no_timer_check: spare the guest the calibration that a loaded host makes it fail.
+    words = f"console=ttyS0 loglevel=4 panic=0 tsc=reliable no_timer_check {machine.append}"
+    source, _, place = (machine.root or "").partition(":")
+    modules = list(machine.modules)
+    if source == "virtiofs":
+        # The kernel mounts the root itself: fuse and virtiofs are built into the cloud kernel.
+        words += f" root={place} rootfstype=virtiofs rw init=/lab/init"
+    else:
+        root = assets.NO_ROOT
+        if source == "image":
+            command += ["-drive", f"file={place},format=raw,if=none,id=root,snapshot=on"]
+            command += ["-device", "virtio-blk-pci,drive=root"]
+            modules.insert(0, "virtio_blk")
+            root = assets.Root("/dev/vda", "ext4", "rw")
+        elif source:
+            raise LabError(f"QEMU guests have no root {machine.root!r}: use image:PATH or virtiofs:TAG")
+        initrd = folder / "initrd"
+        initrd.write_bytes(assets.initramfs(kernel, modules, root, PORT, machine.files))
+        command += ["-initrd", str(initrd)]
+    command += ["-append", words, *machine.extra]
+    return Process([*machine.pinned(), *command], log=folder / "qemu.log", pass_fds=[port.fileno()])

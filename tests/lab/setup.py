@@ -1,0 +1,107 @@
+"""Fetch what the laboratory needs: python -m tests.lab.setup [--all].
+
+May be run at any time and again: what is there is left alone, what was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab import apt, assets
+from tests.lab.apt import Suite, unpack
+from tests.lab.paths import LAB_DIR, LabError
+
+SUITE = "trixie"
+"""The release of the kernels (6.12) and of the Rust virtiofsd (1.13)."""
+OLD_SUITE = "bookworm"
+"""The last release with the C virtiofsd (QEMU 7.2)."""
+KERNEL = "linux-image-cloud-amd64"
+
+
+def say(line: str) -> None:
+    print(f"lab: {line}", flush=True)
+
+
+def light() -> None:
+    """What QEMU guests need: QEMU itself from this machine's release, the kernel, busybox."""
+    if shutil.which("qemu-system-x86_64") is None:
+        say("installing QEMU (qemu-system-x86)")
+        _install(["qemu-system-x86"])
+
+    def debs() -> list[Path]:
+        suite = Suite(SUITE, say)
+        return suite.download([suite.dependency(KERNEL, "linux-image-"), "busybox-static"])
+
+    unpack(assets.CLOUD_TREE.name, f"{SUITE} {KERNEL} busybox-static", debs, lambda tree: None, say)
+    assets.agent()
+
+
+def peers() -> None:
+    """User-Mode Linux, the Rust and the C virtiofsd: for comparisons and long suites."""
+    new = ["user-mode-linux", "virtiofsd"]
+    unpack(
+        assets.UML_TREE.name,
+        f"{SUITE} {new}",
+        lambda: Suite(SUITE, say).download_with_dependencies(new),
+        _make_chroot,
+        say,
+    )
+    old = ["qemu-system-common"]
+    unpack(
+        assets.VIRTIOFSD_C_TREE.name,
+        f"{OLD_SUITE} {old}",
+        lambda: Suite(OLD_SUITE, say).download_with_dependencies(old),
+        _make_chroot,
+        say,
+    )
+
+
+def _make_chroot(tree: Path) -> None:
+    for folder in ("host", "dev", "proc", "tmp"):
+        (tree / folder).mkdir(exist_ok=True)
+    for name in ("lib", "lib64", "bin", "sbin"):
+        if not (tree / name).exists():
+            (tree / name).symlink_to(f"usr/{name}")
+
+
+def _install(packages: Sequence[str]) -> None:
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    for command in (["update", "-q"], ["install", "-q", "--yes", "--no-install-recommends", *packages]):
+        words = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *command]
+        try:
+            result = subprocess.run(words, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise LabError(f"not permitted to install {' '.join(packages)}: run this as root") from None
+        if result.returncode != 0:
+            raise LabError(f"apt-get cannot install {' '.join(packages)}: {result.stderr.strip()[-300:]}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.setup", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="also User-Mode Linux, the peers to compare with, and a full userland")
+    options = parser.parse_args(arguments)
+    LAB_DIR.mkdir(parents=True, exist_ok=True)
+    try:
+        if not apt.is_debian():
+            raise LabError("guests need Debian packages: run this on an x86-64 Debian machine")
+        with (LAB_DIR / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            light()
+            if options.all:
+                peers()
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    say(f"ready in {LAB_DIR}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
