@@ -1,0 +1,136 @@
+"""The virtio-fs device: what the vhost-user handler drives, and what its rings lead to."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from coherence.log import get_logger
+from server.file_system import FileSystem
+from server.loop import EventLoop
+from server.memory import GuestMemory
+from server.request_queue import RequestQueue
+from server.settings import TAG_MAX, Settings
+from server.vhost_user.interface import Region, Ring
+from server.vhost_user.messages import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from server.virtqueue import Virtqueue
+
+if TYPE_CHECKING:
+    from coherence.membership import Membership
+
+log = get_logger(__name__)
+
+HIPRIO: Final = 0
+
+
+class FsDevice:
+    """One guest's virtio-fs device (virtio 1.2, 5.11), a server.vhost_user.interface.Device.
+
+    Args:
+        settings: the share.
+        loop: what serves the rings once they run.
+        membership: the domain that the share belongs to, or None.
+    """
+
+    def __init__(self, settings: Settings, loop: EventLoop, membership: Membership | None = None) -> None:
+        self.features = VIRTIO_F_VERSION_1 | VIRTIO_RING_F_INDIRECT_DESC | VIRTIO_RING_F_EVENT_IDX
+        self.queue_count = 1 + settings.num_request_queues
+        tag = (settings.tag or "").encode()
+        self.config = struct.pack(f"<{TAG_MAX}sII", tag, settings.num_request_queues, 0)
+        self.fs = FileSystem(settings, membership and membership.table, membership and membership.journal)
+        self._settings = settings
+        self._loop = loop
+        self._memory = GuestMemory()
+        self._queues: dict[int, RequestQueue] = {}
+        self._event_idx = False
+
+    def set_features(self, features: int) -> None:
+        self._event_idx = bool(features & VIRTIO_RING_F_EVENT_IDX)
+
+    def set_memory(self, regions: Sequence[Region]) -> None:
+        memory = GuestMemory()
+        try:
+            for region in regions:
+                _map(memory, region)
+        finally:
+            for region in regions:
+                os.close(region.fd)
+        self._memory.exchange(memory)
+        self._rebind()
+
+    def add_region(self, region: Region) -> None:
+        try:
+            _map(self._memory, region)
+        finally:
+            os.close(region.fd)
+
+    def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
+        self._memory.remove(guest_addr, size, user_addr)
+        self._rebind()
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        try:
+            if not ring.size <= self._settings.queue_size:
+                raise ValueError(f"a queue of {ring.size} descriptors is over --queue-size")
+            virtqueue = Virtqueue(
+                self._memory, ring.size, ring.desc, ring.avail, ring.used, ring.base, self._event_idx
+            )
+            queue = RequestQueue(
+                virtqueue,
+                self.fs,
+                ring.kick,
+                ring.call,
+                ring.err,
+                index == HIPRIO,
+                lambda: self._fail(f"the guest broke the ring of queue {index}"),
+            )
+        except (ValueError, OSError):
+            for fd in (ring.kick, ring.call, ring.err):
+                if fd is not None:
+                    os.close(fd)
+            raise
+        self._queues[index] = queue
+        self._loop.add_queue(queue)
+
+    def enable_ring(self, index: int, enabled: bool) -> None:
+        self._queues[index].enable(enabled)
+
+    def set_call(self, index: int, fd: int | None) -> None:
+        self._queues[index].replace_call(fd)
+
+    def stop_ring(self, index: int) -> int:
+        queue = self._queues.pop(index)
+        self._loop.remove_queue(queue)
+        queue.close()
+        return queue.base
+
+    def reset(self) -> None:
+        for index in list(self._queues):
+            self.stop_ring(index)
+        self.fs.reset()
+
+    def close(self) -> None:
+        """Stop everything and let go of the guest's memory."""
+        self.reset()
+        self._memory.clear()
+
+    def _rebind(self) -> None:
+        for index, queue in self._queues.items():
+            try:
+                queue.ring.rebind()
+            except ValueError as error:
+                queue.enable(False)
+                self._fail(f"queue {index}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        """A guest that breaks a ring loses its session; it can have another after a reset."""
+        log.error("guest's session ended", tag=self._settings.tag, reason=reason)
+        for queue in self._queues.values():
+            queue.enable(False)
+        self.fs.reset()
+
+
+def _map(memory: GuestMemory, region: Region) -> None:
+    memory.add(region.guest_addr, region.size, region.user_addr, region.mmap_offset, region.fd)

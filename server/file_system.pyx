@@ -1,0 +1,467 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""The share as one guest sees it: its inodes and open files, what it may cache, and what its changes announce.
+
+The operations themselves are elsewhere: server.hot_operations and server.hot_directories have the ones that are
+compiled, server.operations the others; all of them work on this.
+"""
+
+from libc.errno cimport EBADF, EINVAL, EIO, EMFILE, ENAMETOOLONG, ENFILE, ENOMEM, ENOSYS, ERANGE, ESTALE, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDWR, O_WRONLY
+from posix.unistd cimport close
+
+from coherence.table cimport (
+    VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root, vt_lift_floor, vt_load,
+    vt_name_slot,
+)
+from server.fuse.wire cimport FUSE_ROOT_ID, fuse_attr, fuse_attr_out, fuse_entry_out, fuse_open_out
+from server.handles cimport HandleTable, handle_t
+from server.inodes cimport InodeTable, inode_t
+from server.libc cimport (
+    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath,
+    openat, snprintf, statx, statx_t,
+)
+from server.request cimport REPLY_ROOM, request_t
+
+import contextlib
+import os
+
+from coherence.errors import UserError
+from coherence.log import get_logger
+from server import credentials
+from server.fuse.init import negotiate
+from server.fuse.protocol import Opcode
+from server.operations import OPERATIONS
+
+log = get_logger(__name__)
+
+cdef enum:
+    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
+
+
+cdef class Request:
+    """A request as the operations in server.operations get it.
+
+    Attributes:
+        opcode, nodeid, unique, uid, gid, pid: as in fuse_in_header.
+        body: what follows fuse_in_header.
+        reply_size: bytes the guest gave for the reply's body.
+    """
+
+    cdef readonly int opcode
+    cdef readonly uint64_t nodeid
+    cdef readonly uint64_t unique
+    cdef readonly uint32_t uid
+    cdef readonly uint32_t gid
+    cdef readonly uint32_t pid
+    cdef readonly bytes body
+    cdef readonly size_t reply_size
+
+
+cdef class FileSystem:
+    """One guest's session on one share.
+
+    Args:
+        settings: server.settings.Settings; its root_fd is duplicated.
+        table: the version table of the domain, writable, or None without one.
+        journal: where changes are announced; goes with the table.
+
+    Raises:
+        UserError: /proc is not there.
+        OSError: the root of the share cannot be read.
+    """
+
+    def __cinit__(self, settings, Table table=None, Journal journal=None):
+        self.settings = settings
+        self.readonly = settings.readonly
+        self.xattr = settings.xattr
+        self.writeback = settings.writeback
+        self.allow_direct_io = settings.allow_direct_io
+        self.table = table
+        self.journal = journal
+        self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
+        self.proc_fd = -1
+        try:
+            self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"/proc/self/fd: {error.strerror}: vfs-backend needs /proc mounted") from None
+        self.inodes = InodeTable(settings.root_fd, table)
+        self.handles = HandleTable()
+        self.adopt_policy()
+
+    def __dealloc__(self):
+        if self.proc_fd >= 0:
+            close(self.proc_fd)
+
+    def reset(self) -> None:
+        """End the guest's session: nothing that it opened or looked up remains."""
+        self.handles.clear()
+        self.inodes.clear()
+        self.initialized = False
+        self.aware = False
+        self.adopt_policy()
+
+    def adopt_policy(self) -> None:
+        """Take from the settings what the guest may cache, now that it is known to be aware or not."""
+        policy = self.settings.policy(aware=self.aware)
+        self.valid, self.valid_nsec = policy.valid
+        self.file_flags = int(policy.file_flags)
+        self.directory_flags = int(policy.directory_flags)
+
+    def initialize(self, body: bytes) -> bytes:
+        """Answer an INIT: a new session begins, whatever was before; the encoded fuse_init_out."""
+        self.reset()
+        agreement = negotiate(body, self.settings)
+        self.initialized = True
+        log.info("guest attached", tag=self.settings.tag, fuse=f"7.{agreement.minor}", flags=hex(agreement.flags))
+        return agreement.reply
+
+    def prove_aware(self, value: bytes) -> None:
+        """The guest quotes the domain's id from the table's header: it has the table mapped and checks it.
+
+        Raises:
+            PermissionError: the value is wrong, or there is no table or another cache mode.
+        """
+        if self.table is None or self.settings.cache != "shared" or value != self.table.domain:
+            raise PermissionError(1, "not the domain of this share")
+        self.aware = True
+        self.adopt_policy()
+        log.info("guest checks the version table", tag=self.settings.tag)
+
+    @property
+    def requests(self) -> dict[int, int]:
+        """How many requests of each opcode were served since the start."""
+        return {opcode: self.counters[opcode] for opcode in range(64) if self.counters[opcode]}
+
+    # --- for the operations in Python -------------------------------------------------------------
+
+    def fd(self, nodeid: int) -> int:
+        """The O_PATH descriptor of an inode; OSError(ESTALE) where the guest was not given it."""
+        return live(self, nodeid).fd
+
+    def slot(self, nodeid: int) -> int:
+        """The slot of an inode in the version table; OSError(ESTALE) where the guest was not given it."""
+        return live(self, nodeid).slot
+
+    def handle_fd(self, nodeid: int, fh: int) -> int:
+        """The descriptor of an open handle; OSError(EBADF) where the inode has no such handle."""
+        cdef handle_t *handle = self.handles.get(nodeid, fh)
+        if handle == NULL:
+            raise oserror(EBADF)
+        return handle.fd
+
+    def entry(self, parent: int, name: bytes) -> bytes:
+        """Look a name up, counting the lookup: the encoded fuse_entry_out."""
+        cdef inode_t *found = NULL
+        cdef statx_t stx
+        cdef int error = self.look_up(live(self, parent), name, &found, &stx)
+        if error:
+            raise oserror(error)
+        return encode_entry(self, found, &stx)
+
+    def entry_fd(self, fd: int) -> bytes:
+        """Look up the inode that a descriptor is open on; the descriptor stays the caller's."""
+        cdef inode_t *found = NULL
+        cdef statx_t stx
+        cdef int path_fd = self.path_fd(fd)
+        cdef int error = self.adopt(path_fd, &found, &stx) if path_fd >= 0 else -path_fd
+        if error:
+            raise oserror(error)
+        return encode_entry(self, found, &stx)
+
+    def attr_out(self, nodeid: int) -> bytes:
+        """The attributes of an inode as they are now: an encoded fuse_attr_out."""
+        cdef fuse_attr_out out
+        cdef statx_t stx
+        if statx(live(self, nodeid).fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
+            raise oserror(errno)
+        memset(&out, 0, sizeof(out))
+        out.attr_valid, out.attr_valid_nsec = self.valid, self.valid_nsec
+        self.fill_attr(&out.attr, &stx)
+        return (<char *>&out)[:sizeof(out)]
+
+    def reopen(self, nodeid: int, flags: int) -> int:
+        """Open an inode anew, with these open(2) flags: a descriptor that the caller closes."""
+        cdef int fd = self.reopen_fd(live(self, nodeid), flags)
+        if fd < 0:
+            raise oserror(-fd)
+        return fd
+
+    def open_handle(self, nodeid: int, fd: int, flags: int) -> bytes:
+        """Make an open handle of a descriptor, which it takes: an encoded fuse_open_out."""
+        cdef fuse_open_out out
+        cdef handle_t *handle = self.handles.open(nodeid, fd)
+        if handle == NULL:
+            raise oserror(ENOMEM)
+        memset(&out, 0, sizeof(out))
+        out.fh = handle.fh
+        out.open_flags = self.file_flags
+        return (<char *>&out)[:sizeof(out)]
+
+    def credentials(self, uid: int, gid: int):
+        """A block in which things are created as this user."""
+        return credentials.acting_for(uid, gid)
+
+    def without_fsetid(self):
+        """A block in which changes clear set-user-id and set-group-id bits."""
+        return credentials.without_fsetid()
+
+    @contextlib.contextmanager
+    def changing(self, *, inodes=(), names=()):
+        """A block that changes things: announced on entry, bumped on exit, also when the change failed.
+
+        Args:
+            inodes: node ids whose attributes, data or listing change.
+            names: (node id of the directory, name) of each entry that appears, disappears or changes. The inodes
+                behind them, before and after, count as changed as well.
+        """
+        cdef change_t change
+        cdef const inode_t *parent
+        if self.table is None:
+            yield
+            return
+        memset(&change, 0, sizeof(change))
+        for nodeid, name in names:
+            self.change_name(&change, live(self, nodeid), name, len(name))
+        for nodeid in inodes:
+            self.change_inode(&change, live(self, nodeid).slot)
+        for nodeid, name in names:
+            change_occupant(self, &change, live(self, nodeid), name)
+        self.announce(&change)
+        try:
+            yield
+        finally:
+            for nodeid, name in names:
+                change_occupant(self, &change, live(self, nodeid), name)
+            self.acknowledge(&change)
+
+    # --- for the compiled operations --------------------------------------------------------------
+
+    cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept:
+        """A new descriptor of an inode, or a negative errno."""
+        cdef char number[16]
+        cdef int fd
+        if self.writeback:
+            # The guest's kernel reads to fill pages of files that are open for writing, and places appends.
+            if flags & O_ACCMODE == O_WRONLY:
+                flags = flags & ~O_ACCMODE | O_RDWR
+            flags &= ~O_APPEND
+        snprintf(number, sizeof(number), b"%d", inode.fd)
+        fd = openat(self.proc_fd, number, (flags & ~O_NOFOLLOW) | O_CLOEXEC)
+        return fd if fd >= 0 else -errno
+
+    cdef int path_fd(self, int fd) noexcept:
+        """An O_PATH descriptor of what a descriptor is open on, or a negative errno."""
+        cdef char number[16]
+        cdef int path_fd
+        snprintf(number, sizeof(number), b"%d", fd)
+        path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
+        return path_fd if path_fd >= 0 else -errno
+
+    cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept:
+        """Find a name in a directory and count the lookup: 0 or an errno. The name is one component."""
+        cdef inode_t *inode
+        if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, stx) < 0:
+            return errno
+        inode = self.inodes.find(stx)
+        if inode != NULL:
+            self.inodes.revive(inode)
+            found[0] = inode
+            return 0
+        return open_and_adopt(self, parent, name, found, stx)
+
+    cdef int look_up_entry(
+        self, inode_t *parent, const char *name, uint64_t ino, inode_t **found, statx_t *stx
+    ) noexcept:
+        """look_up() for a directory entry, whose inode number is known beforehand: saves a call for new inodes."""
+        if self.inodes.find_ino(parent, ino) != NULL:
+            return self.look_up(parent, name, found, stx)
+        return open_and_adopt(self, parent, name, found, stx)
+
+    cdef int adopt(self, int fd, inode_t **found, statx_t *stx) noexcept:
+        """Count a lookup of what an O_PATH descriptor is open on, which it takes: 0 or an errno."""
+        cdef inode_t *inode
+        cdef int error
+        if statx(fd, b"", AT_EMPTY_PATH, STATX_WANTED, stx) < 0:
+            error = errno
+            close(fd)
+            return error
+        inode = self.inodes.find(stx)
+        if inode != NULL:
+            close(fd)
+            self.inodes.revive(inode)
+        else:
+            inode = self.inodes.refer(stx, fd)
+            if inode == NULL:
+                return ENOMEM
+        found[0] = inode
+        return 0
+
+    cdef void fill_attr(self, fuse_attr *attr, const statx_t *stx) noexcept:
+        attr.ino = stx.stx_ino
+        attr.size = stx.stx_size
+        attr.blocks = stx.stx_blocks
+        attr.atime, attr.atimensec = stx.stx_atime.tv_sec, stx.stx_atime.tv_nsec
+        attr.mtime, attr.mtimensec = stx.stx_mtime.tv_sec, stx.stx_mtime.tv_nsec
+        attr.ctime, attr.ctimensec = stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec
+        attr.mode = stx.stx_mode
+        attr.nlink = stx.stx_nlink
+        attr.uid = stx.stx_uid
+        attr.gid = stx.stx_gid
+        # As new_encode_dev() of the kernel has it.
+        attr.rdev = (
+            (stx.stx_rdev_minor & 0xFF) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~<uint32_t>0xFF) << 12)
+        )
+        attr.blksize = stx.stx_blksize
+        attr.flags = 0
+
+    cdef void fill_entry(self, fuse_entry_out *entry, const inode_t *inode, const statx_t *stx) noexcept:
+        entry.nodeid = inode.nodeid
+        entry.generation = 0
+        entry.entry_valid = entry.attr_valid = self.valid
+        entry.entry_valid_nsec = entry.attr_valid_nsec = self.valid_nsec
+        self.fill_attr(&entry.attr, stx)
+
+    cdef void change_name(self, change_t *change, const inode_t *parent, const char *name, size_t length) noexcept:
+        """Count a name as changed. Names come first: see acknowledge()."""
+        cdef uint64_t slot
+        if self.table is None:
+            return
+        slot = vt_name_slot(&self.table.vt, parent.slot, name, length)
+        change_name_slot(self, change, slot)
+        # To a guest, whose root is always node id 1, the same name is found under slot 1.
+        if vt_is_root(&self.table.vt, parent.slot):
+            change_name_slot(self, change, vt_name_slot(&self.table.vt, FUSE_ROOT_ID, name, length))
+
+    cdef void change_inode(self, change_t *change, uint64_t slot) noexcept:
+        """Count an inode as changed."""
+        if self.table is None:
+            return
+        add_slot(change, slot)
+        if vt_is_root(&self.table.vt, slot):
+            add_slot(change, FUSE_ROOT_ID)
+
+    cdef void announce(self, change_t *change) noexcept:
+        """Before the system call: leave word of what is about to change, should this process die in between."""
+        if self.table is not None:
+            vj_announce(&self.journal.vj, change.slots, change.count)
+
+    cdef void acknowledge(self, change_t *change) noexcept:
+        """After the system call and before the reply: nobody can use an older copy from here on.
+
+        Which inodes a name stood for was found out before the call, and another backend may have changed the name
+        since. Every backend bumps names before inodes. So either the other's name bump is seen here, and as nobody
+        knows what was behind the name everything is given up; or its bumps of the inodes are still to come.
+        """
+        cdef unsigned i
+        cdef bint overtaken = False
+        if self.table is None:
+            return
+        for i in range(change.names):
+            if vt_load(&self.table.vt, VT_WORD_SLOTS + change.slots[i]) != change.seen[i]:
+                overtaken = True
+        for i in range(change.count):
+            vt_bump(&self.table.vt, change.slots[i])
+        if overtaken:
+            vt_lift_floor(&self.table.vt)
+        vj_clear(&self.journal.vj)
+
+    cdef int serve_rarely(self, request_t *request):
+        """Serve a request by its operation in Python: 0 or an errno."""
+        cdef Request carried
+        cdef bytes reply
+        operation = self.operations.get(request.header.opcode)
+        if operation is None:
+            return ENOSYS
+        carried = Request.__new__(Request)
+        carried.opcode = request.header.opcode
+        carried.nodeid = request.header.nodeid
+        carried.unique = request.header.unique
+        carried.uid = request.header.uid
+        carried.gid = request.header.gid
+        carried.pid = request.header.pid
+        carried.body = request.body[:request.body_size]
+        carried.reply_size = request.room_size
+        try:
+            reply = operation(self, carried)
+        except OSError as error:
+            return error.errno or EIO
+        except Exception:
+            log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
+            return EIO
+        if len(reply) > min(REPLY_ROOM, request.room_size):
+            return ERANGE
+        memcpy(request.reply, <char *>reply, len(reply))
+        request.reply_size = len(reply)
+        return 0
+
+
+cdef int name_error(const char *name, size_t length) noexcept:
+    """0, or why these bytes are not the name of a directory entry."""
+    cdef size_t i
+    if length > 255:
+        return ENAMETOOLONG
+    if length == 0 or (name[0] == c"." and (length == 1 or (length == 2 and name[1] == c"."))):
+        return EINVAL
+    for i in range(length):
+        if name[i] == c"/" or name[i] == 0:
+            return EINVAL
+    return 0
+
+
+cdef inode_t *live(FileSystem fs, uint64_t nodeid) except NULL:
+    cdef inode_t *inode = fs.inodes.get(nodeid)
+    if inode == NULL:
+        raise oserror(ESTALE)
+    return inode
+
+
+cdef object oserror(int error):
+    return OSError(error, os.strerror(error))
+
+
+cdef bytes encode_entry(FileSystem fs, const inode_t *inode, const statx_t *stx):
+    cdef fuse_entry_out entry
+    memset(&entry, 0, sizeof(entry))
+    fs.fill_entry(&entry, inode, stx)
+    return (<char *>&entry)[:sizeof(entry)]
+
+
+cdef int open_and_adopt(
+    FileSystem fs, const inode_t *parent, const char *name, inode_t **found, statx_t *stx
+) noexcept:
+    cdef int fd = open_beneath(parent.fd, name, O_PATH, 0)
+    if fd < 0 and errno in (EMFILE, ENFILE) and fs.inodes.idle:
+        fs.inodes.drop_all_idle()
+        fd = open_beneath(parent.fd, name, O_PATH, 0)
+    if fd < 0:
+        return errno
+    return fs.adopt(fd, found, stx)
+
+
+cdef void add_slot(change_t *change, uint64_t slot) noexcept:
+    cdef unsigned i
+    for i in range(change.count):
+        if change.slots[i] == slot:
+            return
+    if change.count < SLOTS_MAX:
+        change.slots[change.count] = slot
+        change.count += 1
+
+
+cdef void change_name_slot(FileSystem fs, change_t *change, uint64_t slot) noexcept:
+    if change.names < NAMES_MAX:
+        change.seen[change.names] = vt_load(&fs.table.vt, VT_WORD_SLOTS + slot)
+        change.slots[change.names] = slot
+        change.names += 1
+        change.count = change.names
+
+
+cdef void change_occupant(FileSystem fs, change_t *change, const inode_t *parent, const char *name) noexcept:
+    """Count the inode behind a name as changed, if there is one."""
+    cdef statx_t stx
+    if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx) == 0:
+        fs.change_inode(change, fs.inodes.slot_of(&stx))

@@ -1,0 +1,21 @@
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef struct handle_t:
+    uint64_t fh
+    uint64_t nodeid
+    int fd                 # -1 while the record is free
+    # Directories: what getdents64 gave and the guest has not taken yet.
+    char *entries
+    size_t entries_at, entries_end
+    int64_t entries_offset
+    int64_t next_free
+
+cdef class HandleTable:
+    cdef handle_t *records
+    cdef int64_t count, room, free_record
+    cdef readonly uint64_t live
+
+    cdef handle_t *open(self, uint64_t nodeid, int fd) noexcept
+    cdef handle_t *get(self, uint64_t nodeid, uint64_t fh) noexcept
+    cdef void close(self, handle_t *handle) noexcept

@@ -1,0 +1,3 @@
+class HandleTable:
+    live: int
+    def clear(self) -> None: ...

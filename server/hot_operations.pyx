@@ -1,0 +1,450 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""The operations that a guest sends all the time, and where every request is sent to its operation.
+
+Each takes a request and gives 0 with the reply's body in place, or an errno.
+"""
+
+from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, EMFILE, ENFILE, ENOMEM, EROFS, ESTALE, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport (
+    O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_RDWR, O_SYNC, O_TRUNC, O_WRONLY,
+)
+from posix.unistd cimport close, dup
+from posix.uio cimport iovec
+
+from server.credentials cimport become, come_back, drop_fsetid, restore_fsetid
+from server.file_system cimport FileSystem, change_t, name_error
+from server.fuse.wire cimport *
+from server.handles cimport handle_t
+from server.hot_directories cimport readdir
+from server.inodes cimport inode_t
+from server.libc cimport (
+    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_DIRECT, O_DIRECTORY, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath, preadv,
+    pwritev, statx, statx_t, strnlen, unlinkat,
+)
+from server.request cimport request_t
+
+from server.fuse.protocol import OpenFlag
+
+cdef enum:
+    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
+    S_IFMT = 0o170000
+    S_IFREG = 0o100000
+    S_IFDIR = 0o040000
+    S_ISGID = 0o2000
+    S_IXGRP = 0o0010
+    # What a guest's open flags may ask of the host; O_DIRECT besides, where it is allowed.
+    OPEN_FLAGS = O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_DSYNC
+
+cdef uint32_t FOPEN_NOFLUSH = int(OpenFlag.NOFLUSH)
+
+
+cdef uint64_t COMPILED = 0
+for _opcode in (
+    FUSE_LOOKUP, FUSE_FORGET, FUSE_GETATTR, FUSE_UNLINK, FUSE_OPEN, FUSE_READ, FUSE_WRITE, FUSE_RELEASE,
+    FUSE_FLUSH, FUSE_OPENDIR, FUSE_READDIR, FUSE_RELEASEDIR, FUSE_CREATE, FUSE_INTERRUPT, FUSE_BATCH_FORGET,
+    FUSE_READDIRPLUS,
+):
+    COMPILED |= <uint64_t>1 << <int>_opcode
+
+
+cdef bint is_compiled(unsigned opcode) noexcept:
+    """Whether an operation is one of these here, and so done in microseconds."""
+    return opcode < 64 and COMPILED >> opcode & 1
+
+
+cdef int serve(FileSystem fs, request_t *request):
+    """Serve a request: 0, an errno, or NO_REPLY."""
+    cdef uint32_t opcode = request.header.opcode
+    if opcode < 64:
+        fs.counters[opcode] += 1
+    if not fs.initialized and opcode != FUSE_INIT:
+        return NO_REPLY if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT) else EIO
+    if opcode == FUSE_LOOKUP:
+        return look_up(fs, request)
+    if opcode == FUSE_GETATTR:
+        return getattr_(fs, request)
+    if opcode == FUSE_READ:
+        return read(fs, request)
+    if opcode == FUSE_WRITE:
+        return write(fs, request)
+    if opcode == FUSE_FORGET:
+        return forget(fs, request)
+    if opcode == FUSE_OPEN:
+        return open_(fs, request, S_IFREG)
+    if opcode == FUSE_OPENDIR:
+        return open_(fs, request, S_IFDIR)
+    if opcode in (FUSE_RELEASE, FUSE_RELEASEDIR):
+        return release(fs, request)
+    if opcode == FUSE_FLUSH:
+        return flush(fs, request)
+    if opcode in (FUSE_READDIR, FUSE_READDIRPLUS):
+        return readdir(fs, request)
+    if opcode == FUSE_CREATE:
+        return create(fs, request)
+    if opcode == FUSE_UNLINK:
+        return unlink(fs, request)
+    if opcode == FUSE_BATCH_FORGET:
+        return batch_forget(fs, request)
+    if opcode == FUSE_INTERRUPT:
+        # Requests are served one after the other: what it means is over already.
+        return NO_REPLY
+    if opcode in (FUSE_INIT, FUSE_DESTROY):
+        return begin_or_end(fs, request)
+    return fs.serve_rarely(request)
+
+
+cdef int begin_or_end(FileSystem fs, request_t *request):
+    cdef bytes reply
+    if request.header.opcode == FUSE_DESTROY:
+        fs.reset()
+        return 0
+    try:
+        reply = fs.initialize(request.body[:request.body_size])
+    except OSError as error:
+        return error.errno
+    # Guests before 7.23 take a shorter reply.
+    request.reply_size = min(<size_t>len(reply), request.room_size)
+    memcpy(request.reply, <char *>reply, request.reply_size)
+    return 0
+
+
+cdef int named(request_t *request, size_t offset, const char **name, size_t *length) noexcept:
+    """The name in a request's body: 0 or an errno. The body always ends in a NUL."""
+    if request.body_size <= offset:
+        return EINVAL
+    name[0] = request.body + offset
+    length[0] = strnlen(name[0], request.body_size - offset)
+    return name_error(name[0], length[0])
+
+
+cdef int look_up(FileSystem fs, request_t *request) noexcept:
+    cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
+    cdef inode_t *inode = NULL
+    cdef const char *name = NULL
+    cdef size_t length = 0
+    cdef statx_t stx
+    cdef int error
+    if parent == NULL:
+        return ESTALE
+    error = named(request, 0, &name, &length)
+    if error == 0:
+        error = fs.look_up(parent, name, &inode, &stx)
+    if error:
+        return error
+    fs.fill_entry(<fuse_entry_out *>request.reply, inode, &stx)
+    request.reply_size = sizeof(fuse_entry_out)
+    return 0
+
+
+cdef int forget(FileSystem fs, request_t *request) noexcept:
+    if request.body_size >= sizeof(fuse_forget_in):
+        fs.inodes.forget(request.header.nodeid, (<fuse_forget_in *>request.body).nlookup)
+    return NO_REPLY
+
+
+cdef int batch_forget(FileSystem fs, request_t *request) noexcept:
+    cdef uint32_t count, i
+    cdef fuse_forget_one *one
+    if request.body_size >= sizeof(fuse_batch_forget_in):
+        count = (<fuse_batch_forget_in *>request.body).count
+        one = <fuse_forget_one *>(request.body + sizeof(fuse_batch_forget_in))
+        for i in range(min(count, (request.body_size - sizeof(fuse_batch_forget_in)) // sizeof(fuse_forget_one))):
+            fs.inodes.forget(one[i].nodeid, one[i].nlookup)
+    return NO_REPLY
+
+
+cdef int getattr_(FileSystem fs, request_t *request) noexcept:
+    cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
+    cdef fuse_attr_out *out = <fuse_attr_out *>request.reply
+    cdef statx_t stx
+    if inode == NULL:
+        return ESTALE
+    if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
+        return errno
+    out.attr_valid, out.attr_valid_nsec, out.dummy = fs.valid, fs.valid_nsec, 0
+    fs.fill_attr(&out.attr, &stx)
+    request.reply_size = sizeof(fuse_attr_out)
+    return 0
+
+
+cdef int opened(FileSystem fs, const inode_t *inode, int fd, uint32_t flags, fuse_open_out *out) noexcept:
+    """Make a handle of a descriptor, which it takes, and tell the guest what it may do with it."""
+    cdef handle_t *handle = fs.handles.open(inode.nodeid, fd)
+    if handle == NULL:
+        return ENOMEM
+    out.fh = handle.fh
+    out.padding = 0
+    if inode.type == S_IFDIR:
+        out.open_flags = fs.directory_flags
+    else:
+        # Closing what was only read has nothing to report.
+        out.open_flags = fs.file_flags | (FOPEN_NOFLUSH if flags & O_ACCMODE == O_RDONLY else 0)
+    return 0
+
+
+cdef int host_flags(FileSystem fs, uint32_t flags) noexcept:
+    return flags & (OPEN_FLAGS | (O_DIRECT if fs.allow_direct_io else 0))
+
+
+cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
+    cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
+    cdef fuse_open_in *ask = <fuse_open_in *>request.body
+    cdef change_t change
+    cdef int fd, flags
+    cdef bint truncate, kill
+    if inode == NULL:
+        return ESTALE
+    if request.body_size < sizeof(fuse_open_in):
+        return EINVAL
+    # Opening a device or a FIFO does something by itself; the guest's kernel never asks for it.
+    if inode.type != type:
+        return EISDIR if inode.type == S_IFDIR else EINVAL
+    flags = host_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
+    truncate = flags & O_TRUNC
+    if fs.readonly and (truncate or flags & O_ACCMODE != O_RDONLY):
+        return EROFS
+    kill = truncate and ask.open_flags & FUSE_OPEN_KILL_SUIDGID
+    if truncate:
+        memset(&change, 0, sizeof(change))
+        fs.change_inode(&change, inode.slot)
+        fs.announce(&change)
+    if kill:
+        drop_fsetid()
+    fd = fs.reopen_fd(inode, flags)
+    if fd == -EMFILE or fd == -ENFILE:
+        fs.inodes.drop_all_idle()
+        fd = fs.reopen_fd(inode, flags)
+    if kill:
+        restore_fsetid()
+    if truncate:
+        fs.acknowledge(&change)
+    if fd < 0:
+        return -fd
+    request.reply_size = sizeof(fuse_open_out)
+    return opened(fs, inode, fd, ask.flags, <fuse_open_out *>request.reply)
+
+
+cdef int release(FileSystem fs, request_t *request) noexcept:
+    cdef handle_t *handle
+    if request.body_size < sizeof(fuse_release_in):
+        return EINVAL
+    handle = fs.handles.get(request.header.nodeid, (<fuse_release_in *>request.body).fh)
+    if handle == NULL:
+        return EBADF
+    fs.handles.close(handle)
+    return 0
+
+
+cdef int flush(FileSystem fs, request_t *request) noexcept:
+    """Close a copy of the descriptor, for what close(2) may have to say, as of a full disk behind NFS."""
+    cdef handle_t *handle
+    cdef int copy
+    if request.body_size < sizeof(fuse_flush_in):
+        return EINVAL
+    handle = fs.handles.get(request.header.nodeid, (<fuse_flush_in *>request.body).fh)
+    if handle == NULL:
+        return EBADF
+    copy = dup(handle.fd)
+    if copy < 0 or close(copy) < 0:
+        return errno
+    return 0
+
+
+cdef int clip(iovec *iov, int *count, size_t size) noexcept:
+    """Shorten a list of buffers to size bytes, which it has."""
+    cdef int i = 0
+    while size > iov[i].iov_len:
+        size -= iov[i].iov_len
+        i += 1
+    iov[i].iov_len = size
+    count[0] = i + 1
+    return 0
+
+
+cdef int read(FileSystem fs, request_t *request) noexcept:
+    cdef fuse_read_in *ask = <fuse_read_in *>request.body
+    cdef handle_t *handle
+    cdef size_t size
+    cdef ssize_t done
+    if request.body_size < sizeof(fuse_read_in):
+        return EINVAL
+    handle = fs.handles.get(request.header.nodeid, ask.fh)
+    if handle == NULL:
+        return EBADF
+    size = min(<size_t>ask.size, request.room_size)
+    if size == 0:
+        return 0
+    if ask.offset > <uint64_t>INT64_MAX - size:
+        return EINVAL
+    clip(request.room, &request.room_count, size)
+    done = preadv(handle.fd, request.room, request.room_count, ask.offset)
+    if done < 0:
+        return errno
+    request.reply_size = done
+    return 0
+
+
+cdef int write(FileSystem fs, request_t *request) noexcept:
+    cdef fuse_write_in *ask = <fuse_write_in *>request.body
+    cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
+    cdef fuse_write_out *out = <fuse_write_out *>request.reply
+    cdef handle_t *handle
+    cdef change_t change
+    cdef ssize_t done
+    cdef int error = 0
+    cdef bint kill
+    if inode == NULL:
+        return ESTALE
+    if request.body_size < sizeof(fuse_write_in) or ask.size > request.data_size:
+        return EINVAL
+    if fs.readonly:
+        return EROFS
+    handle = fs.handles.get(request.header.nodeid, ask.fh)
+    if handle == NULL:
+        return EBADF
+    if ask.offset > <uint64_t>INT64_MAX - ask.size:
+        return EINVAL
+    kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID
+    memset(&change, 0, sizeof(change))
+    fs.change_inode(&change, inode.slot)
+    fs.announce(&change)
+    if kill:
+        drop_fsetid()
+    done = 0
+    if ask.size:
+        clip(request.data, &request.data_count, ask.size)
+        done = pwritev(handle.fd, request.data, request.data_count, ask.offset)
+        if done < 0:
+            error = errno
+    if kill:
+        restore_fsetid()
+    fs.acknowledge(&change)
+    if error:
+        return error
+    out.size = done
+    out.padding = 0
+    request.reply_size = sizeof(fuse_write_out)
+    return 0
+
+
+cdef int create(FileSystem fs, request_t *request) noexcept:
+    """Create and open a file; open it where another guest was faster and the caller did not ask for O_EXCL."""
+    cdef fuse_create_in *ask = <fuse_create_in *>request.body
+    cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
+    cdef inode_t *inode = NULL
+    cdef fuse_entry_out *entry = <fuse_entry_out *>request.reply
+    cdef const char *name = NULL
+    cdef size_t length = 0
+    cdef change_t change
+    cdef statx_t stx
+    cdef int fd = -1, path_fd, flags, error
+    cdef bint kill
+    if parent == NULL:
+        return ESTALE
+    error = named(request, sizeof(fuse_create_in), &name, &length)
+    if error:
+        return error
+    if fs.readonly:
+        return EROFS
+    flags = host_flags(fs, ask.flags)
+    if fs.writeback:
+        if flags & O_ACCMODE == O_WRONLY:
+            flags = flags & ~O_ACCMODE | O_RDWR
+        flags &= ~O_APPEND
+    # An ordinary user does not make a file that runs with a group he is not in (inode_init_owner() of the kernel).
+    kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
+    memset(&change, 0, sizeof(change))
+    fs.change_name(&change, parent, name, length)
+    fs.change_inode(&change, parent.slot)
+    error = become(request.header.uid, request.header.gid)
+    if error:
+        return error
+    if kill:
+        drop_fsetid()
+    fs.announce(&change)
+    fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
+    error = errno if fd < 0 else 0
+    if kill:
+        restore_fsetid()
+    come_back()
+    if error == 0:
+        path_fd = fs.path_fd(fd)
+        error = fs.adopt(path_fd, &inode, &stx) if path_fd >= 0 else -path_fd
+        if inode != NULL:
+            fs.change_inode(&change, inode.slot)
+        fs.acknowledge(&change)
+    elif error == EEXIST and not ask.flags & O_EXCL:
+        fs.acknowledge(&change)
+        error = fs.look_up(parent, name, &inode, &stx)
+        if error == 0:
+            fd = open_existing(fs, inode, flags)
+            error = -fd if fd < 0 else 0
+        if error == 0 and flags & O_TRUNC and statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
+            error = errno
+    else:
+        fs.acknowledge(&change)
+    if error:
+        if inode != NULL:
+            fs.inodes.forget(inode.nodeid, 1)
+        if fd >= 0:
+            close(fd)
+        return error
+    error = opened(fs, inode, fd, ask.flags, <fuse_open_out *>(request.reply + sizeof(fuse_entry_out)))
+    if error:
+        fs.inodes.forget(inode.nodeid, 1)
+        return error
+    fs.fill_entry(entry, inode, &stx)
+    request.reply_size = sizeof(fuse_entry_out) + sizeof(fuse_open_out)
+    return 0
+
+
+cdef int open_existing(FileSystem fs, const inode_t *inode, int flags) noexcept:
+    """Open what CREATE found to be there already: a descriptor or a negative errno."""
+    cdef change_t change
+    cdef int fd
+    if inode.type != S_IFREG:
+        return -EISDIR if inode.type == S_IFDIR else -EINVAL
+    if not flags & O_TRUNC:
+        return fs.reopen_fd(inode, flags)
+    memset(&change, 0, sizeof(change))
+    fs.change_inode(&change, inode.slot)
+    fs.announce(&change)
+    fd = fs.reopen_fd(inode, flags)
+    fs.acknowledge(&change)
+    return fd
+
+
+cdef int unlink(FileSystem fs, request_t *request) noexcept:
+    cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
+    cdef const char *name = NULL
+    cdef size_t length = 0
+    cdef change_t change
+    cdef statx_t stx
+    cdef int error
+    cdef bint known
+    if parent == NULL:
+        return ESTALE
+    error = named(request, 0, &name, &length)
+    if error:
+        return error
+    if fs.readonly:
+        return EROFS
+    memset(&change, 0, sizeof(change))
+    fs.change_name(&change, parent, name, length)
+    fs.change_inode(&change, parent.slot)
+    # The victim's link count changes; and if it is only held open as idle here, its blocks are to be freed.
+    known = (fs.table is not None or fs.inodes.idle) and statx(
+        parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx
+    ) == 0
+    if known:
+        fs.change_inode(&change, fs.inodes.slot_of(&stx))
+    fs.announce(&change)
+    error = errno if unlinkat(parent.fd, name, 0) < 0 else 0
+    fs.acknowledge(&change)
+    if known and error == 0:
+        fs.inodes.evict(&stx)
+    return error

@@ -1,0 +1,48 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from coherence.table cimport Table
+from server.libc cimport statx_t
+
+cdef struct inode_t:
+    uint64_t nodeid
+    uint64_t nlookup
+    uint64_t dev, ino, mnt_id
+    uint64_t slot          # in the version table; 0 without one
+    int fd                 # O_PATH
+    uint32_t type          # S_IFMT bits
+    uint32_t generation
+    uint32_t idle_tick     # when it became idle
+    uint64_t index         # in the array of records
+    inode_t *next          # in its hash chain, or in the list of free records
+    inode_t *idle_older
+    inode_t *idle_newer
+
+cdef class InodeTable:
+    cdef Table table
+    cdef unsigned slot_bits
+    cdef inode_t root
+    cdef inode_t **records
+    cdef uint64_t record_count, record_room
+    cdef inode_t *free_records
+    cdef inode_t **buckets
+    cdef uint64_t bucket_count
+    cdef readonly uint64_t live
+    cdef readonly uint64_t idle
+    cdef inode_t *oldest_idle
+    cdef inode_t *newest_idle
+    cdef uint32_t tick
+    cdef uint64_t tick_began
+
+    cdef uint64_t slot_of(self, const statx_t *stx) noexcept
+    cdef inode_t *get(self, uint64_t nodeid) noexcept
+    cdef inode_t *find(self, const statx_t *stx) noexcept
+    cdef inode_t *find_ino(self, const inode_t *sibling, uint64_t ino) noexcept
+    cdef inode_t *refer(self, const statx_t *stx, int fd) noexcept
+    cdef void revive(self, inode_t *inode) noexcept
+    cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept
+    cdef void drop_all_idle(self) noexcept
+    cdef void drop_idle(self, inode_t *inode) noexcept
+    cdef void evict(self, const statx_t *stx) noexcept
+    cdef void expire_idle(self, uint64_t now) noexcept
+    cdef void unlink_idle(self, inode_t *inode) noexcept
+    cdef int grow(self) noexcept

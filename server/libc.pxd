@@ -1,0 +1,100 @@
+"""System calls of the compiled operations, as libc has them or, where it lacks one, by number."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from posix.types cimport gid_t, mode_t, off_t, uid_t
+from posix.uio cimport iovec
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <dirent.h>
+    #include <fcntl.h>
+    #include <linux/openat2.h>
+    #include <stdio.h>
+    #include <string.h>
+    #include <sys/fsuid.h>
+    #include <sys/stat.h>
+    #include <sys/syscall.h>
+    #include <sys/sysmacros.h>
+    #include <sys/uio.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    /* One component of a directory that is held open: no link is followed, nothing outside is reached. */
+    static inline int open_beneath(int dir_fd, const char *name, int flags, mode_t mode)
+    {
+        struct open_how how = {
+            .flags = (unsigned)flags | O_NOFOLLOW | O_CLOEXEC,
+            .mode = flags & O_CREAT ? mode : 0,
+            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+        };
+        return (int)syscall(SYS_openat2, dir_fd, name, &how, sizeof how);
+    }
+
+    static inline uint64_t statx_dev(const struct statx *stx)
+    {
+        return makedev(stx->stx_dev_major, stx->stx_dev_minor);
+    }
+
+    static inline uint64_t monotonic_ns(void)
+    {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+    """
+    enum:
+        AT_EMPTY_PATH
+        AT_SYMLINK_NOFOLLOW
+        O_PATH
+        O_NOFOLLOW
+        O_CLOEXEC
+        O_DIRECTORY
+        O_DIRECT
+        O_TMPFILE
+        STATX_BASIC_STATS
+        STATX_MNT_ID
+
+    struct statx_timestamp:
+        int64_t tv_sec
+        uint32_t tv_nsec
+
+    struct statx_t "statx":
+        uint32_t stx_blksize
+        uint32_t stx_nlink
+        uint32_t stx_uid
+        uint32_t stx_gid
+        uint16_t stx_mode
+        uint64_t stx_ino
+        uint64_t stx_size
+        uint64_t stx_blocks
+        statx_timestamp stx_atime
+        statx_timestamp stx_ctime
+        statx_timestamp stx_mtime
+        uint32_t stx_rdev_major
+        uint32_t stx_rdev_minor
+        uint64_t stx_mnt_id
+
+    struct dirent64:
+        uint64_t d_ino
+        int64_t d_off
+        uint16_t d_reclen
+        unsigned char d_type
+        char d_name[256]
+
+    int statx(int dir_fd, const char *path, int flags, unsigned mask, statx_t *stx) noexcept nogil
+    int open_beneath(int dir_fd, const char *name, int flags, mode_t mode) noexcept nogil
+    int openat(int dir_fd, const char *path, int flags, ...) noexcept nogil
+    int unlinkat(int dir_fd, const char *path, int flags) noexcept nogil
+    ssize_t getdents64(int fd, void *buffer, size_t size) noexcept nogil
+    ssize_t preadv(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
+    ssize_t pwritev(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
+    int setfsuid(uid_t uid) noexcept nogil
+    int setfsgid(gid_t gid) noexcept nogil
+    uint64_t statx_dev(const statx_t *stx) noexcept nogil
+    uint64_t monotonic_ns() noexcept nogil
+    size_t strnlen(const char *text, size_t size) noexcept nogil
+    int snprintf(char *text, size_t size, const char *format, ...) noexcept nogil

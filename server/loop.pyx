@@ -1,0 +1,147 @@
+# cython: language_level=3
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""The event loop of vfs-backend: kicks go straight to their queues, other descriptors to Python callbacks."""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close
+
+from server.libc cimport monotonic_ns
+from server.request_queue cimport RequestQueue
+
+import heapq
+import itertools
+import os
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+    const uint32_t EPOLLIN
+    const uint32_t EPOLLET
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout)
+
+cdef enum:
+    EVENTS = 32
+
+
+cdef class EventLoop:
+    """Waits for kicks, sockets and timers, one thread for all."""
+
+    cdef int epoll_fd
+    cdef dict sources
+    cdef list queues
+    cdef list timers
+    cdef object order
+    cdef bint stopping
+
+    def __cinit__(self):
+        self.sources = {}
+        self.queues = []
+        self.timers = []
+        self.order = itertools.count()
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            raise OSError(errno, "no epoll descriptor")
+
+    def __dealloc__(self):
+        if self.epoll_fd >= 0:
+            close(self.epoll_fd)
+
+    def add_reader(self, fd: int, callback) -> None:
+        """Call back whenever the descriptor can be read or has ended."""
+        self.watch(fd, EPOLLIN, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        """Stop that; before the descriptor is closed."""
+        if self.sources.pop(fd, None) is not None:
+            epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, fd, NULL)
+
+    def add_queue(self, RequestQueue queue) -> None:
+        """Serve a queue from now on."""
+        if queue.kick_fd >= 0:
+            self.watch(queue.kick_fd, EPOLLIN | EPOLLET if queue.edge else EPOLLIN, queue)
+        self.queues.append(queue)
+
+    def remove_queue(self, RequestQueue queue) -> None:
+        """Stop that; before the queue is closed."""
+        self.queues.remove(queue)
+        if queue.kick_fd >= 0:
+            self.remove_reader(queue.kick_fd)
+
+    def call_later(self, seconds: float, callback) -> None:
+        """Call back once, after so many seconds."""
+        heapq.heappush(self.timers, (monotonic_ns() + int(seconds * 1e9), next(self.order), callback))
+
+    def stop(self) -> None:
+        """Let run() return after what it is doing."""
+        self.stopping = True
+
+    def run(self) -> None:
+        """Serve until stop(). Exceptions of callbacks, and of signal handlers, come out of here."""
+        cdef epoll_event events[EVENTS]
+        cdef int count, timeout, i
+        cdef RequestQueue queue
+        self.stopping = False
+        while not self.stopping:
+            timeout = self.patience()
+            with nogil:
+                count = epoll_wait(self.epoll_fd, events, EVENTS, timeout)
+            if count < 0 and errno != EINTR:
+                raise OSError(errno, os.strerror(errno))
+            PyErr_CheckSignals()
+            for i in range(count):
+                source = self.sources.get(events[i].data.fd)
+                if type(source) is RequestQueue:
+                    (<RequestQueue>source).kicked()
+                elif source is not None:
+                    source()
+            for queue in self.queues:
+                if queue.ready or queue.polling:
+                    queue.process()
+            self.run_timers()
+
+    cdef int patience(self) except -2:
+        """Milliseconds to wait for events; -1 is for ever."""
+        cdef RequestQueue queue
+        cdef uint64_t now = monotonic_ns()
+        cdef int64_t until, least = -1
+        for queue in self.queues:
+            if queue.ready:
+                return 0
+            until = queue.until_tick(now)
+            if until >= 0 and (least < 0 or until < least):
+                least = until
+        if self.timers:
+            until = max(<int64_t>self.timers[0][0] - <int64_t>now, 0)
+            if least < 0 or until < least:
+                least = until
+        return -1 if least < 0 else <int>min((least + 999_999) // 1_000_000, 60_000)
+
+    cdef int run_timers(self) except -1:
+        cdef RequestQueue queue
+        cdef uint64_t now = monotonic_ns()
+        for queue in self.queues:
+            if queue.until_tick(now) == 0:
+                queue.tick(now)
+        while self.timers and <uint64_t>self.timers[0][0] <= now:
+            heapq.heappop(self.timers)[2]()
+        return 0
+
+    cdef int watch(self, int fd, uint32_t events, source) except -1:
+        cdef epoll_event event
+        event.events = events
+        event.data.fd = fd
+        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.sources[fd] = source
+        return 0

@@ -1,0 +1,28 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from server.file_system cimport FileSystem
+from server.request cimport request_t
+from server.virtqueue cimport Virtqueue
+
+cdef class RequestQueue:
+    cdef readonly Virtqueue ring
+    cdef readonly int kick_fd
+    cdef FileSystem fs
+    cdef object on_broken
+    cdef int call_fd, err_fd
+    cdef bint enabled
+    cdef bint edge
+    cdef bint patient
+    cdef bint polling
+    cdef bint ready
+    cdef uint32_t unsignalled
+    cdef uint64_t last_tick
+    cdef request_t *request
+
+    cdef void kicked(self) noexcept
+    cdef int process(self) except -1
+    cdef uint32_t serve_chain(self) except? 0xFFFFFFFF
+    cdef uint32_t reply(self, int error) noexcept
+    cdef void signal(self) noexcept
+    cdef int tick(self, uint64_t now) except -1
+    cdef int64_t until_tick(self, uint64_t now) noexcept

@@ -1,0 +1,279 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""From the virtqueue to the file system and back: chains become requests, replies become used buffers."""
+
+from libc.errno cimport EINVAL, EIO
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.uio cimport iovec
+from posix.unistd cimport close, read, write
+
+from server.file_system cimport FileSystem
+from server.fuse.wire cimport FUSE_READ, FUSE_WRITE, fuse_in_header, fuse_out_header, fuse_write_in
+from server.hot_operations cimport NO_REPLY, is_compiled, serve
+from server.request cimport BODY_ROOM, request_t
+from server.virtqueue cimport Virtqueue
+
+import os
+
+cdef enum:
+    BUDGET = 64                # requests before other queues and sockets have their turn
+    LONG_TRANSFER = 64 << 10   # bytes after which the driver is told at once, to go on while we do
+    POLL_NS = 10_000_000       # how often a patient queue is looked at while it is polled
+    IDLE_NS = 1_000_000_000    # how often idle inodes are looked at
+
+
+cdef class RequestQueue:
+    """A running virtqueue of the device.
+
+    Args:
+        ring: the virtqueue.
+        fs: where its requests go.
+        kick, call, err: the descriptors that come with it, taken over; None where the front-end gave none.
+        patient: nobody waits for what is on this queue, as on the hiprio queue, which carries FORGETs. It is polled
+            after a kick, and its interrupts are held back, for 10 ms at the most: the guest and the server are
+            spared a switch for each FORGET.
+        on_broken: called once when the ring turns out to be broken.
+    """
+
+    def __cinit__(self, Virtqueue ring, FileSystem fs, kick, call, err, patient, on_broken):
+        self.ring = ring
+        self.fs = fs
+        self.kick_fd = -1 if kick is None else kick
+        self.call_fd = -1 if call is None else call
+        self.err_fd = -1 if err is None else err
+        # An eventfd that is watched for edges need not be read.
+        self.edge = kick is not None and os.readlink(f"/proc/self/fd/{kick}") == "anon_inode:[eventfd]"
+        # Without kicks the ring can only be polled, and a patient queue does that already.
+        self.patient = patient or kick is None
+        self.polling = kick is None
+        self.on_broken = on_broken
+        self.request = <request_t *>malloc(sizeof(request_t))
+        if self.request == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.request)
+
+    @property
+    def edge_triggered(self) -> bool:
+        """Whether kick_fd is to be watched for edges and not read."""
+        return self.edge
+
+    @property
+    def base(self) -> int:
+        """The next available index, for GET_VRING_BASE."""
+        return self.ring.base
+
+    def enable(self, enabled: bool) -> None:
+        """Serve the ring, or leave it alone; what came in meanwhile is served then."""
+        self.enabled = enabled
+        self.ready = enabled
+
+    def replace_call(self, call: int | None) -> None:
+        """Take another descriptor for interrupts, and interrupt once: the old one may have missed some."""
+        if self.call_fd >= 0:
+            close(self.call_fd)
+        self.call_fd = -1 if call is None else call
+        self.interrupt()
+
+    def replace_err(self, err: int | None) -> None:
+        """Take another descriptor by which the front-end learns of a broken ring."""
+        if self.err_fd >= 0:
+            close(self.err_fd)
+        self.err_fd = -1 if err is None else err
+
+    def interrupt(self) -> None:
+        """Interrupt the driver, whatever it asked for."""
+        cdef uint64_t one = 1
+        if self.call_fd >= 0:
+            write(self.call_fd, &one, sizeof(one))
+
+    def close(self) -> None:
+        """Close the descriptors, telling the driver first what it has not been told."""
+        if self.unsignalled and not self.ring.broken:
+            self.signal()
+        for fd in (self.kick_fd, self.call_fd, self.err_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.kick_fd = self.call_fd = self.err_fd = -1
+        self.enabled = False
+
+    cdef void kicked(self) noexcept:
+        cdef uint64_t count
+        if not self.edge:
+            read(self.kick_fd, &count, sizeof(count))
+        self.ready = True
+
+    cdef int process(self) except -1:
+        """Serve what the ring has, up to a budget. Sets ready where more is waiting."""
+        cdef int got, served = 0
+        cdef size_t moved
+        self.ready = False
+        if not self.enabled:
+            return 0
+        while served < BUDGET:
+            got = self.ring.pop()
+            if got == 0:
+                if self.polling or not self.ring.enable_kicks():
+                    break
+                continue
+            if got < 0:
+                self.enabled = False
+                if self.err_fd >= 0:
+                    os.eventfd_write(self.err_fd, 1)
+                self.on_broken()
+                return 0
+            moved = self.serve_chain()
+            self.ring.push(moved)
+            self.unsignalled += 1
+            served += 1
+            if not self.patient and (moved >= LONG_TRANSFER or self.ring.readable_size >= LONG_TRANSFER):
+                self.signal()
+        if served == BUDGET:
+            self.ready = True
+        if self.patient:
+            if served and not self.polling:
+                self.polling = True
+                self.ring.suppress_kicks()
+            elif self.polling and self.kick_fd >= 0:
+                self.ring.suppress_kicks()
+            if self.unsignalled >= <uint32_t>self.ring.size // 4:
+                self.signal()
+        elif self.unsignalled:
+            self.signal()
+        return 0
+
+    cdef void signal(self) noexcept:
+        cdef uint64_t one = 1
+        self.unsignalled = 0
+        if self.ring.must_signal() and self.call_fd >= 0:
+            write(self.call_fd, &one, sizeof(one))
+
+    cdef int tick(self, uint64_t now) except -1:
+        """What a patient queue does by time: look at its ring, tell the driver, let idle inodes go."""
+        cdef uint16_t before = self.ring.next_avail
+        self.last_tick = now
+        if self.enabled and self.polling:
+            self.process()
+            if self.unsignalled and self.enabled:
+                self.signal()
+            if self.ring.next_avail == before and self.kick_fd >= 0 and self.enabled:
+                # Quiet for a while: back to waiting for kicks.
+                self.polling = False
+                self.ready = self.ring.enable_kicks()
+        self.fs.inodes.expire_idle(now)
+        return 0
+
+    cdef int64_t until_tick(self, uint64_t now) noexcept:
+        """Nanoseconds until tick() wants to be called, or -1."""
+        cdef uint64_t due
+        if not self.patient:
+            return -1
+        if self.enabled and self.polling:
+            due = self.last_tick + POLL_NS
+        elif self.fs.inodes.idle:
+            due = self.last_tick + IDLE_NS
+        else:
+            return -1
+        return due - now if due > now else 0
+
+    cdef uint32_t serve_chain(self) except? 0xFFFFFFFF:
+        """Serve the chain that was popped: how many bytes were written to it."""
+        cdef Virtqueue ring = self.ring
+        cdef request_t *request = self.request
+        cdef size_t total
+        if gather(ring.readable, ring.n_readable, 0, &request.header, sizeof(fuse_in_header)) < 0:
+            return 0
+        total = request.header.len
+        request.reply_size = 0
+        request.room_size = 0
+        request.room_count = 0
+        if ring.writable_size >= sizeof(fuse_out_header):
+            request.room_size = ring.writable_size - sizeof(fuse_out_header)
+            request.room_count = skip(ring.writable, ring.n_writable, sizeof(fuse_out_header), request.room)
+        if total < sizeof(fuse_in_header) or total > ring.readable_size:
+            return self.reply(EINVAL)
+        request.body_size = total - sizeof(fuse_in_header)
+        if request.header.opcode == FUSE_WRITE:
+            if request.body_size < sizeof(fuse_write_in):
+                return self.reply(EINVAL)
+            request.data_size = request.body_size - sizeof(fuse_write_in)
+            request.body_size = sizeof(fuse_write_in)
+            request.data_count = skip(
+                ring.readable, ring.n_readable, sizeof(fuse_in_header) + sizeof(fuse_write_in), request.data
+            )
+        elif request.body_size > BODY_ROOM:
+            return self.reply(EINVAL)
+        gather(ring.readable, ring.n_readable, sizeof(fuse_in_header), request.body, request.body_size)
+        request.body[request.body_size] = 0
+        if self.unsignalled and not is_compiled(request.header.opcode):
+            # What is done already does not wait for an operation that may take long.
+            self.signal()
+        return self.reply(serve(self.fs, request))
+
+    cdef uint32_t reply(self, int error) noexcept:
+        """Write the reply into the chain, where one is due and there is room: how many bytes it has."""
+        cdef Virtqueue ring = self.ring
+        cdef request_t *request = self.request
+        cdef fuse_out_header out
+        if error == NO_REPLY or ring.writable_size < sizeof(out):
+            return 0
+        if error == 0 and request.header.opcode != FUSE_READ and request.reply_size:
+            if request.reply_size <= request.room_size:
+                scatter(request.room, request.reply, request.reply_size)
+            else:
+                error = EIO
+        if error:
+            request.reply_size = 0
+        out.len = sizeof(out) + request.reply_size
+        out.error = -error
+        out.unique = request.header.unique
+        scatter(ring.writable, <char *>&out, sizeof(out))
+        return out.len
+
+
+cdef int gather(const iovec *iov, int count, size_t offset, void *target, size_t size) noexcept:
+    """Copy bytes out of a list of buffers: 0, or -1 when it is too short."""
+    cdef char *to = <char *>target
+    cdef size_t part
+    cdef int i
+    for i in range(count):
+        if size == 0:
+            break
+        if offset >= iov[i].iov_len:
+            offset -= iov[i].iov_len
+            continue
+        part = min(size, iov[i].iov_len - offset)
+        memcpy(to, <char *>iov[i].iov_base + offset, part)
+        to += part
+        size -= part
+        offset = 0
+    return -1 if size else 0
+
+
+cdef void scatter(const iovec *iov, const char *source, size_t size) noexcept:
+    """Copy bytes into a list of buffers that has room for them."""
+    cdef size_t part
+    while size:
+        part = min(size, iov.iov_len)
+        memcpy(iov.iov_base, source, part)
+        source += part
+        size -= part
+        iov += 1
+
+
+cdef int skip(const iovec *iov, int count, size_t offset, iovec *rest) noexcept:
+    """Make a list of what remains of another after offset bytes: how many buffers that is."""
+    cdef int i, n = 0
+    for i in range(count):
+        if offset >= iov[i].iov_len:
+            offset -= iov[i].iov_len
+            continue
+        rest[n].iov_base = <char *>iov[i].iov_base + offset
+        rest[n].iov_len = iov[i].iov_len - offset
+        offset = 0
+        n += 1
+    return n
