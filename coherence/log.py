@@ -27,8 +27,10 @@ def configure(level: str, *, json: bool = False) -> None:
         level: the least severe level to show: off, error, warn, info, debug or trace (virtiofsd's names).
         json: write JSON objects instead of logfmt.
     """
-    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.processors.LogfmtRenderer(
-        key_order=["timestamp", "level", "event"]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
     )
     structlog.configure(
         processors=[

@@ -135,7 +135,7 @@ class Journal:
 
     @staticmethod
     def from_fd(fd: int) -> Journal:
-        """Map the journal that coherenced handed out; the caller goes on owning fd. UserError if it is none."""
+        """Map the journal that coherenced handed out; the caller goes on owning fd."""
 
     def move(self, fd: int) -> None:
         """Go on in another journal, taking along what is announced."""

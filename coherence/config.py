@@ -1,0 +1,85 @@
+"""The daemon's settings: what a TOML file and flags may say (packaging/coherenced.toml explains each)."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from coherence.errors import UserError
+from coherence.log import Level
+from coherence.places import Places, socket_of
+from coherence.table import DEFAULT_SLOT_COUNT, MAX_SLOT_COUNT, MIN_SLOT_COUNT
+
+
+class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """The settings of one coherenced.
+
+    Args:
+        table: the shared memory name of the table.
+        slots: how many slots a new table gets, a power of two.
+        socket: path of the control socket, None for the one that belongs to the table.
+        socket_mode: its permission bits, octal digits.
+        socket_group: group of the socket and, for reading, of the table; None for the daemon's own.
+        log_level: the least severe level to log.
+        log_json: whether logs are JSON objects.
+    """
+
+    table: str = "/vt"
+    slots: Annotated[int, Meta(ge=MIN_SLOT_COUNT, le=MAX_SLOT_COUNT)] = DEFAULT_SLOT_COUNT
+    socket: str | None = None
+    socket_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$")] = "0660"
+    socket_group: str | None = None
+    log_level: Level = "warn"
+    log_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slots & (self.slots - 1):
+            raise ValueError(f"slots is {self.slots}: use a power of two")
+
+    @property
+    def places(self) -> Places:
+        """Where the table and what belongs to it are."""
+        return Places(self.table)
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the control socket is."""
+        return Path(self.socket) if self.socket is not None else socket_of(str(self.places.table))
+
+    @property
+    def socket_bits(self) -> int:
+        """The socket's permission bits."""
+        return int(self.socket_mode, 8)
+
+
+def load(path: Path | None, flags: dict[str, Any]) -> Config:
+    """The settings of a file, if there is one, overruled by flags.
+
+    Args:
+        path: of a TOML file.
+        flags: settings by their names in the file, such as "socket-mode".
+
+    Raises:
+        UserError: the file cannot be read or a setting is wrong; the message names file and setting.
+    """
+    settings: dict[str, Any] = {}
+    if path is not None:
+        try:
+            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}: name a readable file with --config") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not TOML: {error}") from None
+    try:
+        config = msgspec.convert(settings | flags, Config)
+    except msgspec.ValidationError as error:
+        where = re.search(r"\$\.([a-z-]+)", str(error))
+        source = f"{path}" if path is not None and not (where and where[1] in flags) else "command line"
+        raise UserError(f"{source}: {error}: see coherenced --help") from None
+    _ = config.places  # refuses a bad table name now
+    return config

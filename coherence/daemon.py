@@ -1,0 +1,97 @@
+"""coherenced: the command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coherence import log
+from coherence.config import Config, load
+from coherence.errors import UserError
+from coherence.notify import Notifier
+from coherence.service import Service
+
+EPILOG = """\
+One coherenced serves one version table, and so one domain: the guests, backends and host watches that must
+agree about one set of files. Start it before the backends; it may be restarted, or killed, at any time:
+guests then ask for everything until it is back.
+
+  coherenced                                   table /dev/shm/vt, socket /run/coherenced/vt.sock
+  coherenced --table /blue --slots 65536       a second domain
+  coherenced --config /etc/coherenced.toml     settings from a file; flags overrule it
+  kill -HUP PID                                read the file again: logging, socket mode and group
+
+Exit status: 0 after SIGTERM, 1 on failure, 2 on wrong usage.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coherenced",
+        description="Keep the caches of many virtual machines that share directories coherent.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", type=Path, default=None, help="settings, TOML")
+    parser.add_argument("--table", metavar="NAME", help="shared memory name of the table (default /vt)")
+    parser.add_argument(
+        "--slots", metavar="N", type=int, help="slots of a new table, a power of two (default 1048576)"
+    )
+    parser.add_argument("--socket", metavar="PATH", help="control socket (default /run/coherenced/NAME.sock)")
+    parser.add_argument("--socket-mode", metavar="OCTAL", help="its permission bits (default 0660)")
+    parser.add_argument(
+        "--socket-group",
+        metavar="GROUP",
+        help="group that may connect, and read the table (default: its own)",
+    )
+    parser.add_argument(
+        "--log-level", choices=list(log.LEVELS), help="least severe level to log (default warn)"
+    )
+    parser.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
+    return parser
+
+
+def _reload(
+    path: Path | None, flags: dict[str, Any], old: Config, service: Service, notifier: Notifier
+) -> None:
+    notifier.reloading()
+    try:
+        config = load(path, flags)
+        fixed = [name for name in ("table", "slots", "socket") if getattr(config, name) != getattr(old, name)]
+        log.configure(config.log_level, json=config.log_json)
+        service.permit_socket(config.socket_bits, config.socket_group)
+        if fixed:
+            log.get_logger(__name__).warning("takes effect after a restart only", settings=fixed)
+        log.get_logger(__name__).info("reloaded")
+    except UserError as error:
+        log.get_logger(__name__).error("not reloaded", reason=str(error))
+    notifier.ready(f"Table {old.table}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run coherenced with these arguments (the process's own by default); returns the exit status."""
+    options = vars(_parser().parse_args(argv))
+    path: Path | None = options.pop("config")
+    flags = {name.replace("_", "-"): value for name, value in options.items()}
+    try:
+        config = load(path, flags)
+        log.configure(config.log_level, json=config.log_json)
+        notifier = Notifier()
+        with Service(
+            config.places, config.slots, config.socket_path, config.socket_bits, config.socket_group
+        ) as service:
+            asyncio.run(service.run(notifier, lambda: _reload(path, flags, config, service, notifier)))
+    except UserError as error:
+        print(f"coherenced: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

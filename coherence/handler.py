@@ -1,0 +1,196 @@
+"""What the daemon does with one client's messages, from its Hello to the end of its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from coherence import journals
+from coherence.connection import Closed, Connection, Dropped
+from coherence.errors import UserError
+from coherence.log import get_logger
+from coherence.messages import (
+    PROTOCOL,
+    Answer,
+    Ask,
+    Backend,
+    FromClient,
+    Granted,
+    Hello,
+    Join,
+    Ready,
+    Refused,
+    Registered,
+    StatusPage,
+    StatusQuestion,
+    Welcome,
+)
+from coherence.registry import Registry
+
+log = get_logger(__name__)
+
+DEADLINE_SECONDS = 10.0
+
+
+class Daemon(Protocol):
+    """What a handler needs of the daemon around it."""
+
+    registry: Registry
+    table_fd: int
+
+    async def status_page(self, first: int) -> StatusPage:
+        """The status, with the backends from number `first` on."""
+
+
+class Handler:
+    """One client. Whatever it does wrong ends its own connection with a log line, and nothing else.
+
+    Args:
+        daemon: whose client it is.
+        connection: which must never wait (settimeout(0)).
+        on_close: called once, when the connection is over.
+    """
+
+    def __init__(
+        self, daemon: Daemon, connection: Connection[FromClient], on_close: Callable[[Handler], None]
+    ) -> None:
+        self._daemon = daemon
+        self._connection = connection
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._pid, self._uid = connection.peer()
+        self._role: str | None = None
+        self._key: int | None = None
+        self._join: Join | None = None
+        self._since: float | None = None
+        self._answer: asyncio.Future[dict[str, int] | None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
+        self._loop.add_reader(connection.fileno(), self._readable)
+
+    @property
+    def registered(self) -> bool:
+        """Whether this is a backend that is a member."""
+        return self._since is not None
+
+    async def backend(self, seconds: float) -> Backend:
+        """This member for the status, asking it for its counters and waiting so long for them at most."""
+        assert self._join is not None and self._since is not None
+        member_seconds = time.monotonic() - self._since
+        counters: dict[str, int] | None = None
+        try:
+            if self._answer is None:
+                self._answer = self._loop.create_future()
+                self._connection.send(Ask())
+            counters = await asyncio.wait_for(asyncio.shield(self._answer), seconds)
+        except TimeoutError:
+            log.info("no answer for the status", guest=self._join.guest, pid=self._pid)
+        except Dropped as error:
+            self._drop(str(error))
+        return Backend(
+            pid=self._pid,
+            guest=self._join.guest,
+            cache=self._join.cache,
+            device=self._join.device,
+            inode=self._join.inode,
+            seconds=member_seconds,
+            counters=counters,
+        )
+
+    def close(self) -> None:
+        """End the connection; the registry learns of a backend's leave."""
+        if self._connection.fileno() < 0:
+            return
+        self._loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        self._deadline.cancel()
+        if self._answer is not None:
+            self._answer.set_result(None)
+            self._answer = None
+        if self._task is not None:
+            self._task.cancel()
+        self._since = None
+        if self._key is not None:
+            self._daemon.registry.leave(self._key)
+        self._on_close(self)
+
+    def _drop(self, reason: str) -> None:
+        log.warning("client dropped", reason=reason, pid=self._pid)
+        self.close()
+
+    def _readable(self) -> None:
+        try:
+            message, _ = self._connection.receive()
+            self._handle(message)
+        except BlockingIOError:
+            return
+        except Closed:
+            log.debug("client gone", pid=self._pid)
+            self.close()
+        except Dropped as error:
+            self._drop(str(error))
+        except UserError as error:
+            self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        try:
+            self._connection.send(Refused(reason))
+        except Dropped as error:
+            reason = f"{reason} ({error})"
+        self._drop(reason)
+
+    def _handle(self, message: FromClient) -> None:
+        match message, self._role:
+            case Hello(), None:
+                self._hello(message)
+            case Join(), "backend" if self._join is None:
+                self._grant(message)
+            case Ready(), "backend" if self._key is not None and not self.registered:
+                self._register(self._key)
+            case Answer(), "backend" if self._answer is not None:
+                self._answer.set_result(message.counters)
+                self._answer = None
+            case StatusQuestion(), "control" if self._task is None:
+                self._task = self._loop.create_task(self._send_status(message.first))
+            case _:
+                raise Dropped(f"an unexpected message: {type(message).__name__}")
+
+    def _hello(self, hello: Hello) -> None:
+        if hello.protocol != PROTOCOL:
+            raise UserError(
+                f"coherenced speaks protocol {PROTOCOL}, this program {hello.protocol}: "
+                "install one version of both"
+            )
+        self._role = hello.role
+        self._connection.send(Welcome(PROTOCOL, self._daemon.registry.table.domain))
+
+    def _grant(self, join: Join) -> None:
+        registry = self._daemon.registry
+        self._key = registry.grant(self._pid, self._uid, (join.device, join.inode), join.key)
+        self._join = join
+        fd = journals.open_fd(registry.places, self._key)
+        try:
+            self._connection.send(Granted(self._key), [self._daemon.table_fd, fd])
+        finally:
+            os.close(fd)
+
+    def _register(self, key: int) -> None:
+        assert self._join is not None
+        self._daemon.registry.register(key, self._pid)
+        self._since = time.monotonic()
+        self._deadline.cancel()
+        self._connection.send(Registered())
+        log.info("backend registered", guest=self._join.guest, cache=self._join.cache, pid=self._pid)
+
+    async def _send_status(self, first: int) -> None:
+        page = await self._daemon.status_page(first)
+        self._task = None
+        self._deadline.cancel()
+        self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
+        try:
+            self._connection.send(page)
+        except Dropped as error:
+            self._drop(str(error))

@@ -1,0 +1,77 @@
+"""The journals of a table's backends, as coherenced keeps them.
+
+A journal is a page of shared memory named after the key of the semaphore that its backend holds. coherenced
+reads one only with read(2), and only when its holder is dead: the backend has it writable, so it may be
+cut off or hold anything.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import posix_ipc  # type: ignore[import-not-found]
+
+from coherence import holder
+from coherence.errors import UserError
+from coherence.places import Places
+from coherence.table import JOURNAL_BYTES, journal_header, journal_slots
+
+
+def create(places: Places, domain: bytes, uid: int) -> int:
+    """Make a journal and its semaphore for a process of this user.
+
+    Returns:
+        The key of both. UserError when there is no memory or no semaphore left.
+    """
+    while True:
+        key = secrets.randbelow((1 << 31) - 1) + 1
+        # The file comes first: after a kill in between it is what leads a new daemon to the semaphore.
+        try:
+            memory = posix_ipc.SharedMemory(f"/{places.journal(key).name}", posix_ipc.O_CREX, mode=0o600)
+        except posix_ipc.ExistentialError:
+            continue
+        except (posix_ipc.Error, OSError) as error:
+            raise UserError(f"no journal can be made: {error}: free shared memory") from None
+        try:
+            os.posix_fallocate(memory.fd, 0, JOURNAL_BYTES)
+            os.pwrite(memory.fd, journal_header(domain), 0)
+            if holder.create(key, uid):
+                return key
+            places.journal(key).unlink()
+        except (OSError, UserError) as error:
+            places.journal(key).unlink()
+            raise UserError(f"no journal can be made: {error}") from None
+        finally:
+            memory.close_fd()
+
+
+def open_fd(places: Places, key: int) -> int:
+    """A writable descriptor of the journal, to be given to its backend. UserError when there is none."""
+    try:
+        return os.open(places.journal(key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise UserError(f"{places.journal(key)}: {error.strerror}: restart the backend") from None
+
+
+def read(path: Path, domain: bytes) -> tuple[int, ...] | None:
+    """The slots that a dead backend announced.
+
+    Returns:
+        None when it may have been about to change anything: more slots than a journal holds, or no journal
+        any more. Nothing of a journal that belongs to another table concerns this one.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            content = file.read(JOURNAL_BYTES)
+        of_domain, slots = journal_slots(content)
+    except (OSError, UserError):
+        return None
+    return slots if of_domain == domain else ()
+
+
+def remove(places: Places, key: int) -> None:
+    """Remove the journal and its semaphore; the file goes last, so that a kill in between loses neither."""
+    holder.remove(key)
+    places.journal(key).unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""A backend's membership of a domain: its table, its journal, and its link to coherenced.
+
+The link is watched from attach on. When coherenced goes away the table's floor is set to trust nothing at
+once, and the backend comes back to the next coherenced by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from coherence import holder
+from coherence.connection import Connection, Dropped
+from coherence.errors import UserError
+from coherence.log import get_logger
+from coherence.messages import (
+    DAEMON_DECODER,
+    PROTOCOL,
+    Answer,
+    Ask,
+    FromDaemon,
+    Granted,
+    Hello,
+    Join,
+    Ready,
+    Refused,
+    Registered,
+    Welcome,
+)
+from coherence.places import socket_of
+from coherence.table import Journal, Table
+
+log = get_logger(__name__)
+
+JOIN_SECONDS = 10.0
+RETRY_SECONDS = 0.1
+
+
+class Loop(Protocol):
+    """What a membership needs of the backend's event loop; asyncio's has it."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> object:
+        """Call back whenever fd is readable."""
+
+    def remove_reader(self, fd: int) -> object:
+        """Stop that."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> object:
+        """Call back once, after so many seconds."""
+
+
+class Membership:
+    """Made by join. It belongs to the process that joined: not to a fork of it.
+
+    Attributes:
+        table: the domain's table, writable. The same object over every restart of coherenced.
+        journal: this backend's journal; likewise.
+    """
+
+    table: Table
+    journal: Journal
+
+    def __init__(self, table_path: str, socket_path: Path, request: Join) -> None:
+        self._table_path = table_path
+        self._socket_path = socket_path
+        self._request = request
+        self._loop: Loop | None = None
+        self._counters: Callable[[], Mapping[str, int]] = dict
+        self._connection: Connection[FromDaemon] | None = None
+        self._domain: bytes | None = None
+        self._key: int | None = None
+        self._registered = False
+        self._over = False
+        self._complaint: str | None = None
+        # A sandboxed backend finds the socket again through this directory; by its path it might find
+        # something that its guest has put there.
+        try:
+            self._directory = os.open(socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreachable(socket_path, error) from None
+
+    @classmethod
+    def join(
+        cls,
+        table_path: str,
+        *,
+        share_root: tuple[int, int],
+        guest: str,
+        cache: str,
+        socket_path: str | None = None,
+    ) -> Membership:
+        """Join the domain of a table, waiting for coherenced to agree (10 seconds at most).
+
+        Args:
+            table_path: the table's file, such as /dev/shm/vt.
+            share_root: st_dev and st_ino of the shared directory.
+            guest: what people call the guest, at most 64 characters.
+            cache: the share's cache mode.
+            socket_path: of coherenced; None for the one that belongs to the table.
+
+        Raises:
+            UserError: no coherenced, not permitted, another version of table or protocol, or it refused.
+        """
+        device, inode = share_root
+        membership = cls(
+            table_path,
+            Path(socket_path) if socket_path is not None else socket_of(table_path),
+            Join(guest, cache, device, inode),
+        )
+        try:
+            membership._join()
+        except BaseException:
+            membership.close()
+            raise
+        return membership
+
+    def attach(self, loop: Loop, counters: Callable[[], Mapping[str, int]] = dict) -> None:
+        """From now on notice the end of coherenced, come back to the next one, and answer its questions.
+
+        Args:
+            loop: calls back in the thread that serves the guest.
+            counters: called when somebody asks for the status; at most 32 names of at most 64 characters.
+        """
+        self._loop = loop
+        self._counters = counters
+        if self._connection is not None:
+            self._connection.settimeout(0)
+            loop.add_reader(self._connection.fileno(), self._readable)
+
+    def close(self) -> None:
+        """Leave the domain. Table and journal stay mapped as long as somebody holds them."""
+        self._over = True
+        self._disconnect()
+        if self._key is not None:
+            self.journal.clear()
+            holder.let_go(self._key)
+            self._key = None
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def _join(self) -> None:
+        try:
+            self._connection = self._connect()
+        except OSError as error:
+            raise _unreachable(self._socket_path, error) from None
+        deadline = time.monotonic() + JOIN_SECONDS
+        try:
+            self._connection.send(Hello(PROTOCOL, "backend"))
+            while not self._registered:
+                self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                self._handle(self._connection, *self._connection.receive())
+        except TimeoutError:
+            raise UserError(f"coherenced at {self._socket_path} does not answer: restart it") from None
+        except Dropped as error:
+            raise UserError(f"coherenced at {self._socket_path}: {error}: see its log") from None
+
+    def _connect(self) -> Connection[FromDaemon]:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        before = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        try:
+            # There is no connectat: the working directory is the only handle that a socket address can use.
+            os.fchdir(self._directory)
+            sock.setblocking(False)
+            sock.connect(self._socket_path.name)
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.fchdir(before)
+            os.close(before)
+        return Connection(sock, DAEMON_DECODER, fds=2)
+
+    def _handle(self, connection: Connection[FromDaemon], message: FromDaemon, fds: list[int]) -> None:
+        try:
+            match message:
+                case Welcome():
+                    self._welcome(connection, message)
+                case Granted() if len(fds) == 2:
+                    self._take(message.key, *fds)
+                    connection.send(Ready())
+                case Registered():
+                    self._registered = True
+                    self._complaint = None
+                case Ask():
+                    connection.send(Answer(dict(self._counters())))
+                case Refused():
+                    raise UserError(message.reason)
+                case _:
+                    raise Dropped(f"an unexpected message: {type(message).__name__}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _welcome(self, connection: Connection[FromDaemon], welcome: Welcome) -> None:
+        if welcome.protocol != PROTOCOL:
+            raise UserError(
+                f"coherenced speaks protocol {welcome.protocol}, this program {PROTOCOL}: "
+                "install one version of both"
+            )
+        if self._domain is not None and welcome.domain != self._domain:
+            self._over = True
+            raise UserError(f"coherenced has a new table for {self._table_path}: restart this backend")
+        connection.send(msgspec.structs.replace(self._request, key=self._key))
+
+    def _take(self, key: int, table_fd: int, journal_fd: int) -> None:
+        if self._domain is None:
+            self._check_same_file(table_fd)
+            self.table = Table.from_fd(table_fd, True, self._table_path)
+            self._domain = self.table.domain
+        if key == self._key:
+            return
+        holder.take(key)
+        if self._key is None:
+            self.journal = Journal.from_fd(journal_fd)
+        else:
+            self.journal.move(journal_fd)
+            holder.let_go(self._key)
+        self._key = key
+
+    def _check_same_file(self, table_fd: int) -> None:
+        try:
+            same = os.path.samestat(Path(self._table_path).stat(), os.fstat(table_fd))
+        except OSError as error:
+            raise UserError(f"{self._table_path}: {error.strerror}: name the table of coherenced") from None
+        if not same:
+            raise UserError(
+                f"coherenced at {self._socket_path} serves another table than {self._table_path}: "
+                "name both of one domain"
+            )
+
+    def _readable(self) -> None:
+        assert self._connection is not None
+        try:
+            self._handle(self._connection, *self._connection.receive())
+        except BlockingIOError:
+            return
+        except Dropped as error:
+            self._lost(str(error))
+        except UserError as error:
+            self._lost(str(error))
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.error("coherenced does not take this backend back", reason=str(error))
+
+    def _lost(self, reason: str) -> None:
+        self.table.distrust()
+        self._disconnect()
+        if self._registered:
+            self._registered = False
+            log.warning("coherenced is gone: nothing is trusted until it is back", reason=reason)
+        self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._loop is not None and not self._over:
+            self._loop.call_later(RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        if self._loop is None or self._over:
+            return
+        # Before each attempt, so that only a registration after it can lower the floor again.
+        self.table.distrust()
+        try:
+            self._connection = self._connect()
+        except OSError:
+            self._retry_later()
+            return
+        self._loop.add_reader(self._connection.fileno(), self._readable)
+        try:
+            self._connection.send(Hello(PROTOCOL, "backend"))
+        except Dropped as error:
+            self._lost(str(error))
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
+
+
+def _unreachable(socket_path: Path, error: OSError) -> UserError:
+    if isinstance(error, PermissionError):
+        return UserError(f"{socket_path}: not permitted: join the group of coherenced's socket")
+    return UserError(f"no coherenced at {socket_path}: start it, or name its --socket")

@@ -1,0 +1,142 @@
+"""The control protocol's messages: tagged msgspec Structs, one to a packet (docs/coherenced.md).
+
+A client says Hello and is told Welcome or Refused. A backend then asks to Join, is granted a journal, takes
+its semaphore, says Ready, and is a member once it is told Registered; from then on coherenced may Ask for
+its counters. A control client asks for StatusPage after StatusPage.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+PROTOCOL = 1
+
+UInt = Annotated[int, Meta(ge=0)]
+Label = Annotated[str, Meta(max_length=64)]
+Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]
+
+
+class Hello(Struct, tag="hello", frozen=True):
+    """First message of every client: the protocol version it speaks, and what it is."""
+
+    protocol: int
+    role: Literal["backend", "control"]
+
+
+class Join(Struct, tag="join", frozen=True):
+    """A backend asks for membership.
+
+    Args:
+        guest: how people call the guest.
+        cache: the share's cache mode.
+        device, inode: st_dev and st_ino of the share's root.
+        key: of the journal that this process holds already, when it comes back to a restarted daemon.
+    """
+
+    guest: Label
+    cache: Label
+    device: UInt
+    inode: UInt
+    key: UInt | None = None
+
+
+class Ready(Struct, tag="ready", frozen=True):
+    """The backend has mapped what it was granted and holds the semaphore."""
+
+
+class Answer(Struct, tag="answer", frozen=True):
+    """The backend's counters, for Ask."""
+
+    counters: Counters
+
+
+class StatusQuestion(Struct, tag="status?", frozen=True):
+    """A control client asks for the status, with the backends from number `first` on."""
+
+    first: UInt = 0
+
+
+class Welcome(Struct, tag="welcome", frozen=True):
+    """First message of the daemon: the version it speaks and the domain of its table."""
+
+    protocol: int
+    domain: bytes
+
+
+class Refused(Struct, tag="refused", frozen=True):
+    """The daemon will not go on with this client; the reason is for people, with its remedy."""
+
+    reason: str
+
+
+class Granted(Struct, tag="granted", frozen=True):
+    """With two descriptors: the table and the journal with this key, both writable."""
+
+    key: int
+
+
+class Registered(Struct, tag="registered", frozen=True):
+    """The backend is a member: its death is noticed and its share's root is in the table."""
+
+
+class Ask(Struct, tag="ask", frozen=True):
+    """The daemon asks for the backend's counters."""
+
+
+class Backend(Struct, frozen=True):
+    """One member in the status. `counters` is None when it did not answer in time."""
+
+    pid: int
+    guest: str
+    cache: str
+    device: int
+    inode: int
+    seconds: float
+    counters: dict[str, int] | None
+
+
+class Status(Struct, frozen=True):
+    """The daemon and its table.
+
+    Args:
+        trusted: whether cached things may be used at all (the floor is not set to trust nothing).
+        missing: backends that live but have not come back to this daemon yet.
+        bumps_per_second: over the last second.
+        floor_raises: since this daemon started; distrusts likewise.
+        dax: DAX windows in use.
+    """
+
+    table: str
+    domain: str
+    pid: int
+    seconds: float
+    slots: int
+    sequence: int
+    floor: int
+    trusted: bool
+    roots: int
+    missing: int
+    bumps_per_second: float
+    floor_raises: int
+    distrusts: int
+    dax: list[str]
+
+
+class StatusPage(Struct, tag="status", frozen=True):
+    """The status with some of the backends; ask again from `next` on unless it is None."""
+
+    status: Status
+    backends: list[Backend]
+    next: int | None
+
+
+FromClient = Hello | Join | Ready | Answer | StatusQuestion
+FromDaemon = Welcome | Refused | Granted | Registered | Ask | StatusPage
+Message = FromClient | FromDaemon
+
+CLIENT_DECODER: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
+DAEMON_DECODER: msgspec.msgpack.Decoder[FromDaemon] = msgspec.msgpack.Decoder(FromDaemon)
+ENCODER = msgspec.msgpack.Encoder()

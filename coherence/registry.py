@@ -1,0 +1,121 @@
+"""Who belongs to the domain, and whether the table may be trusted: the rules, without sockets.
+
+The floor protocol (docs/coherenced.md): the table is trusted only while every living backend that has a
+journal is a member of the running daemon. A backend that dies has what it announced bumped; one that lives
+but is not connected makes everybody ask until it is back or dead.
+"""
+
+from __future__ import annotations
+
+from coherence import holder, journals
+from coherence.errors import UserError
+from coherence.log import get_logger
+from coherence.places import Places
+from coherence.table import Table
+
+log = get_logger(__name__)
+
+
+class Registry:
+    """The journals of one table and their holders.
+
+    Args:
+        table: mapped writable.
+        places: of the same table.
+    """
+
+    def __init__(self, table: Table, places: Places) -> None:
+        self.table = table
+        self.places = places
+        self.members: set[int] = set()
+        self.missing: set[int] = set()
+        self.trusted = False
+        self.floor_raises = 0
+        self.distrusts = 0
+
+    def recover(self) -> None:
+        """Start over with what an earlier daemon left, or with nothing: bury the dead, await the living."""
+        self._distrust()
+        for key in self.places.journal_keys():
+            if holder.holder(key) is None:
+                self._bury(key)
+            else:
+                self.missing.add(key)
+        if self.missing:
+            log.info("waiting for backends to come back", backends=len(self.missing))
+        self._settle()
+
+    def grant(self, pid: int, uid: int, root: tuple[int, int], held: int | None) -> int:
+        """The journal for a backend that joins, its own if it holds one; its root is in the table then.
+
+        Args:
+            pid, uid: of the backend, from the kernel.
+            root: st_dev and st_ino of its share's root.
+            held: the key of the journal that it says it holds.
+
+        Returns:
+            The journal's key. UserError when the table has no room for the root, or no journal can be made.
+        """
+        self.table.add_root(self.table.inode_slot(*root))
+        if held is not None and held in self.missing and holder.holder(held) == pid:
+            return held
+        return journals.create(self.places, self.table.domain, uid)
+
+    def register(self, key: int, pid: int) -> None:
+        """Make the backend a member. UserError when it does not hold the journal's semaphore."""
+        if holder.holder(key) != pid:
+            raise UserError("the journal's semaphore is not held by this backend: report this as a bug")
+        self.missing.discard(key)
+        self.members.add(key)
+        self._settle()
+
+    def leave(self, key: int) -> None:
+        """The connection of the journal's backend is over: it died, or it will have to come back."""
+        self.members.discard(key)
+        if holder.holder(key) is None:
+            self._bury(key)
+        else:
+            self.missing.add(key)
+            self._distrust()
+
+    def sweep(self) -> None:
+        """See whether a missing backend has died meanwhile."""
+        for key in [key for key in self.missing if holder.holder(key) is None]:
+            self.missing.discard(key)
+            self._bury(key)
+        self._settle()
+
+    def close(self) -> None:
+        """The daemon ends: nobody watches over the table, so nobody may trust it."""
+        self._distrust()
+
+    def _bury(self, key: int) -> None:
+        announced = journals.read(self.places.journal(key), self.table.domain)
+        if announced is None:
+            log.warning("a dead backend may have changed anything", journal=f"{key:08x}")
+            self._raise_floor()
+        for slot in announced or ():
+            # What a backend wrote is not trusted: any number names some slot.
+            inside = slot & (self.table.slot_count - 1)
+            self.table.bump(inside)
+            if self.table.is_root(inside):
+                self.table.bump(1)
+        journals.remove(self.places, key)
+        log.info("backend buried", journal=f"{key:08x}", announced=len(announced or ()))
+
+    def _distrust(self) -> None:
+        self.table.distrust()
+        self.trusted = False
+        self.distrusts += 1
+
+    def _settle(self) -> None:
+        if not self.trusted and not self.missing:
+            self.trusted = True
+            self._raise_floor()
+            log.info("the table is trusted", sequence=self.table.sequence)
+
+    def _raise_floor(self) -> None:
+        # While the table is distrusted the floor cannot be higher, and _settle will set it anew.
+        if self.trusted:
+            self.table.raise_floor()
+            self.floor_raises += 1

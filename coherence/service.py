@@ -1,0 +1,200 @@
+"""The running coherenced: its table, its socket, its clients, and its signals, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from coherence.connection import Connection
+from coherence.errors import UserError
+from coherence.handler import Handler
+from coherence.listener import open_listener, permit
+from coherence.log import get_logger
+from coherence.messages import CLIENT_DECODER, Status, StatusPage
+from coherence.notify import Notifier
+from coherence.places import Places
+from coherence.registry import Registry
+from coherence.table import Table
+
+log = get_logger(__name__)
+
+MAX_CLIENTS = 1024
+ANSWER_SECONDS = 0.3
+PAGE_BACKENDS = 16
+SWEEP_SECONDS = 0.1
+SAMPLE_SECONDS = 1.0
+
+
+class Service:
+    """One coherenced. It is a context: leaving it lets the next daemon take over.
+
+    Args:
+        places: of the table.
+        slots: slot count of a table that has to be made.
+        socket_path, socket_bits, socket_group: of the control socket.
+
+    Raises:
+        UserError: another daemon has the table, the table cannot be used, or the socket cannot be had.
+    """
+
+    def __init__(
+        self, places: Places, slots: int, socket_path: Path, socket_bits: int, socket_group: str | None
+    ) -> None:
+        self._places = places
+        self._socket_path = socket_path
+        self._started = time.monotonic()
+        self._handlers: list[Handler] = []
+        self._rate = 0.0
+        with contextlib.ExitStack() as stack:
+            self._lock_fd = _lock(places)
+            stack.callback(os.close, self._lock_fd)
+            table = _open_table(places, slots)
+            stack.callback(table.close)
+            self.table_fd = os.open(places.table, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, self.table_fd)
+            self.permit_table(socket_group)
+            self._listener = open_listener(socket_path, socket_bits, socket_group)
+            stack.callback(self._listener.close)
+            self.registry = Registry(table, places)
+            self.registry.recover()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket_path.unlink(missing_ok=True)
+        self._stack.close()
+
+    def permit_table(self, group: str | None) -> None:
+        """Let the group read the table: that is how a guest's QEMU gets at it."""
+        permit(self._places.table, 0o640, group)
+
+    def permit_socket(self, bits: int, group: str | None) -> None:
+        """Change who may connect, and read the table."""
+        permit(self._socket_path, bits, group)
+        self.permit_table(group)
+
+    async def run(self, notifier: Notifier, reload: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP calls `reload`."""
+        loop = asyncio.get_running_loop()
+        end = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, end.set)
+        loop.add_signal_handler(signal.SIGINT, end.set)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_reader(self._listener.fileno(), self._accept)
+        timers = [
+            loop.create_task(_every(SWEEP_SECONDS, self._sweep)),
+            loop.create_task(self._sample()),
+        ]
+        if notifier.alive_every is not None:
+            timers.append(loop.create_task(_every(notifier.alive_every, notifier.alive)))
+        notifier.ready(f"Table {self._places.name}")
+        log.info("ready", table=self._places.name, socket=str(self._socket_path), pid=os.getpid())
+        await end.wait()
+        notifier.stopping()
+        log.info("stopping", table=self._places.name)
+        loop.remove_reader(self._listener.fileno())
+        for timer in timers:
+            timer.cancel()
+        # Distrust comes before the backends are let go: they need not be quick to notice.
+        self.registry.close()
+        for handler in list(self._handlers):
+            handler.close()
+
+    async def status_page(self, first: int) -> StatusPage:
+        """The status, with the backends from number `first` on."""
+        members = [handler for handler in self._handlers if handler.registered]
+        page = members[first : first + PAGE_BACKENDS]
+        backends = await asyncio.gather(*(handler.backend(ANSWER_SECONDS) for handler in page))
+        registry, table = self.registry, self.registry.table
+        status = Status(
+            table=str(self._places.table),
+            domain=table.domain.hex(),
+            pid=os.getpid(),
+            seconds=time.monotonic() - self._started,
+            slots=table.slot_count,
+            sequence=table.sequence,
+            floor=table.floor,
+            trusted=registry.trusted,
+            roots=len(table.roots),
+            missing=len(registry.missing),
+            bumps_per_second=self._rate,
+            floor_raises=registry.floor_raises,
+            distrusts=registry.distrusts,
+            dax=[],
+        )
+        end = first + len(page)
+        return StatusPage(status, list(backends), end if end < len(members) else None)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                log.warning("no client can be accepted", reason=error.strerror)
+            return
+        if len(self._handlers) >= MAX_CLIENTS:
+            log.warning("client dropped", reason=f"there are {MAX_CLIENTS} already")
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._handlers.append(Handler(self, Connection(sock, CLIENT_DECODER), self._handlers.remove))
+
+    def _sweep(self) -> None:
+        if self.registry.missing:
+            self.registry.sweep()
+
+    async def _sample(self) -> None:
+        sequence, at = self.registry.table.sequence, time.monotonic()
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            new, now = self.registry.table.sequence, time.monotonic()
+            self._rate = (new - sequence) / (now - at)
+            sequence, at = new, now
+
+
+async def _every(seconds: float, call: Callable[[], None]) -> None:
+    while True:
+        call()
+        await asyncio.sleep(seconds)
+
+
+def _lock(places: Places) -> int:
+    """Be the one daemon of the table. The kernel gives the lock back however this process ends."""
+    try:
+        fd = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise UserError(f"{places.lock}: {error.strerror}: run coherenced as the user that owns it") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise UserError(
+            f"table {places.name} has a running coherenced already: stop it, or choose another --table"
+        ) from None
+    return fd
+
+
+def _open_table(places: Places, slots: int) -> Table:
+    """The table that an earlier daemon left, or a new one."""
+    if not places.table.exists():
+        return Table.create(places.name, slots)
+    if places.table.lstat().st_uid != os.geteuid():
+        raise UserError(f"{places.table} belongs to another user: remove it, or choose another --table")
+    with places.table.open("rb") as file:
+        unfinished = file.read(8) in (b"", bytes(8))
+    if unfinished:
+        # Its magic is written last: a daemon was killed while it made the table, and nobody has used it.
+        places.table.unlink()
+        return Table.create(places.name, slots)
+    table = Table.open(places.table, writable=True)
+    if table.slot_count != slots:
+        log.warning("the table keeps its slot count until its file is removed", slots=table.slot_count)
+    return table
