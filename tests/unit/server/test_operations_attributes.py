@@ -138,7 +138,9 @@ def test_readonly(share: Share, fails: Fails) -> None:
         (11, 21, os.W_OK),
     ],
 )
-def test_access_by_the_first_class_that_fits(share: Share, fails: Fails, uid: int, gid: int, granted: int) -> None:
+def test_access_by_the_first_class_that_fits(
+    share: Share, fails: Fails, uid: int, gid: int, granted: int
+) -> None:
     path = share.root / "f"
     path.touch()
     try:

@@ -1,0 +1,155 @@
+"""vfs-backend: the command."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from coherence import log
+from coherence.errors import UserError
+from coherence.membership import Membership
+from coherence.notify import Notifier
+from server import credentials
+from server.device import FsDevice
+from server.listener import adopt, listen
+from server.loop import EventLoop
+from server.options import PROG, Options, parse
+from server.sessions import Sessions
+
+NOFILE: Final = 1_000_000
+"""Open files that are enough: each inode that the guest knows takes one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run vfs-backend with these arguments (the process's own by default); returns the exit status."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    log.configure(options.log_level, json=options.log_json)
+    try:
+        _serve(options)
+    except UserError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _serve(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    notifier = Notifier()
+    with ExitStack() as stack:
+        _raise_nofile(options.rlimit_nofile)
+        root_fd = _open_directory(options.shared_dir)
+        stack.callback(os.close, root_fd)
+        loop = EventLoop()
+        membership = None
+        if options.coherence is not None:
+            membership = stack.enter_context(closing(_join(options, options.coherence, root_fd)))
+        try:
+            device = FsDevice(options.settings(root_fd), loop, membership)
+        except OSError as error:
+            raise _not_shared(options.shared_dir, error) from None
+        stack.enter_context(closing(device))
+        if membership is not None:
+            membership.attach(loop, lambda: _counters(device))
+        if options.socket_path is not None:
+            listener = stack.enter_context(listen(options.socket_path, options.socket_group))
+        else:
+            assert options.fd is not None
+            listener = stack.enter_context(adopt(options.fd))
+        credentials.prepare()
+        ended = loop.stop if options.exit_on_disconnect else lambda: None
+        stack.enter_context(closing(Sessions(listener.socket, device, loop, ended)))
+        stack.enter_context(_stopped_by_signals(loop))
+        _keep_alive(loop, notifier)
+        notifier.ready(f"Sharing {options.shared_dir}")
+        loop.run()
+        notifier.stopping()
+
+
+def _raise_nofile(wanted: int | None) -> None:
+    """Set the limit of open files; None: as high as useful and permitted; 0: leave it."""
+    if wanted == 0:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    if wanted is None and soft >= min(NOFILE, most):
+        return
+    limit = min(NOFILE, most) if wanted is None else wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(hard, limit)))
+    except (ValueError, OSError):
+        if wanted is not None:
+            raise UserError(f"--rlimit-nofile {wanted}: not permitted, at most {min(hard, most)}") from None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _open_directory(path: Path) -> int:
+    """An O_PATH descriptor of the directory to share."""
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_shared(path, error) from None
+
+
+def _not_shared(path: Path, error: OSError) -> UserError:
+    return UserError(f"shared directory {path}: {error.strerror}: name another with --shared-dir")
+
+
+def _join(options: Options, table: Path, root_fd: int) -> Membership:
+    root = os.fstat(root_fd)
+    return Membership.join(
+        str(table),
+        share_root=(root.st_dev, root.st_ino),
+        guest=options.guest,
+        cache=options.cache,
+        socket_path=None if options.coherence_socket is None else str(options.coherence_socket),
+    )
+
+
+def _counters(device: FsDevice) -> dict[str, int]:
+    """What coherencectl status shows of this backend."""
+    fs = device.fs
+    return {
+        "requests": sum(fs.requests.values()),
+        "inodes": fs.inodes.live,
+        "handles": fs.handles.live,
+        "aware": int(fs.aware),
+    }
+
+
+@contextmanager
+def _stopped_by_signals(loop: EventLoop) -> Iterator[None]:
+    """SIGTERM and SIGINT stop the loop, whatever it is waiting for."""
+    wake, woken = socket.socketpair()
+    for end in (wake, woken):
+        end.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    loop.add_reader(woken.fileno(), loop.stop)
+    try:
+        yield
+    finally:
+        loop.remove_reader(woken.fileno())
+        signal.set_wakeup_fd(-1)
+        wake.close()
+        woken.close()
+
+
+def _keep_alive(loop: EventLoop, notifier: Notifier) -> None:
+    """Tell the service manager's watchdog, if there is one, as long as the loop goes round."""
+    period = notifier.alive_every
+    if period is None:
+        return
+    notifier.alive()
+    loop.call_later(period, lambda: _keep_alive(loop, notifier))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""The command line of vfs-backend; docs/vfs-backend.md explains every option."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from coherence import log
+from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
+from server.settings import TAG_MAX, Settings
+
+PROG: Final = "vfs-backend"
+GUEST_MAX: Final = 64
+"""Longest label of a guest, characters (coherence.messages.Label)."""
+CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
+"""What management tools such as libvirt ask for (QEMU's docs/interop/vhost-user.json)."""
+
+EPILOG: Final = """\
+Examples:
+  vfs-backend --shared-dir /srv/data --socket-path /run/data.sock
+      share a directory with one guest, as virtiofsd does
+  vfs-backend --shared-dir /srv/data --socket-path /run/a.sock --cache shared --coherence /dev/shm/vt
+      the same, cached as long as it is fresh: needs coherenced, and one vfs-backend for each guest
+
+In QEMU:  -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem
+          -chardev socket,id=c,path=/run/data.sock -device vhost-user-fs-pci,chardev=c,tag=data
+In the guest:  mount -t virtiofs data /mnt
+
+Exit status: 0 after SIGTERM or SIGINT, 1 on failure, 2 on wrong usage.
+"""
+
+# What the option -o of the old C virtiofsd becomes. Locks are the guest's own in any case.
+_LEGACY_VALUES: Final = {
+    "source": "--shared-dir",
+    "cache": "--cache",
+    "timeout": "--timeout",
+    "log_level": "--log-level",
+    "loglevel": "--log-level",
+}
+_LEGACY_FLAGS: Final[dict[str, list[str]]] = {
+    "xattr": ["--xattr"],
+    "no_xattr": [],
+    "writeback": ["--writeback"],
+    "no_writeback": [],
+    "readdirplus": [],
+    "no_readdirplus": ["--no-readdirplus"],
+    "allow_direct_io": ["--allow-direct-io"],
+    "no_allow_direct_io": [],
+    "no_posix_lock": [],
+    "no_flock": [],
+}
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The command line, checked.
+
+    Attributes that Settings has too mean the same there; the others are:
+        socket_path: where to listen, or None with `fd`.
+        fd: descriptor of a socket that listens already.
+        socket_group: group that may connect.
+        coherence: path of the domain's version table, or None.
+        coherence_socket: of coherenced, or None for the one that belongs to the table.
+        guest: what status displays call the guest.
+        rlimit_nofile: limit of open files; 0 leaves it, None is as high as useful.
+        exit_on_disconnect: end with the first front-end.
+        log_level, log_json: see coherence.log.configure.
+    """
+
+    shared_dir: Path
+    socket_path: Path | None
+    fd: int | None
+    socket_group: str | None
+    tag: str | None
+    cache: CacheMode
+    timeout: float | None
+    writeback: bool
+    xattr: bool
+    readonly: bool
+    no_readdirplus: bool
+    allow_mmap: bool
+    allow_direct_io: bool
+    num_request_queues: int
+    queue_size: int
+    coherence: Path | None
+    coherence_socket: Path | None
+    guest: str
+    rlimit_nofile: int | None
+    exit_on_disconnect: bool
+    log_level: str
+    log_json: bool
+
+    def settings(self, root_fd: int) -> Settings:
+        """What the device needs of it; root_fd: see Settings."""
+        return Settings(
+            shared_dir=self.shared_dir,
+            root_fd=root_fd,
+            tag=self.tag,
+            cache=self.cache,
+            timeout=self.timeout,
+            writeback=self.writeback,
+            xattr=self.xattr,
+            readonly=self.readonly,
+            # Entries that a guest may not keep are not worth looking up for it.
+            readdirplus=self.cache != "none" and not self.no_readdirplus,
+            allow_mmap=self.allow_mmap,
+            allow_direct_io=self.allow_direct_io,
+            num_request_queues=self.num_request_queues,
+            queue_size=self.queue_size,
+        )
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read the command line; exits with status 2 and one line on stderr when it is wrong."""
+    parser = _parser()
+    try:
+        given = vars(parser.parse_args(list(_modern(argv))))
+    except ValueError as error:
+        parser.error(str(error))
+    problem = _problem(given)
+    if problem:
+        parser.error(problem)
+    if given["guest"] is None:
+        socket_path = given["socket_path"]
+        given["guest"] = (given["tag"] or (socket_path.name if socket_path else "guest"))[:GUEST_MAX]
+    return Options(**given)
+
+
+def _modern(argv: Sequence[str]) -> Iterator[str]:
+    """The command line with -o of the old virtiofsd replaced by the options of today.
+
+    Raises:
+        ValueError: -o names something that has no counterpart.
+    """
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-o"):
+            yield argument
+            continue
+        for item in (argument[2:] or next(arguments, "")).split(","):
+            name, equals, value = item.partition("=")
+            if equals and name in _LEGACY_VALUES:
+                yield f"{_LEGACY_VALUES[name]}={value}"
+            elif not equals and name in _LEGACY_FLAGS:
+                yield from _LEGACY_FLAGS[name]
+            else:
+                raise ValueError(f"argument -o: {item!r} is not supported")
+
+
+def _problem(given: dict[str, Any]) -> str | None:
+    """What is wrong with options that are right one by one."""
+    cache = given["cache"]
+    if given["shared_dir"] is None:
+        return "--shared-dir DIR is missing: name the directory to share"
+    if (given["socket_path"] is None) == (given["fd"] is None):
+        return "give either --socket-path PATH or --fd FD: where the virtual machine connects"
+    if given["socket_group"] is not None and given["fd"] is not None:
+        return "--socket-group needs --socket-path: a socket given by --fd has its group"
+    if given["timeout"] is not None and cache not in ("auto", "always"):
+        return f"--timeout does not go with --cache {cache}: only auto and always go by time"
+    if given["writeback"] and cache not in ("auto", "always"):
+        return f"--writeback does not go with --cache {cache}: others do not see delayed writes"
+    if cache == "shared" and given["coherence"] is None:
+        return "--cache shared needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
+    if given["coherence_socket"] is not None and given["coherence"] is None:
+        return "--coherence-socket needs --coherence TABLE, such as /dev/shm/vt"
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}: see {self.prog} --help\n")
+
+
+class _PrintCapabilities(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(json.dumps(CAPABILITIES, indent=2))
+        parser.exit()
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        try:
+            installed = metadata.version("coherent-vfs")
+        except metadata.PackageNotFoundError:
+            installed = "(not installed, run from its sources)"
+        print(parser.prog, installed)
+        parser.exit()
+
+
+def _cache(text: str) -> str:
+    return "none" if text == "never" else text
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (0 <= value <= LONG_TIMEOUT * 366 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r}: use seconds, 0 or more")
+    return value
+
+
+def _tag(text: str) -> str:
+    if not 0 < len(os.fsencode(text)) <= TAG_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}: use 1 to {TAG_MAX} bytes")
+    return text
+
+
+def _guest(text: str) -> str:
+    if not (0 < len(text) <= GUEST_MAX and text.isprintable()):
+        raise argparse.ArgumentTypeError(f"{text!r}: use 1 to {GUEST_MAX} printable characters")
+    return text
+
+
+def _number(text: str, least: int, most: int) -> int:
+    value = int(text)
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}: use a number from {least} to {most}")
+    return value
+
+
+def _queues(text: str) -> int:
+    return _number(text, 1, 64)
+
+
+def _queue_size(text: str) -> int:
+    value = _number(text, 16, 32768)
+    if value & (value - 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: use a power of two")
+    return value
+
+
+def _descriptor(text: str) -> int:
+    return _number(text, 0, (1 << 31) - 1)
+
+
+def _files(text: str) -> int:
+    return _number(text, 0, 1 << 30)
+
+
+for _type, _name in (
+    (_seconds, "number of seconds"),
+    *((each, "number") for each in (_queues, _queue_size, _descriptor, _files)),
+):
+    _type.__name__ = _name  # as argparse calls it: "invalid number value: 'x'"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROG,
+        description="Serve a host directory to one virtual machine over virtio-fs (vhost-user).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage=f"{PROG} --shared-dir DIR (--socket-path PATH | --fd FD) [OPTIONS]",
+    )
+    group = parser.add_argument_group("the share")
+    group.add_argument("--shared-dir", metavar="DIR", type=Path, help="directory to share")
+    group.add_argument("--tag", metavar="TAG", type=_tag, help="tag to offer; QEMU has its own option for it")
+    group.add_argument("--readonly", action="store_true", help="refuse all changes")
+    group.add_argument("--xattr", action="store_true", help="serve extended attributes")
+
+    group = parser.add_argument_group("the virtual machine")
+    group.add_argument("--socket-path", metavar="PATH", type=Path, help="socket to listen at")
+    group.add_argument("--socket-group", metavar="GROUP", help="group that may connect (default: none)")
+    group.add_argument("--fd", metavar="FD", type=_descriptor, help="inherited socket that listens already")
+    group.add_argument(
+        "--exit-on-disconnect", action="store_true", help="end when the virtual machine disconnects"
+    )
+    group.add_argument(
+        "--num-request-queues", metavar="N", type=_queues, default=1, help="request queues (default 1)"
+    )
+    group.add_argument(
+        "--queue-size", metavar="N", type=_queue_size, default=1024, help="queue size limit (default 1024)"
+    )
+
+    group = parser.add_argument_group("what the guest may cache")
+    group.add_argument(
+        "--cache",
+        metavar="MODE",
+        type=_cache,
+        choices=CACHE_MODES,
+        default="auto",
+        help="none: nothing ('never' is the same); auto: names and attributes for a time, data while a file "
+        "is open (default); always: everything; shared: everything until it changes, needs --coherence",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help=f"how long in auto and always (default {AUTO_TIMEOUT:.0f} and {LONG_TIMEOUT:.0f})",
+    )
+    group.add_argument("--writeback", action="store_true", help="let the guest delay writes (auto, always)")
+    group.add_argument("--no-readdirplus", action="store_true", help="do not offer READDIRPLUS")
+    group.add_argument(
+        "--allow-mmap", action="store_true", help="let shared mappings keep data where the mode does not"
+    )
+    group.add_argument(
+        "--allow-direct-io", action="store_true", help="pass O_DIRECT of the guest's programs on to the host"
+    )
+
+    group = parser.add_argument_group("the coherence domain")
+    group.add_argument("--coherence", metavar="TABLE", type=Path, help="version table to join: /dev/shm/vt")
+    group.add_argument(
+        "--coherence-socket", metavar="PATH", type=Path, help="coherenced's socket (default: the table's own)"
+    )
+    group.add_argument("--guest", metavar="NAME", type=_guest, help="name in the status (default: the tag)")
+
+    group = parser.add_argument_group("the process")
+    group.add_argument(
+        "--rlimit-nofile",
+        metavar="N",
+        type=_files,
+        help="limit of open files; 0 leaves it (default: 1000000, or what is permitted)",
+    )
+    group.add_argument(
+        "--log-level", choices=list(log.LEVELS), default="warn", help="least severe level (default warn)"
+    )
+    group.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
+    for option, action, text in (
+        ("--print-capabilities", _PrintCapabilities, "print what management tools ask for, JSON"),
+        ("--version", _PrintVersion, "print the version"),
+    ):
+        group.add_argument(option, action=action, nargs=0, default=argparse.SUPPRESS, help=text)
+    return parser

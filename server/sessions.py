@@ -1,0 +1,92 @@
+"""One front-end after the other: each drives the device over its own vhost-user connection.
+
+A front-end that connects while another one is there waits. When one goes, whatever it and its guest had
+goes with it, and the next one starts anew: so a virtual machine may reboot, crash, or come back.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from coherence.log import get_logger
+from server.vhost_user.connection import Connection, Disconnected
+from server.vhost_user.handler import Handler
+from server.vhost_user.interface import Device
+from server.vhost_user.messages import ProtocolError
+
+log = get_logger(__name__)
+
+
+class Loop(Protocol):
+    """What it needs of server.loop.EventLoop."""
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None: ...
+    def remove_reader(self, fd: int) -> None: ...
+
+
+class Sessions:
+    """Accepts front-ends from now on.
+
+    Args:
+        listener: a listening socket, not blocking.
+        device: what they drive.
+        loop: calls back when there is something to read.
+        ended: called after a front-end has gone.
+    """
+
+    def __init__(
+        self, listener: socket.socket, device: Device, loop: Loop, ended: Callable[[], object] = lambda: None
+    ) -> None:
+        self._listener = listener
+        self._device = device
+        self._loop = loop
+        self._ended = ended
+        self._connection: Connection | None = None
+        self._handler: Handler | None = None
+        loop.add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Drop the front-end, if there is one, and accept no other."""
+        if self._connection is None:
+            self._loop.remove_reader(self._listener.fileno())
+        else:
+            self._drop(self._connection)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("front-end not accepted", reason=error.strerror)
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._connection = Connection(sock)
+        self._handler = Handler(self._device, self._connection)
+        self._loop.add_reader(sock.fileno(), self._receive)
+        log.info("front-end connected")
+
+    def _receive(self) -> None:
+        connection, handler = self._connection, self._handler
+        assert connection is not None
+        assert handler is not None
+        try:
+            while message := connection.receive():
+                handler.handle(message)
+            return
+        except Disconnected:
+            log.info("front-end disconnected")
+        except ProtocolError as error:
+            log.warning("front-end dropped", reason=str(error))
+        self._drop(connection)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._ended()
+
+    def _drop(self, connection: Connection) -> None:
+        self._loop.remove_reader(connection.fileno())
+        if self._handler is not None:
+            self._handler.close()
+        connection.close()
+        self._connection = self._handler = None
