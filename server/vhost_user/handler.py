@@ -422,6 +422,8 @@ class Handler:
         value = unpack_u64(message.payload)
         index = value & 0xFF
         self._ring(index)
+        for fd in message.fds:
+            os.set_blocking(fd, False)  # a pipe that nobody empties must not stop us
         fds = message.take_fds(0 if value & INVALID_FD else 1)
         return index, fds[0] if fds else None
 

@@ -20,7 +20,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Ring:
-    """A split virtqueue that is to start. Its descriptors now belong to the device.
+    """A split virtqueue that is to start. Its descriptors do not block and now belong to the device.
 
     `desc`, `used` and `avail` are user addresses of the front-end, aligned as virtio demands, and were
     within the memory regions when the ring started. `base` is the next index to read in the available

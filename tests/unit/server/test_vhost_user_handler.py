@@ -384,6 +384,19 @@ def test_call_replaced_while_the_ring_runs(ready: Bench) -> None:
     assert ready.device.calls[0] is None
 
 
+def test_ring_descriptors_do_not_block(ready: Bench) -> None:
+    """User-Mode Linux gives a pipe; a guest that never empties it must not stop us."""
+    read, write = os.pipe()
+    ready.do(Request.SET_VRING_CALL, pack_u64(0), [write])
+    ready.start(0)
+    ready.do(Request.SET_VRING_CALL, pack_u64(0), [write])
+    call = ready.device.calls[0]
+    assert call is not None
+    assert not os.get_blocking(call)
+    os.close(read)
+    os.close(write)
+
+
 def test_kick_replaced_while_the_ring_runs(ready: Bench) -> None:
     ready.start(0)
     ready.set_ring(Request.SET_VRING_ENABLE, 0, 1)
