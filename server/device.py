@@ -91,8 +91,12 @@ class FsDevice:
                 if fd is not None:
                     os.close(fd)
             raise
+        try:
+            self._loop.add_queue(queue)
+        except OSError:  # a kick descriptor that cannot be waited on
+            queue.close()
+            raise
         self._queues[index] = queue
-        self._loop.add_queue(queue)
 
     def enable_ring(self, index: int, enabled: bool) -> None:
         self._queues[index].enable(enabled)
