@@ -89,6 +89,22 @@ def c(
 
 
 @contextlib.contextmanager
+def for_uml(backend: Backend, *, tag: str | None = None) -> Iterator[Backend]:
+    """Let User-Mode Linux use the Rust or C virtiofsd (uml_proxy.py says why): yields it with another socket.
+
+    Args:
+        backend: The backend.
+        tag: For the C virtiofsd, which does not tell it.
+    """
+    socket = backend.socket.with_suffix(".uml.sock")
+    command = [sys.executable, "-m", "tests.lab.uml_proxy", str(socket), str(backend.socket)]
+    if tag is not None:
+        command += ["--tag", tag]
+    with _serve(command, socket, ""):
+        yield dataclasses.replace(backend, socket=socket)
+
+
+@contextlib.contextmanager
 def daemon(folder: Path, table: str) -> Iterator[Backend]:
     """Run a coherenced of its own.
 

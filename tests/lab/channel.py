@@ -79,7 +79,6 @@ class Channel:
             self._wait(select.POLLIN, deadline)
             piece = self._port.recv(size - len(data))
             if not piece:
-                self._watch()
                 raise ConnectionError("the guest's port is closed")
             data += piece
         return bytes(data)

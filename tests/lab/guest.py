@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -14,6 +15,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,13 +139,15 @@ class Guest:
         os.kill(self.pid, signal.SIGCONT)
 
     def _start(self, command: str, stdin: bytes, deadline: float) -> None:
-        self._channel.send_pieces(Kind.INPUT, stdin, deadline)
-        self._channel.send_pieces(Kind.SCRIPT, command.encode(), deadline)
-        self._channel.send(Kind.RUN, b"", deadline)
+        with self._alive():
+            self._channel.send_pieces(Kind.INPUT, stdin, deadline)
+            self._channel.send_pieces(Kind.SCRIPT, command.encode(), deadline)
+            self._channel.send(Kind.RUN, b"", deadline)
 
     def _collect(self, output: bytearray, deadline: float) -> int:
         while True:
-            kind, payload = self._channel.receive(deadline)
+            with self._alive():
+                kind, payload = self._channel.receive(deadline)
             if kind is Kind.EXIT:
                 return int.from_bytes(payload, "little")
             if kind is not Kind.OUTPUT:
@@ -160,9 +164,17 @@ class Guest:
 
     def _wait_ready(self, timeout: float) -> None:
         try:
-            self._channel.wait_hello(time.monotonic() + timeout)
+            with self._alive():
+                self._channel.wait_hello(time.monotonic() + timeout)
         except TimeoutError:
             raise GuestError(self._account(f"the guest was not ready after {timeout} s")) from None
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionError as error:
+            raise GuestError(self._account(f"the guest has ended ({error})")) from None
 
     def _watch(self) -> None:
         if not self._process.running:

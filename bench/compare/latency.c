@@ -1,0 +1,139 @@
+/* Runs in a guest: repeats one operation on a mounted share and prints the mean time of one, in nanoseconds.
+ *
+ * Usage: latency OPERATION DIRECTORY COUNT. DIRECTORY has been prepared by `latency prepare DIRECTORY 0`.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <err.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BLOCK = 4096, BIG = 1 << 20, FILE_SIZE = 64 << 20, ENTRIES = 1000 };
+
+static char *buffer; /* page-aligned: what FUSE then sends depends on nothing else */
+static int file;
+
+static void do_stat(long i)
+{
+	struct stat st;
+	(void)i;
+	if (stat("b/f", &st))
+		err(1, "stat");
+}
+
+static void do_open(long i)
+{
+	(void)i;
+	int fd = open("b/f", O_RDONLY);
+	if (fd < 0 || close(fd))
+		err(1, "open");
+}
+
+static void do_pread(long i)
+{
+	if (pread(file, buffer, BLOCK, i % (FILE_SIZE / BLOCK) * BLOCK) != BLOCK)
+		err(1, "pread");
+}
+
+static void do_pwrite(long i)
+{
+	if (pwrite(file, buffer, BLOCK, i % (FILE_SIZE / BLOCK) * BLOCK) != BLOCK)
+		err(1, "pwrite");
+}
+
+static void do_create(long i)
+{
+	(void)i;
+	int fd = open("b/new", O_CREAT | O_EXCL | O_WRONLY, 0644);
+	if (fd < 0 || close(fd) || unlink("b/new"))
+		err(1, "create");
+}
+
+static void do_list(long i)
+{
+	(void)i;
+	int count = 0;
+	DIR *directory = opendir("entries");
+	if (!directory)
+		err(1, "opendir");
+	while (readdir(directory))
+		count++;
+	closedir(directory);
+	if (count != ENTRIES + 2)
+		errx(1, "%d entries instead of %d", count, ENTRIES + 2);
+}
+
+static void do_read_big(long i)
+{
+	if (pread(file, buffer, BIG, i % (FILE_SIZE / BIG) * BIG) != BIG)
+		err(1, "pread");
+}
+
+static void do_write_big(long i)
+{
+	if (pwrite(file, buffer, BIG, i % (FILE_SIZE / BIG) * BIG) != BIG)
+		err(1, "pwrite");
+}
+
+static const struct operation {
+	const char *name;
+	void (*once)(long i);
+} operations[] = {
+	{ "stat", do_stat },	 { "open", do_open },	  { "pread", do_pread },	 { "pwrite", do_pwrite },
+	{ "create", do_create }, { "list", do_list },	  { "read-big", do_read_big }, { "write-big", do_write_big },
+};
+
+static void prepare(void)
+{
+	char name[64];
+	if (mkdir("b", 0755) || mkdir("entries", 0755))
+		err(1, "mkdir");
+	int fd = open("b/f", O_CREAT | O_WRONLY, 0644);
+	for (long i = 0; i < FILE_SIZE / BIG; i++)
+		if (write(fd, buffer, BIG) != BIG)
+			err(1, "write");
+	close(fd);
+	for (int i = 0; i < ENTRIES; i++) {
+		snprintf(name, sizeof(name), "entries/entry-%04d.txt", i);
+		close(open(name, O_CREAT | O_WRONLY, 0644));
+	}
+}
+
+static long long now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 4)
+		errx(2, "usage: latency OPERATION DIRECTORY COUNT");
+	if (posix_memalign((void **)&buffer, BLOCK, BIG) || chdir(argv[2]))
+		err(1, "%s", argv[2]);
+	memset(buffer, 'x', BIG);
+	if (strcmp(argv[1], "prepare") == 0) {
+		prepare();
+		return 0;
+	}
+	long count = atol(argv[3]);
+	file = open("b/f", O_RDWR);
+	if (file < 0)
+		err(1, "b/f");
+	for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++) {
+		if (strcmp(argv[1], operations[i].name))
+			continue;
+		long long start = now();
+		for (long n = 0; n < count; n++)
+			operations[i].once(n);
+		printf("%.1f\n", (double)(now() - start) / count);
+		return 0;
+	}
+	errx(2, "no operation %s", argv[1]);
+}
