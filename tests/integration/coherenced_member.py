@@ -1,0 +1,38 @@
+"""A backend without a guest, which does what its standard input says.
+
+A line is one of: announce SLOTS, clear, bump SLOT, leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from coherence import log
+from coherence.membership import Membership
+
+
+async def main(table_path: str, socket_path: str, guest: str) -> None:
+    """Join, then obey until the input ends."""
+    log.configure("warn")
+    membership = Membership.join(
+        table_path, share_root=(1, len(guest)), guest=guest, cache="shared", socket_path=socket_path
+    )
+    loop = asyncio.get_running_loop()
+    membership.attach(loop, lambda: {"requests": 7})
+    print("joined", flush=True)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        match line.split():
+            case ["announce", *slots]:
+                membership.journal.announce([int(slot) for slot in slots])
+            case ["clear"]:
+                membership.journal.clear()
+            case ["bump", slot]:
+                membership.table.bump(int(slot))
+            case ["leave"]:
+                membership.close()
+        print("done", line.strip(), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""A coherenced and its backends as processes of their own, for tests that kill them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from coherence import holder
+from coherence.ctl import Report, fetch_status
+from coherence.places import Places
+from coherence.table import Table
+
+SECONDS = 20.0
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Wait until something that another process brings about is so; fail after SECONDS."""
+    end = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.005)
+
+
+class Manager:
+    """The part of a service manager: a socket that gets a service's notifications."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / f"notify-{secrets.token_hex(4)}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        self._socket.settimeout(SECONDS)
+
+    def wait_for(self, line: str) -> str:
+        """The next notification with this line in it; the ones before are skipped."""
+        while True:
+            text = self._socket.recv(4096).decode()
+            if line in text.split("\n"):
+                return text
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
+
+
+class Coherenced:
+    """One table's daemon, which can be killed and started again. A context that leaves nothing behind.
+
+    Args:
+        directory: for socket and logs.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.places = Places(f"/test.{os.getpid()}.{secrets.token_hex(4)}")
+        self.directory = directory
+        self.socket = directory / f"{self.places.name[1:]}.sock"
+        self.manager = Manager(directory)
+        self.process: subprocess.Popen[str] | None = None
+        self._log = (directory / "coherenced.log").open("a+")
+
+    def __enter__(self) -> Coherenced:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        if error is not None:
+            print(self.log())
+        self.manager.close()
+        self._log.close()
+        for key in self.places.journal_keys():
+            holder.remove(key)
+            self.places.journal(key).unlink()
+        self.places.table.unlink(missing_ok=True)
+        self.places.lock.unlink(missing_ok=True)
+
+    def spawn(self, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a daemon without waiting for it; the caller ends it."""
+        command = [sys.executable, "-m", "coherence.daemon", "--table", self.places.name, "--slots", "1024"]
+        command += ["--socket", str(self.socket), "--log-level", "info", *flags]
+        return subprocess.Popen(
+            command,
+            env=os.environ | {"NOTIFY_SOCKET": str(self.manager.path)} | (environment or {}),
+            stderr=self._log,
+            text=True,
+        )
+
+    def start(self, *flags: str, environment: dict[str, str] | None = None) -> None:
+        """Start the daemon and wait until it is ready."""
+        self.process = self.spawn(*flags, environment=environment)
+        self.manager.wait_for("READY=1")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal that ends the daemon; returns its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(SECONDS)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.stop(signal.SIGKILL)
+
+    def log(self) -> str:
+        """Everything that the daemons of this object have logged."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def status(self) -> Report:
+        """As coherencectl sees it."""
+        return fetch_status(self.socket)
+
+    @contextlib.contextmanager
+    def table(self) -> Iterator[Table]:
+        """The table, read-only, as a guest has it."""
+        table = Table.open(self.places.table)
+        try:
+            yield table
+        finally:
+            table.close()
+
+
+class Member:
+    """A backend in a process of its own (coherenced_member.py). A context that ends it."""
+
+    def __init__(self, daemon: Coherenced, guest: str) -> None:
+        self._log = (daemon.directory / f"member-{guest}.log").open("a+")
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.integration.coherenced_member",
+                str(daemon.places.table),
+                str(daemon.socket),
+                guest,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.pid = self._process.pid
+        self._read("joined")
+
+    def __enter__(self) -> Member:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            assert stream is not None
+            stream.close()
+
+    def log(self) -> str:
+        """Its warnings and errors."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def _read(self, expected: str) -> None:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        assert line == expected, line
+
+    def do(self, command: str) -> None:
+        """Have it do one thing, and wait until it is done."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        self._read(f"done {command}")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._process.wait()

@@ -1,0 +1,257 @@
+"""A running coherenced: start, status, signals, and who is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coherence import ctl
+from coherence.errors import UserError
+from coherence.membership import Membership
+from coherence.table import SLOTS_OFFSET, TRUST_NOTHING
+from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
+
+
+@pytest.fixture
+def coherenced(tmp_path: Path) -> Iterator[Coherenced]:
+    with Coherenced(tmp_path) as daemon:
+        yield daemon
+
+
+def join(coherenced: Coherenced, guest: str) -> Membership:
+    """Join in this process."""
+    return Membership.join(
+        str(coherenced.places.table),
+        share_root=(1, 2),
+        guest=guest,
+        cache="none",
+        socket_path=str(coherenced.socket),
+    )
+
+
+def refusal(process: subprocess.Popen[str], coherenced: Coherenced) -> str:
+    """What a daemon that refuses to start says, which is one line."""
+    assert process.wait(SECONDS) == 1
+    lines = [line for line in coherenced.log().splitlines() if line.startswith("coherenced: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_fresh_daemon_makes_a_trusted_table(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with coherenced.table() as table:
+        assert table.slot_count == 1024
+        assert table.floor <= table.sequence
+    assert coherenced.status().status.trusted
+
+
+def test_a_backend_is_shown_with_its_counters_and_its_root_is_in_the_table(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        assert table.is_root(table.inode_slot(1, 3))
+        member.do("bump 5")
+        (backend,) = coherenced.status().backends
+        assert (backend.pid, backend.guest, backend.cache) == (member.pid, "one", "shared")
+        assert backend.counters == {"requests": 7}
+
+
+def test_a_backend_that_leaves_is_forgotten_and_the_table_stays_trusted(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member:
+        member.do("leave")
+        eventually(lambda: not coherenced.places.journal_keys())
+        report = coherenced.status()
+        assert report.status.trusted
+        assert report.backends == []
+
+
+def test_bumps_are_counted_per_second(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member:
+
+        def bumps() -> bool:
+            member.do("bump 5")
+            return coherenced.status().status.bumps_per_second > 0
+
+        eventually(bumps)
+
+
+def test_status_of_many_backends_comes_in_pages(coherenced: Coherenced) -> None:
+    coherenced.start()
+    members = [join(coherenced, f"g{i}") for i in range(20)]
+    try:
+        assert [backend.guest for backend in coherenced.status().backends] == [f"g{i}" for i in range(20)]
+    finally:
+        for member in members:
+            member.close()
+
+
+def test_coherencectl_prints_for_people_and_for_programs(
+    coherenced: Coherenced, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coherenced.start()
+    with Member(coherenced, "one"):
+        assert ctl.main(["status", "--socket", str(coherenced.socket)]) == 0
+        text = capsys.readouterr().out
+        assert "1024 slots, trusted" in text
+        assert "one: pid" in text
+        assert "requests 7" in text
+        assert ctl.main(["status", "--socket", str(coherenced.socket), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["status"]["dax"] == []
+        assert report["backends"][0]["guest"] == "one"
+    assert ctl.main(["check", str(coherenced.places.table)]) == 0
+    assert "sound" in capsys.readouterr().out
+
+
+def test_a_second_daemon_is_refused(coherenced: Coherenced) -> None:
+    coherenced.start()
+    line = refusal(coherenced.spawn("--socket", str(coherenced.directory / "other.sock")), coherenced)
+    assert "running coherenced already" in line
+    assert coherenced.status().status.trusted
+
+
+def test_a_socket_of_another_process_is_refused(coherenced: Coherenced) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(str(coherenced.socket))
+        other.listen()
+        assert "in use by another process" in refusal(coherenced.spawn(), coherenced)
+
+
+def test_a_file_at_the_sockets_path_is_refused(coherenced: Coherenced) -> None:
+    coherenced.socket.write_text("precious")
+    assert "is no socket" in refusal(coherenced.spawn(), coherenced)
+    assert coherenced.socket.read_text() == "precious"
+
+
+def test_a_table_of_another_version_is_refused_with_the_remedy(coherenced: Coherenced) -> None:
+    coherenced.start()
+    coherenced.stop()
+    with coherenced.places.table.open("r+b") as file:
+        file.seek(8)
+        file.write((99).to_bytes(8, "little"))
+    line = refusal(coherenced.spawn(), coherenced)
+    assert "ABI 99" in line
+    assert "remove the file" in line
+
+
+def test_a_table_that_a_killed_daemon_left_unfinished_is_made_anew(coherenced: Coherenced) -> None:
+    coherenced.places.table.write_bytes(bytes(SLOTS_OFFSET))
+    coherenced.start()
+    assert coherenced.status().status.trusted
+
+
+def test_sigterm_ends_it_with_a_distrusted_table_and_no_socket(coherenced: Coherenced) -> None:
+    coherenced.start()
+    assert coherenced.stop() == 0
+    coherenced.manager.wait_for("STOPPING=1")
+    assert not coherenced.socket.exists()
+    with coherenced.table() as table:
+        assert table.floor == TRUST_NOTHING
+
+
+def test_sighup_reads_the_settings_again(coherenced: Coherenced) -> None:
+    config = coherenced.directory / "coherenced.toml"
+    config.write_text('socket-mode = "0600"\n')
+    coherenced.start("--config", str(config))
+    assert coherenced.process is not None
+    assert stat.S_IMODE(coherenced.socket.stat().st_mode) == 0o600
+    config.write_text('socket-mode = "0666"\nslots = 2048\n')
+    coherenced.process.send_signal(signal.SIGHUP)
+    assert "MONOTONIC_USEC=" in coherenced.manager.wait_for("RELOADING=1")
+    coherenced.manager.wait_for("READY=1")
+    assert stat.S_IMODE(coherenced.socket.stat().st_mode) == 0o666
+    assert "reloaded" in coherenced.log()
+
+
+def test_a_bad_file_on_sighup_changes_nothing(coherenced: Coherenced) -> None:
+    config = coherenced.directory / "coherenced.toml"
+    config.write_text('socket-mode = "0600"\n')
+    coherenced.start("--config", str(config))
+    assert coherenced.process is not None
+    config.write_text('socket-mode = "rwx"\n')
+    coherenced.process.send_signal(signal.SIGHUP)
+    coherenced.manager.wait_for("RELOADING=1")
+    coherenced.manager.wait_for("READY=1")
+    assert stat.S_IMODE(coherenced.socket.stat().st_mode) == 0o600
+    assert "not reloaded" in coherenced.log()
+
+
+def test_the_watchdog_is_fed(coherenced: Coherenced) -> None:
+    coherenced.start(environment={"WATCHDOG_USEC": "20000"})
+    for _ in range(3):
+        coherenced.manager.wait_for("WATCHDOG=1")
+
+
+def join_as_nobody(coherenced: Coherenced) -> str:
+    """What a backend of an unprivileged user is told when it joins and bumps; nothing if all is well."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    for directory in (coherenced.directory, *coherenced.directory.parents[:3]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            membership = join(coherenced, "g")
+            membership.table.bump(3)
+            membership.close()
+        except BaseException as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        told = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return told
+
+
+def test_who_is_not_permitted_is_told_so(coherenced: Coherenced) -> None:
+    coherenced.start()
+    assert "not permitted: join the group" in join_as_nobody(coherenced)
+
+
+def test_a_backend_of_another_user_may_join_where_the_socket_allows_it(coherenced: Coherenced) -> None:
+    coherenced.start("--socket-group", "65534")
+    assert join_as_nobody(coherenced) == ""
+
+
+def test_a_backend_without_a_daemon_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no coherenced at"):
+        Membership.join(
+            "/dev/shm/nothing", share_root=(1, 1), guest="g", cache="none", socket_path=str(tmp_path / "s")
+        )
+
+
+def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced) -> None:
+    coherenced.start()
+    other = coherenced.directory / "table"
+    other.write_bytes(b"")
+    with pytest.raises(UserError, match="serves another table"):
+        Membership.join(
+            str(other), share_root=(1, 1), guest="g", cache="none", socket_path=str(coherenced.socket)
+        )
+    eventually(lambda: not coherenced.places.journal_keys())
+
+
+def test_wrong_usage_ends_with_2() -> None:
+    for command in (
+        ["coherence.daemon", "--slots", "many"],
+        ["coherence.ctl"],
+        ["coherence.ctl", "status", "--x"],
+    ):
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,162 @@
+"""kill -9 of backends and of coherenced, in every order: nothing is trusted that cannot be proved fresh."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coherence import holder
+from coherence.table import TRUST_NOTHING
+from tests.integration.coherenced_process import Coherenced, Member, eventually
+
+
+@pytest.fixture
+def coherenced(tmp_path: Path) -> Iterator[Coherenced]:
+    with Coherenced(tmp_path) as daemon:
+        yield daemon
+
+
+def test_what_a_killed_backend_announced_is_bumped(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        stamp = table.stamp()
+        member.do("announce 5 900 1000005")
+        assert table.valid(5, stamp)
+        member.kill()
+        eventually(lambda: not coherenced.places.journal_keys())
+        inside = 1000005 % table.slot_count
+        assert not any(table.valid(slot, stamp) for slot in (5, 900, inside))
+        assert table.valid(6, stamp)
+
+
+def test_a_killed_backend_that_announced_its_root_bumps_slot_1_too(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        stamp = table.stamp()
+        member.do(f"announce {table.inode_slot(1, 3)}")
+        member.kill()
+        eventually(lambda: not table.valid(1, stamp))
+
+
+def test_more_than_a_journal_holds_makes_everything_invalid(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        stamp = table.stamp()
+        member.do("announce " + " ".join(map(str, range(16))))
+        member.kill()
+        eventually(lambda: not coherenced.places.journal_keys())
+        assert not table.valid(500, stamp)
+        assert table.valid(500, table.stamp())
+
+
+def test_a_cleared_journal_bumps_nothing(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        member.do("announce 5")
+        member.do("clear")
+        stamp = table.stamp()
+        member.kill()
+        eventually(lambda: not coherenced.places.journal_keys())
+        assert table.valid(5, stamp)
+
+
+def test_backends_distrust_at_once_and_come_back_to_a_new_daemon(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one"), Member(coherenced, "two"), coherenced.table() as table:
+        before = table.stamp()
+        coherenced.kill()
+        eventually(lambda: table.floor == TRUST_NOTHING)
+        coherenced.start()
+        eventually(lambda: table.floor != TRUST_NOTHING)
+        report = coherenced.status()
+        assert sorted(backend.guest for backend in report.backends) == ["one", "two"]
+        assert report.status.missing == 0
+        assert not table.valid(5, before)
+        assert table.valid(5, table.stamp())
+
+
+def test_the_floor_stays_until_every_living_backend_is_back(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one"), Member(coherenced, "two") as two, coherenced.table() as table:
+        two.signal(signal.SIGSTOP)
+        coherenced.kill()
+        coherenced.start()
+        eventually(lambda: len(coherenced.status().backends) == 1)
+        assert table.floor == TRUST_NOTHING
+        assert not coherenced.status().status.trusted
+        two.signal(signal.SIGCONT)
+        eventually(lambda: coherenced.status().status.trusted)
+        assert table.floor == coherenced.status().status.floor <= table.sequence
+
+
+def test_a_backend_that_never_comes_back_holds_trust_up_only_until_it_dies(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        stamp = table.stamp()
+        member.do("announce 5")
+        member.signal(signal.SIGSTOP)
+        coherenced.kill()
+        coherenced.start()
+        assert table.floor == TRUST_NOTHING
+        member.kill()
+        eventually(lambda: table.floor != TRUST_NOTHING)
+        assert table.slot(5) > stamp
+
+
+def test_a_backend_that_died_while_the_daemon_was_away_is_buried_by_the_next(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        stamp = table.stamp()
+        member.do("announce 5")
+        coherenced.kill()
+        member.kill()
+        assert table.slot(5) <= stamp
+        coherenced.start()
+        assert table.slot(5) > stamp
+        assert coherenced.places.journal_keys() == []
+        assert coherenced.status().status.trusted
+
+
+def test_a_daemon_killed_alone_is_recovered_with_its_stale_socket(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with coherenced.table() as table:
+        before = table.stamp()
+        coherenced.kill()
+        assert coherenced.socket.exists()
+        coherenced.start()
+        assert not table.valid(5, before)
+        assert coherenced.status().status.domain == table.domain.hex()
+
+
+def test_a_removed_table_is_never_trusted_again_by_its_backends(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as old:
+        coherenced.kill()
+        coherenced.places.table.unlink()
+        coherenced.start()
+        eventually(lambda: "has a new table" in member.log())
+        assert old.floor == TRUST_NOTHING
+        assert coherenced.status().backends == []
+        coherenced.kill()
+        coherenced.start()
+        assert member.log().count("has a new table") == 1
+        assert old.floor == TRUST_NOTHING
+
+
+def test_a_backend_whose_journal_was_removed_gets_another(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member, coherenced.table() as table:
+        (old,) = coherenced.places.journal_keys()
+        member.do("announce 5")
+        coherenced.kill()
+        coherenced.places.journal(old).unlink()
+        holder.remove(old)
+        coherenced.start()
+        eventually(lambda: len(coherenced.status().backends) == 1)
+        assert coherenced.places.journal_keys() != [old]
+        stamp = table.stamp()
+        member.kill()
+        eventually(lambda: table.slot(5) > stamp)
