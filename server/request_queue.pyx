@@ -111,6 +111,7 @@ cdef class RequestQueue:
         """Serve what the ring has, up to a budget. Sets ready where more is waiting."""
         cdef int got, served = 0
         cdef size_t moved
+        cdef uint64_t one = 1
         self.ready = False
         if not self.enabled:
             return 0
@@ -123,7 +124,7 @@ cdef class RequestQueue:
             if got < 0:
                 self.enabled = False
                 if self.err_fd >= 0:
-                    os.eventfd_write(self.err_fd, 1)
+                    write(self.err_fd, &one, sizeof(one))
                 self.on_broken()
                 return 0
             moved = self.serve_chain()

@@ -64,11 +64,12 @@ cdef class Virtqueue:
         return self.next_avail
 
     def rebind(self) -> None:
-        """Find the ring again after the memory changed; ValueError where it is no longer mapped."""
+        """Find the ring again after the memory changed; where it is no longer mapped: ValueError, and it is broken."""
         self.desc = <desc_t *>self.memory.translate_user(self.desc_addr, 16 * self.size)
         self.avail = <uint16_t *>self.memory.translate_user(self.avail_addr, 6 + 2 * self.size)
         self.used = <uint16_t *>self.memory.translate_user(self.used_addr, 6 + 8 * self.size)
         if self.desc == NULL or self.avail == NULL or self.used == NULL:
+            self.broken = True
             raise ValueError("a part of the ring lies outside the guest's memory")
         if self.desc_addr % 16 or self.avail_addr % 2 or self.used_addr % 4:
             raise ValueError("a part of the ring is not aligned")
