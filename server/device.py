@@ -14,7 +14,11 @@ from server.memory import GuestMemory
 from server.request_queue import RequestQueue
 from server.settings import TAG_MAX, Settings
 from server.vhost_user.interface import Region, Ring
-from server.vhost_user.messages import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from server.vhost_user.messages import (
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+)
 from server.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
@@ -39,7 +43,10 @@ class FsDevice:
         self.queue_count = 1 + settings.num_request_queues
         tag = (settings.tag or "").encode()
         self.config = struct.pack(f"<{TAG_MAX}sII", tag, settings.num_request_queues, 0)
-        self.fs = FileSystem(settings, membership and membership.table, membership and membership.journal)
+        if membership is None:
+            self.fs = FileSystem(settings)
+        else:
+            self.fs = FileSystem(settings, membership.table, membership.journal)
         self._settings = settings
         self._loop = loop
         self._memory = GuestMemory()

@@ -1,0 +1,63 @@
+# Everything a person runs. `make demo` and `make test` set up what they need themselves.
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev
+SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+
+.PHONY: demo test test-long bench compare lint build setup lab lab-all clean help
+
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: build lab ## Two virtual machines share a directory: who sees what, after how long, in each cache mode
+	$(BIN)/python -m demo
+
+test: build lab lint ## Lint, types, and all tests but the slow ones, real guests included
+	$(BIN)/pytest -m 'not slow'
+
+test-long: build lab-all ## The tests that take long: large trees, full user lands, User-Mode Linux
+	$(BIN)/pytest -m slow --timeout 3600
+
+bench: build ## What the version table costs, with pytest-benchmark
+	$(BIN)/pytest bench --benchmark-columns min,median,mean,rounds --benchmark-disable-gc
+
+compare: build lab-all ## Against Rust and C virtiofsd in real guests; writes docs/benchmarks.md
+	$(BIN)/python -m bench.compare
+
+lint: build ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(VENV)/.built ## The compiled modules, and the commands in .venv/bin
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.packages
+	@echo 'setup: Python packages into $(VENV)'
+	@test -x $(BIN)/python || python3 -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade pip 'setuptools>=77' 'Cython>=3.1'
+	@$(BIN)/pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.packages:
+	@echo 'setup: Debian packages $(PACKAGES)'
+	@$(SUDO) apt-get update -qq
+	@DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq --no-install-recommends $(PACKAGES) >/dev/null
+	@mkdir -p $(VENV) && touch $@
+
+setup: build lab ## Everything that the demo and the tests need, without running them
+
+lab: build ## What QEMU guests need: QEMU, a kernel, busybox
+	$(BIN)/python -m tests.lab.setup
+
+lab-all: build ## Also User-Mode Linux, a full user land, and the virtiofsd programs to compare with
+	$(BIN)/python -m tests.lab.setup --all
+
+clean: ## Everything that was built; keeps .venv and .lab
+	rm -rf build dist *.egg-info $(VENV)/.built
+	find coherence server guest bench -name '*.so' -o -name '*.pyx' -printf '%p\n' | sed 's/\.pyx$$/.c/' | xargs rm -f

@@ -1,0 +1,271 @@
+"""The ring: what a driver may do, and everything that it may not."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
+from server.memory import GuestMemory
+from server.vhost_user.interface import Region
+from server.virtqueue import Virtqueue
+from tests.unit.server.raw_guest import (
+    AVAIL,
+    DESC,
+    GUEST,
+    HEAP,
+    INDIRECT,
+    NEXT,
+    QUEUE_SIZE,
+    SIZE,
+    USED,
+    USER,
+    WRITE,
+    Desc,
+    RawGuest,
+    raw_guest,
+)
+
+REPLY = HEAP + (1 << 20)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[RawGuest]:
+    with raw_guest(tmp_path) as guest:
+        yield guest
+
+
+def getattr_message(unique: int) -> bytes:
+    return IN_HEADER.pack(IN_HEADER.size + 16, Opcode.GETATTR, unique, 1, 0, 0, 1, 0) + bytes(16)
+
+
+def test_indirect_chain_in_small_pieces(guest: RawGuest) -> None:
+    """The driver may cut a request wherever it likes, even in the middle of a header."""
+    message = getattr_message(77)
+    guest.memory[HEAP : HEAP + len(message)] = message
+    pieces = [
+        Desc(GUEST + HEAP + i, min(9, len(message) - i), NEXT, i // 9 + 1) for i in range(0, len(message), 9)
+    ]
+    room = range(0, 120, 5)
+    pieces += [Desc(GUEST + REPLY + 2 * i, 5, WRITE | NEXT, len(pieces) + n + 1) for n, i in enumerate(room)]
+    pieces[-1] = Desc(pieces[-1].addr, 5, WRITE)
+    table = HEAP + 0x8000
+    guest.write_table(pieces, at=table)
+    guest.write_table([Desc(GUEST + table, 16 * len(pieces), INDIRECT)])
+    before = guest.used_idx
+    guest.offer(0)
+    guest.serve()
+    assert guest.used(before) == (0, 120)
+    reply = b"".join(guest.memory[REPLY + 2 * i : REPLY + 2 * i + 5] for i in room)
+    length, error, unique = OUT_HEADER.unpack_from(reply)
+    assert (length, error, unique) == (120, 0, 77)
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_many_requests_at_once_wrap_the_ring(tmp_path: Path, event_idx: bool) -> None:
+    with raw_guest(tmp_path, event_idx=event_idx) as guest:
+        for _ in range(5000):
+            assert guest.request(Opcode.GETATTR, 1, bytes(16))[0] == 0
+        assert os.eventfd_read(guest.call) > 0
+
+
+def test_the_driver_that_wants_no_interrupts_gets_none(tmp_path: Path) -> None:
+    with raw_guest(tmp_path) as guest:
+        os.eventfd_read(guest.call)
+        guest.memory[AVAIL : AVAIL + 2] = struct.pack("<H", 1)
+        guest.request(Opcode.GETATTR, 1, bytes(16))
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(guest.call)
+
+
+def break_head(guest: RawGuest) -> None:
+    guest.offer(QUEUE_SIZE)
+
+
+def break_avail_index(guest: RawGuest) -> None:
+    guest.offer(0, index=guest.avail_idx + QUEUE_SIZE + 2)
+
+
+def break_next(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 8, NEXT, QUEUE_SIZE)])
+    guest.offer(0)
+
+
+def break_by_loop(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 8, NEXT, 1), Desc(GUEST + HEAP, 8, NEXT, 0)])
+    guest.offer(0)
+
+
+def break_address(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + SIZE, 1)])
+    guest.offer(0)
+
+
+def break_address_below(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST - 1, 2)])
+    guest.offer(0)
+
+
+def break_length(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, SIZE)])
+    guest.offer(0)
+
+
+def break_by_wrapping_round(guest: RawGuest) -> None:
+    guest.write_table([Desc(2**64 - 8, 16)])
+    guest.offer(0)
+
+
+def break_order(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 8, WRITE | NEXT, 1), Desc(GUEST + HEAP, 40)])
+    guest.offer(0)
+
+
+def break_indirect_in_indirect(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 16, INDIRECT)], at=HEAP)
+    guest.write_table([Desc(GUEST + HEAP, 16, INDIRECT)])
+    guest.offer(0)
+
+
+def break_indirect_with_next(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 16, INDIRECT | NEXT, 1)])
+    guest.offer(0)
+
+
+def break_indirect_length(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 17, INDIRECT)])
+    guest.offer(0)
+
+
+def break_indirect_empty(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + HEAP, 0, INDIRECT)])
+    guest.offer(0)
+
+
+def break_indirect_address(guest: RawGuest) -> None:
+    guest.write_table([Desc(GUEST + SIZE - 8, 16, INDIRECT)])
+    guest.offer(0)
+
+
+def break_indirect_too_long(guest: RawGuest) -> None:
+    table = [Desc(GUEST + HEAP, 1, NEXT, i + 1) for i in range(1025)]
+    guest.write_table(table, at=HEAP)
+    guest.write_table([Desc(GUEST + HEAP, 16 * len(table), INDIRECT)])
+    guest.offer(0)
+
+
+def break_total_length(guest: RawGuest) -> None:
+    table = [Desc(GUEST, SIZE, NEXT, i + 1) for i in range(1024)]
+    table[-1] = Desc(GUEST, SIZE)
+    guest.write_table(table, at=HEAP)
+    guest.write_table([Desc(GUEST + HEAP, 16 * len(table), INDIRECT)])
+    guest.offer(0)
+
+
+BREAKS = [value for name, value in sorted(globals().items()) if name.startswith("break_")]
+
+
+@pytest.mark.parametrize("break_ring", BREAKS, ids=lambda f: f.__name__)
+def test_a_broken_ring_ends_the_session_until_reset(
+    guest: RawGuest, break_ring: Callable[[RawGuest], None], expect_log: Callable[[str], None]
+) -> None:
+    expect_log("guest's session ended")
+    before = guest.used_idx
+    break_ring(guest)
+    guest.serve()
+    assert guest.used_idx == before
+    assert not guest.device.fs.initialized
+    # Whatever comes after is left alone.
+    guest.write_table([Desc(GUEST + HEAP, 40)])
+    guest.offer(0)
+    guest.serve()
+    assert guest.used_idx == before
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    table=st.lists(
+        st.builds(
+            Desc,
+            addr=st.one_of(
+                st.integers(GUEST - 64, GUEST + SIZE + 64), st.integers(0, 2**64 - 1), st.just(GUEST + HEAP)
+            ),
+            len=st.one_of(st.integers(0, 256), st.integers(0, 2**32 - 1)),
+            flags=st.integers(0, 7),
+            next=st.integers(0, QUEUE_SIZE),
+        ),
+        max_size=QUEUE_SIZE,
+    ),
+    heap=st.binary(max_size=4096),
+    head=st.integers(0, QUEUE_SIZE),
+)
+def test_any_ring_at_all(
+    tmp_path: Path, expect_log: Callable[[str], None], table: list[Desc], heap: bytes, head: int
+) -> None:
+    """Random descriptors over random memory: an answer, nothing, or the end of the session; never worse."""
+    expect_log("guest's session ended")
+    with raw_guest(tmp_path) as guest:
+        guest.memory[HEAP : HEAP + len(heap)] = heap
+        guest.write_table(table)
+        guest.offer(head)
+        guest.serve()
+        assert guest.used_idx in (1, 2)
+
+
+def test_ring_outside_memory_is_refused() -> None:
+    memory = GuestMemory()
+    fd = os.memfd_create("guest")
+    os.truncate(fd, SIZE)
+    memory.add(GUEST, SIZE, USER, 0, fd)
+    os.close(fd)
+    for parts in ((USER + SIZE - 16, AVAIL, USED), (DESC, 0, USED), (DESC, AVAIL, 2**64 - 1)):
+        with pytest.raises(ValueError, match="outside"):
+            Virtqueue(memory, 64, *parts, 0, False)
+    for size in (0, 3, 2048, -1):
+        with pytest.raises(ValueError, match="power of two"):
+            Virtqueue(memory, size, USER + DESC, USER + AVAIL, USER + USED, 0, False)
+
+
+def test_memory_regions() -> None:
+    memory = GuestMemory()
+    fd = os.memfd_create("guest")
+    os.truncate(fd, SIZE)
+    memory.add(GUEST, SIZE // 2, USER, 0, fd)
+    for wrong in (
+        (GUEST + 4096, SIZE // 2, USER + SIZE, 0),
+        (0, 0, 0, 0),
+        (2**64 - 4096, 8192, 0, 0),
+        (GUEST + SIZE, SIZE, USER + SIZE, 4096),
+    ):
+        with pytest.raises(ValueError):
+            memory.add(*wrong, fd)
+    memory.add(GUEST + SIZE // 2, SIZE // 2, USER + SIZE // 2, SIZE // 2, fd)
+    assert len(memory) == 2
+    with pytest.raises(KeyError):
+        memory.remove(GUEST, SIZE, USER)
+    memory.remove(GUEST, SIZE // 2, USER)
+    assert len(memory) == 1
+    os.close(fd)
+
+
+def test_a_buffer_across_two_regions(guest: RawGuest, tmp_path: Path) -> None:
+    """Regions that adjoin in the guest but not here: the buffer is cut in two."""
+    fd = os.memfd_create("more")
+    os.truncate(fd, 8192)
+    guest.device.add_region(Region(GUEST + SIZE, 8192, USER + 2 * SIZE, 0, os.dup(fd)))
+    (tmp_path / "f").write_bytes(bytes(range(256)) * 32)
+    message = getattr_message(5)
+    guest.memory[SIZE - 20 : SIZE] = message[:20]
+    os.pwrite(fd, message[20:], 0)
+    guest.write_table([Desc(GUEST + SIZE - 20, len(message), NEXT, 1), Desc(GUEST + REPLY, 120, WRITE)])
+    before = guest.used_idx
+    guest.offer(0)
+    guest.serve()
+    assert guest.used(before) == (0, 120)
+    os.close(fd)
