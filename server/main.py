@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -92,7 +93,11 @@ def _raise_nofile(wanted: int | None) -> None:
 def _open_directory(path: Path) -> int:
     """An O_PATH descriptor of the directory to share."""
     try:
-        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if os.access(f"/proc/self/fd/{root_fd}", os.R_OK | os.X_OK, effective_ids=True):
+            return root_fd
+        os.close(root_fd)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _not_shared(path, error) from None
 
