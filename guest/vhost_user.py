@@ -5,6 +5,7 @@ Follows QEMU's docs/interop/vhost-user.rst and virtio 1.2, 5.11 (file system dev
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import select
@@ -61,8 +62,8 @@ _FS_CONFIG = struct.Struct("<36sI")
 """struct virtio_fs_config: tag, num_request_queues."""
 
 
-class RequestFailed(Exception):
-    """The backend answered that it could not do what it was asked."""
+class RequestFailed(OSError):
+    """The backend answered that it could not do what it was asked. errno is EIO."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class QueueDoorbells:
 class FrontEnd:
     """A connection to a backend, and the guest memory that it shares with it.
 
-    Everything a ring holds is addressed by guest addresses, and those are offsets in `memory`.
+    Everything a ring holds is addressed by guest addresses, and those are offsets in `memory`. Once it is
+    connected, every method raises OSError: ENOTCONN when the backend is gone or breaks the protocol,
+    ETIMEDOUT when it does not answer, RequestFailed when it refuses.
 
     Args:
         socket_path: where the backend listens.
@@ -90,8 +93,6 @@ class FrontEnd:
 
     Raises:
         UserError: there is no backend, it does not answer, or it is no virtio-fs device.
-        ProtocolError: the backend does not speak vhost-user.
-        RequestFailed: the backend refused something.
     """
 
     memory: mmap.mmap
@@ -183,7 +184,11 @@ class FrontEnd:
         self._accept_features()
 
     def reconnect(self) -> None:
-        """Attach to the backend again, the same or a restarted one. Every queue has to be started anew."""
+        """Attach to the backend again, the same or a restarted one. Every queue has to be started anew.
+
+        Raises:
+            UserError: as when it is made.
+        """
         self._connection.close()
         self._close_all_doorbells()
         self._connection = self._connect()
@@ -207,21 +212,23 @@ class FrontEnd:
 
     def ask(self, request: Request, payload: bytes = b"") -> bytes:
         """The payload that the backend replies to a request which has a reply of its own."""
-        self._connection.send(request, payload)
+        self._send(request, payload)
         return self._reply(request).payload
 
     def tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Make a request that has no reply, and wait until it is done if the backend acknowledges.
-
-        Raises:
-            RequestFailed: the backend could not do it.
-        """
+        """Make a request that has no reply, and wait until it is done if the backend acknowledges."""
         if not self.protocol_features & ProtocolFeature.REPLY_ACK:
-            self._connection.send(request, payload, fds)
+            self._send(request, payload, fds)
             return
-        self._connection.send(request, payload, fds, flags=HeaderFlag.NEED_REPLY)
+        self._send(request, payload, fds, HeaderFlag.NEED_REPLY)
         if unpack_u64(self._reply(request).payload):
-            raise RequestFailed(f"the backend at {self._socket_path} refused {request.name}")
+            raise RequestFailed(errno.EIO, f"the backend at {self._socket_path} refused {request.name}")
+
+    def _send(self, request: Request, payload: bytes = b"", fds: Sequence[int] = (), flags: int = 0) -> None:
+        try:
+            self._connection.send(request, payload, fds, flags=flags)
+        except ProtocolError as error:
+            raise self._gone(str(error)) from None
 
     def _reply(self, request: Request) -> Message:
         poll = select.poll()
@@ -230,16 +237,22 @@ class FrontEnd:
         try:
             while (message := self._connection.receive()) is None:
                 if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
-                    raise UserError(
+                    raise TimeoutError(
+                        errno.ETIMEDOUT,
                         f"no answer from the backend at {self._socket_path} within {self._timeout:g} s: "
-                        "does another front-end use it?"
+                        "does another front-end use it?",
                     )
         except Disconnected:
-            raise ProtocolError(f"the backend at {self._socket_path} closed the connection") from None
+            raise self._gone("connection closed") from None
+        except ProtocolError as error:
+            raise self._gone(str(error)) from None
         message.close()
         if message.request != request or not message.flags & HeaderFlag.REPLY:
-            raise ProtocolError(f"{message.name} came in reply to {request.name}")
+            raise self._gone(f"{message.name} came in reply to {request.name}")
         return message
+
+    def _gone(self, reason: str) -> ConnectionError:
+        return ConnectionError(errno.ENOTCONN, f"lost the backend at {self._socket_path}: {reason}")
 
     def _connect(self) -> Connection:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -256,8 +269,20 @@ class FrontEnd:
         return Connection(sock, send_timeout=self._timeout)
 
     def _negotiate(self) -> None:
+        try:
+            self._agree_on_features()
+            self._read_config()
+            self._send_memory()
+        except OSError as error:
+            raise UserError(error.strerror) from None
+        except ValueError as error:
+            raise UserError(
+                f"the backend at {self._socket_path} does not speak vhost-user: {error}"
+            ) from None
+
+    def _agree_on_features(self) -> None:
         self.protocol_features = ProtocolFeature(0)
-        self._connection.send(Request.SET_OWNER)
+        self._send(Request.SET_OWNER)
         offered = unpack_u64(self.ask(Request.GET_FEATURES))
         if not offered & VHOST_USER_F_PROTOCOL_FEATURES:
             raise UserError(f"the backend at {self._socket_path} is no virtio-fs device")
@@ -265,12 +290,10 @@ class FrontEnd:
         accepted = protocol_offered & self._wanted_protocol_features
         if not accepted & ProtocolFeature.CONFIG:
             raise UserError(f"the backend at {self._socket_path} has no configuration space")
-        self._connection.send(Request.SET_PROTOCOL_FEATURES, pack_u64(accepted))
+        self._send(Request.SET_PROTOCOL_FEATURES, pack_u64(accepted))
         self.protocol_features = accepted
         self.features = offered & self._wanted_features
         self._accept_features()
-        self._read_config()
-        self._send_memory()
 
     def _accept_features(self) -> None:
         self.tell(Request.SET_FEATURES, pack_u64(self.features | VHOST_USER_F_PROTOCOL_FEATURES))
@@ -279,7 +302,10 @@ class FrontEnd:
         reply = self.ask(Request.GET_CONFIG, pack_config(Config(0, bytes(_FS_CONFIG.size))))
         if not reply:
             raise UserError(f"the backend at {self._socket_path} is no virtio-fs device")
-        tag, self.num_request_queues = _FS_CONFIG.unpack(unpack_config(reply).data)
+        data = unpack_config(reply).data
+        if len(data) != _FS_CONFIG.size:
+            raise ValueError(f"configuration space of {len(data)} bytes")
+        tag, self.num_request_queues = _FS_CONFIG.unpack(data)
         self.tag = tag.rstrip(b"\0").decode(errors="surrogateescape")
 
     def _send_memory(self) -> None:
