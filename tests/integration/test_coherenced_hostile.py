@@ -1,0 +1,262 @@
+"""Clients of coherenced that are broken or malicious: they are dropped with a log line and hurt nobody."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coherence import holder
+from coherence.connection import MAX_BYTES, Connection, Dropped
+from coherence.messages import (
+    DAEMON_DECODER,
+    ENCODER,
+    PROTOCOL,
+    Answer,
+    FromClient,
+    FromDaemon,
+    Granted,
+    Hello,
+    Join,
+    Ready,
+    Refused,
+    Registered,
+    StatusQuestion,
+    Welcome,
+)
+from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
+
+Expected = TypeVar("Expected")
+
+
+@pytest.fixture(scope="module")
+def coherenced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coherenced]:
+    with Coherenced(tmp_path_factory.mktemp("hostile")) as daemon:
+        daemon.start()
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def bystander(coherenced: Coherenced) -> Iterator[Member]:
+    with Member(coherenced, "bystander") as member:
+        yield member
+
+
+def descriptors(coherenced: Coherenced) -> int:
+    """How many the daemon has open."""
+    assert coherenced.process is not None
+    return len(list(Path(f"/proc/{coherenced.process.pid}/fd").iterdir()))
+
+
+@pytest.fixture(scope="module")
+def usual_descriptors(coherenced: Coherenced, bystander: Member) -> int:
+    return descriptors(coherenced)
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_is_hurt(coherenced: Coherenced, bystander: Member, usual_descriptors: int) -> Iterator[None]:
+    """After each test the daemon still serves, with the same backend as before and no descriptor more."""
+    yield
+    eventually(lambda: descriptors(coherenced) <= usual_descriptors)
+    report = coherenced.status()
+    assert [backend.pid for backend in report.backends] == [bystander.pid]
+    assert report.status.trusted
+    assert "Traceback" not in coherenced.log()
+
+
+class Client:
+    """Speaks the protocol by hand, so that it can do it wrong."""
+
+    def __init__(self, coherenced: Coherenced) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(SECONDS)
+        self.sock.connect(str(coherenced.socket))
+        self.connection: Connection[FromDaemon] = Connection(self.sock, DAEMON_DECODER, fds=2)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.connection.close()
+
+    def ask(self, message: FromClient, answer: type[Expected]) -> Expected:
+        """Send a message; its answer must be of this type. Descriptors are closed."""
+        reply, fds = self.ask_for_fds(message, answer)
+        for fd in fds:
+            os.close(fd)
+        return reply
+
+    def ask_for_fds(self, message: FromClient, answer: type[Expected]) -> tuple[Expected, list[int]]:
+        """The same; the descriptors are the caller's."""
+        self.connection.send(message)
+        reply, fds = self.connection.receive()
+        assert isinstance(reply, answer), reply
+        return reply, fds
+
+    def assert_dropped(self) -> None:
+        """The daemon ends the connection, after refusing it in words or without."""
+        with pytest.raises(Dropped):
+            while True:
+                assert isinstance(self.connection.receive()[0], Refused | Welcome)
+
+
+JOIN = Join("hostile", "none", 1, 2)
+VALID: list[FromClient] = [
+    Hello(PROTOCOL, "backend"),
+    Hello(PROTOCOL, "control"),
+    JOIN,
+    Join("", "", (1 << 64) - 1, 0, 1),
+    Ready(),
+    Answer({"a": 1}),
+    StatusQuestion(),
+    StatusQuestion((1 << 64) - 1),
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.sampled_from(VALID).map(ENCODER.encode)
+        | st.binary(min_size=1, max_size=64)
+        | st.tuples(st.sampled_from(VALID).map(ENCODER.encode), st.integers(0, 200), st.integers(0, 255)).map(
+            lambda t: t[0][: t[1]] + bytes([t[2]]) + t[0][t[1] + 1 :]
+        ),
+        max_size=8,
+    )
+)
+def test_any_messages_in_any_order(coherenced: Coherenced, messages: list[bytes]) -> None:
+    with Client(coherenced) as client:
+        for message in messages:
+            try:
+                client.sock.send(message)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+
+
+def test_a_malformed_message(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        client.sock.send(b"\xc1rubbish")
+        client.assert_dropped()
+    assert "a malformed message" in coherenced.log()
+
+
+def test_deeply_nested_message(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        client.sock.send(b"\x91" * 60000)
+        client.assert_dropped()
+
+
+def test_an_oversized_message(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        client.sock.send(bytes(MAX_BYTES + 1))
+        client.assert_dropped()
+    assert "a message of more than" in coherenced.log()
+
+
+def test_descriptors_that_nobody_asked_for(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        read, write = os.pipe()
+        try:
+            client.connection.send(Hello(PROTOCOL, "control"), [read] * 100)
+            assert isinstance(client.connection.receive()[0], Welcome)
+        finally:
+            os.close(read)
+            os.close(write)
+
+
+def test_another_protocol_version(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        refused = client.ask(Hello(PROTOCOL + 1, "backend"), Refused)
+        assert "install one version of both" in refused.reason
+        client.assert_dropped()
+
+
+@pytest.mark.parametrize("message", [JOIN, Ready(), Answer({}), StatusQuestion()])
+def test_a_message_before_hello(coherenced: Coherenced, message: FromClient) -> None:
+    with Client(coherenced) as client:
+        client.connection.send(message)
+        client.assert_dropped()
+
+
+def test_a_control_client_that_wants_to_join(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        client.ask(Hello(PROTOCOL, "control"), Welcome)
+        client.connection.send(JOIN)
+        client.assert_dropped()
+
+
+def test_a_backend_that_is_ready_without_the_semaphore(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        client.ask(Hello(PROTOCOL, "backend"), Welcome)
+        client.ask(JOIN, Granted)
+        assert "semaphore" in client.ask(Ready(), Refused).reason
+        client.assert_dropped()
+
+
+def test_the_key_of_another_backends_journal(coherenced: Coherenced) -> None:
+    (key,) = coherenced.places.journal_keys()
+    with Client(coherenced) as client:
+        client.ask(Hello(PROTOCOL, "backend"), Welcome)
+        granted = client.ask(Join("hostile", "none", 1, 2, key), Granted)
+        assert granted.key != key
+    eventually(lambda: coherenced.places.journal_keys() == [key])
+
+
+def test_a_backend_that_never_answers_is_shown_as_such(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        key = join(client)
+        shown = {backend.guest: backend.counters for backend in coherenced.status().backends}
+        assert shown == {"bystander": {"requests": 7}, "hostile": None}
+        holder.let_go(key)
+
+
+def test_an_answer_that_nobody_asked_for(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        key = join(client)
+        holder.let_go(key)
+        client.connection.send(Answer({}))
+        client.assert_dropped()
+
+
+@pytest.mark.parametrize("spoil", ["cut off", "overwritten"])
+def test_a_spoilt_journal_makes_everything_invalid(coherenced: Coherenced, spoil: str) -> None:
+    with Client(coherenced) as client, coherenced.table() as table:
+        client.ask(Hello(PROTOCOL, "backend"), Welcome)
+        granted, (table_fd, journal_fd) = client.ask_for_fds(JOIN, Granted)
+        holder.take(granted.key)
+        client.ask(Ready(), Registered)
+        if spoil == "cut off":
+            os.ftruncate(journal_fd, 10)
+        else:
+            os.pwrite(journal_fd, b"\xff" * 4096, 0)
+        os.close(table_fd)
+        os.close(journal_fd)
+        stamp = table.stamp()
+        holder.let_go(granted.key)
+        client.connection.close()
+        eventually(lambda: not table.valid(500, stamp))
+
+
+def test_a_flood_of_connections(coherenced: Coherenced) -> None:
+    clients = [Client(coherenced) for _ in range(100)]
+    assert coherenced.status().status.trusted
+    for client in clients:
+        client.connection.close()
+
+
+def join(client: Client) -> int:
+    """Become a member as a backend should; returns the key of the semaphore, which is held then."""
+    client.ask(Hello(PROTOCOL, "backend"), Welcome)
+    granted = client.ask(JOIN, Granted)
+    holder.take(granted.key)
+    client.ask(Ready(), Registered)
+    return granted.key
