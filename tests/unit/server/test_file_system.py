@@ -317,8 +317,10 @@ def test_readdir(guest: RawGuest, tmp_path: Path, opcode: Opcode, room: int) -> 
             assert error == 0
             if not reply:
                 break
-            for nodeid, offset, name in entries(reply, plus):
-                seen.append(name)
+            page = list(entries(reply, plus))
+            seen += [name for _, _, name in page]
+            offset = page[-1][1]
+            for nodeid, _, name in page:
                 assert bool(nodeid) == (plus and name not in (b".", b".."))
         assert len(seen) == len(names) + 2
         assert set(seen) == names | {b".", b".."}
@@ -332,7 +334,7 @@ def test_readdir(guest: RawGuest, tmp_path: Path, opcode: Opcode, room: int) -> 
 
 
 def test_too_little_room_for_one_entry(guest: RawGuest) -> None:
-    error, reply = guest.request(Opcode.OPENDIR, 1, OPEN_IN.pack(0, 0))
+    _error, reply = guest.request(Opcode.OPENDIR, 1, OPEN_IN.pack(0, 0))
     fh, _, _ = OPEN_OUT.unpack(reply)
     assert guest.request(Opcode.READDIRPLUS, 1, READ_IN.pack(fh, 0, 16, 0, 0, 0), room=16) == (0, b"")
     assert guest.request(Opcode.GETATTR, 1, bytes(16), room=8)[0] == errno.EIO
@@ -400,13 +402,13 @@ def test_old_and_new_protocols(tmp_path: Path) -> None:
 def test_descriptors_do_not_leak(tmp_path: Path) -> None:
     for i in range(50):
         (tmp_path / f"f{i}").touch()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with raw_guest(tmp_path) as guest:
             for i in range(50):
                 open_file(guest, lookup(guest, b"f%d" % i))
         del guest
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
