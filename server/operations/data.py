@@ -3,6 +3,7 @@ COPY_FILE_RANGE and COPY_FILE_RANGE_64."""
 
 import errno
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from server.fuse.protocol import (
@@ -77,7 +78,7 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
     if mode & ~FALLOCATE_MODES:
         raise error(errno.EOPNOTSUPP)
     fd = fs.handle_fd(request.nodeid, fh)
-    with fs.changing(inodes=(request.nodeid,)):
+    with fs.changing(inodes=(request.nodeid,)), _as_privileged_as(fs, request):
         sys_fallocate(fd, mode, checked_offset(offset), checked_offset(length))
     return b""
 
@@ -99,7 +100,15 @@ def _copy(fs: FileSystem, request: Request) -> int:
         raise error(errno.EINVAL)
     source = fs.handle_fd(request.nodeid, fh_in)
     target = fs.handle_fd(nodeid_out, fh_out)
-    with fs.changing(inodes=(nodeid_out,)):
+    with fs.changing(inodes=(nodeid_out,)), _as_privileged_as(fs, request):
         return os.copy_file_range(
             source, target, min(length, COPY_MAX), checked_offset(off_in), checked_offset(off_out)
         )
+
+
+def _as_privileged_as(fs: FileSystem, request: Request) -> AbstractContextManager[object]:
+    """Let a change by others than root clear set-user-ID and set-group-ID of the file, as a WRITE does.
+
+    With FUSE_HANDLE_KILLPRIV_V2 the guest leaves that to us, and these requests have no flag for it.
+    """
+    return fs.without_fsetid() if request.uid else nullcontext()

@@ -1,14 +1,15 @@
-"""A share for the tests of single operations: a directory, and the core's file system in a few lines."""
+"""A share for the tests of single operations: a directory served by the real file system, without rings."""
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.file_system import FileSystem
 from server.fuse.protocol import ATTR, ATTR_OUT, ENTRY_OUT, OPEN_OUT, ROOT_ID, Attr, EntryOut, Opcode
 from server.operations import OPERATIONS
+from server.settings import Settings
 
 
 @dataclass
@@ -33,18 +34,14 @@ class Change:
     names: frozenset[tuple[int, bytes]]
 
 
-def encoded(st: os.stat_result) -> bytes:
-    times = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
-    return ATTR.pack(
-        *(st.st_ino, st.st_size, st.st_blocks),
-        *(each // 10**9 for each in times),
-        *(each % 10**9 for each in times),
-        *(st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev & 0xFFFFFFFF, st.st_blksize, 0),
-    )
-
-
 class Share:
-    """server.operations.request.FileSystem over a directory; node ids are 1, 2, ... in order of look-up."""
+    """server.operations.request.FileSystem over a directory: the real one, and a record of what it was asked.
+
+    Attributes:
+        readonly, xattr, writeback: as of the settings; may be set.
+        changes: what was announced.
+        proofs: of awareness that were right.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -53,13 +50,13 @@ class Share:
         self.writeback = False
         self.changes: list[Change] = []
         self.proofs: list[bytes] = []
-        self.fsetid = True
-        self._fds = {ROOT_ID: os.open(root, os.O_PATH)}
-        self._handles: dict[int, tuple[int, int]] = {}
+        root_fd = os.open(root, os.O_PATH)
+        self._fs = FileSystem(Settings(shared_dir=root, root_fd=root_fd))
+        os.close(root_fd)
 
     def close(self) -> None:
-        for fd in [*self._fds.values(), *(fd for _, fd in self._handles.values())]:
-            os.close(fd)
+        """Close everything that the session opened."""
+        self._fs.reset()
 
     # --- what tests do
 
@@ -79,58 +76,31 @@ class Share:
     # --- what operations use
 
     def fd(self, nodeid: int) -> int:
-        try:
-            return self._fds[nodeid]
-        except KeyError:
-            raise OSError(errno.ESTALE, "stale") from None
+        return self._fs.fd(nodeid)
 
     def handle_fd(self, nodeid: int, fh: int) -> int:
-        owner, fd = self._handles.get(fh, (None, -1))
-        if owner != nodeid:
-            raise OSError(errno.EBADF, "no such handle")
-        return fd
+        return self._fs.handle_fd(nodeid, fh)
 
     def entry(self, parent: int, name: bytes) -> bytes:
-        return self._known(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd(parent)))
+        return self._fs.entry(parent, name)
 
     def entry_fd(self, fd: int) -> bytes:
-        return self._known(os.open(f"/proc/self/fd/{fd}", os.O_PATH))
-
-    def _known(self, fd: int) -> bytes:
-        nodeid = next((each for each, known in self._fds.items() if os.path.sameopenfile(fd, known)), 0)
-        if nodeid:
-            os.close(fd)
-        else:
-            nodeid = len(self._fds) + 1
-            self._fds[nodeid] = fd
-        return ENTRY_OUT.pack(*EntryOut(nodeid, 0, 0, 0, 0, 0)) + encoded(os.fstat(self._fds[nodeid]))
+        return self._fs.entry_fd(fd)
 
     def attr_out(self, nodeid: int) -> bytes:
-        return ATTR_OUT.pack(0, 0) + encoded(os.fstat(self.fd(nodeid)))
+        return self._fs.attr_out(nodeid)
 
     def open_handle(self, nodeid: int, fd: int, flags: int) -> bytes:
-        fh = 0x5EED0000C0FFEE00 + len(self._handles)
-        self._handles[fh] = nodeid, fd
-        return OPEN_OUT.pack(fh, 0, 0)
+        return self._fs.open_handle(nodeid, fd, flags)
 
     def reopen(self, nodeid: int, flags: int) -> int:
-        return os.open(f"/proc/self/fd/{self.fd(nodeid)}", flags)
+        return self._fs.reopen(nodeid, flags)
 
-    @contextmanager
-    def credentials(self, uid: int, gid: int) -> Iterator[None]:
-        before = os.geteuid(), os.getegid()
-        os.setegid(gid)
-        os.seteuid(uid)
-        try:
-            yield
-        finally:
-            os.seteuid(before[0])
-            os.setegid(before[1])
+    def credentials(self, uid: int, gid: int) -> AbstractContextManager[None]:
+        return self._fs.credentials(uid, gid)
 
-    @contextmanager
-    def without_fsetid(self) -> Iterator[None]:
-        self.fsetid = False
-        yield
+    def without_fsetid(self) -> AbstractContextManager[None]:
+        return self._fs.without_fsetid()
 
     @contextmanager
     def changing(
@@ -141,7 +111,7 @@ class Share:
 
     def prove_aware(self, value: bytes) -> None:
         if value != b"right":
-            raise OSError(errno.EPERM, "wrong proof")
+            raise PermissionError(1, "wrong proof")
         self.proofs.append(value)
 
 

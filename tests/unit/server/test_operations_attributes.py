@@ -75,17 +75,19 @@ def test_truncate_by_path_and_by_handle(share: Share, fails: Fails) -> None:
     _, fh = share.open("f")
     (share.root / "f").chmod(0)
     assert change(share, "f", FattrFlag.SIZE | FattrFlag.FH, size=5, fh=fh).size == 5
-    assert share.fsetid
     with fails(errno.EBADF):
         change(share, "f", FattrFlag.SIZE | FattrFlag.FH, size=5, fh=fh + 1)
     with fails(errno.EFBIG):
         change(share, "f", FattrFlag.SIZE, size=1 << 63)
 
 
+@needs_root
 def test_truncate_kills_set_user_id_where_the_guest_asks(share: Share) -> None:
     (share.root / "f").touch()
-    change(share, "f", FattrFlag.SIZE | FattrFlag.KILL_SUIDGID, size=3)
-    assert not share.fsetid
+    (share.root / "f").chmod(0o6755)
+    assert stat.S_IMODE(change(share, "f", FattrFlag.SIZE, size=3).mode) == 0o6755
+    reply = change(share, "f", FattrFlag.SIZE | FattrFlag.KILL_SUIDGID, size=4)
+    assert stat.S_IMODE(reply.mode) == 0o755
 
 
 def test_truncate_opens_no_device_or_fifo(share: Share, fails: Fails) -> None:

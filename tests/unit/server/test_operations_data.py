@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from tests.unit.server.share import Change, Share
 
 Fails = Callable[[int], AbstractContextManager[None]]
 KEEP_SIZE, PUNCH_HOLE = 1, 2
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.mark.parametrize("flags", [0, FSYNC_FDATASYNC])
@@ -95,13 +97,29 @@ def test_fallocate(share: Share, fails: Fails) -> None:
         share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 1, 0))
 
 
-def copy(share: Share, length: int, flags: int = 0, wide: bool = False) -> int:
+@needs_root
+def test_data_changed_by_other_than_root_kills_set_user_id(share: Share) -> None:
+    path = share.root / "to"
+    (share.root / "from").write_bytes(b"abcdef")
+    for uid, mode in ((0, 0o6755), (1000, 0o755)):
+        path.touch()
+        path.chmod(0o6755)
+        nodeid, fh = share.open("to")
+        share.call(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 4096, 0), uid=uid)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        path.chmod(0o6755)
+        assert copy(share, 3, uid=uid) == 3
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def copy(share: Share, length: int, flags: int = 0, wide: bool = False, uid: int = 0) -> int:
     source, fh_in = share.open("from", os.O_RDONLY)
     target, fh_out = share.open("to")
     body = COPY_FILE_RANGE_IN.pack(fh_in, 2, target, fh_out, 1, length, flags)
-    if wide:
-        return int(COPY_FILE_RANGE_OUT.unpack(share.call(Opcode.COPY_FILE_RANGE_64, source, body))[0])
-    return int(WRITE_OUT.unpack(share.call(Opcode.COPY_FILE_RANGE, source, body))[0])
+    opcode, layout = (
+        (Opcode.COPY_FILE_RANGE_64, COPY_FILE_RANGE_OUT) if wide else (Opcode.COPY_FILE_RANGE, WRITE_OUT)
+    )
+    return int(layout.unpack(share.call(opcode, source, body, uid=uid))[0])
 
 
 @pytest.mark.parametrize("wide", [False, True])
