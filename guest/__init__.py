@@ -1,1 +1,1 @@
-"""What runs inside a guest, or in place of one."""
+"""What runs inside a guest, or in place of one: `guest.guest.Guest` mounts a share without a machine."""
