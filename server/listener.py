@@ -20,6 +20,8 @@ from coherence.listener import group_id
 
 PATH_MAX: Final = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
+BACKLOG: Final = 16
+"""Front-ends that may wait for the one that is connected."""
 _LISTENING: Final = 0x10000
 """In the flags of /proc/net/unix: __SO_ACCEPTCON."""
 
@@ -172,7 +174,7 @@ def _bind(path: Path, gid: int) -> socket.socket:
         if gid >= 0:
             os.chown(path, -1, gid)
         path.chmod(0o600 if gid < 0 else 0o660)
-        sock.listen(1)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         path.unlink()
