@@ -330,11 +330,15 @@ class Handler:
             _log.warning("ring is outside guest memory and waits for more", ring=index)
             return
         # The device gets descriptors of its own, so that the ring can start again with what we keep.
-        fds = _duplicates(ring.kick, ring.call, ring.err)
         address = ring.address
-        self._device.start_ring(
-            index, Ring(ring.size, address.desc, address.used, address.avail, ring.base, *fds)
-        )
+        try:
+            fds = _duplicates(ring.kick, ring.call, ring.err)
+            self._device.start_ring(
+                index, Ring(ring.size, address.desc, address.used, address.avail, ring.base, *fds)
+            )
+        except (ValueError, OSError):
+            ring.forget_kick()  # or every later request would try again
+            raise
         ring.started = True
         if ring.enabled:
             self._device.enable_ring(index, True)

@@ -105,3 +105,8 @@ def open_fds() -> dict[int, str]:
         except FileNotFoundError:  # the descriptor that lists the directory
             continue
     return found
+
+
+def leaked(before: dict[int, str]) -> dict[int, str]:
+    """Descriptors opened since; others may have been closed, by the garbage collector for one."""
+    return dict(open_fds().items() - before.items())

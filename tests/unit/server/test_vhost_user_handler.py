@@ -40,7 +40,7 @@ from server.vhost_user.messages import (
     unpack_u64,
     unpack_vring_state,
 )
-from tests.unit.server.fake_device import FakeDevice, open_fds
+from tests.unit.server.fake_device import FakeDevice, leaked, open_fds
 
 BASE = 0x7F00_0000_0000
 REGION = MemoryRegion(guest_addr=0, size=0x10000, user_addr=BASE, mmap_offset=0)
@@ -129,7 +129,7 @@ def bench() -> Iterator[Bench]:
     yield bench
     bench.close()
     assert not bench.device.rings
-    assert open_fds() == before
+    assert not leaked(before)
 
 
 @pytest.fixture
@@ -486,6 +486,7 @@ def test_ring_that_the_device_cannot_start(ready: Bench, expect_log: ExpectLog) 
     ready.do(Request.SET_VRING_ADDR, ring_address(0))
     ready.device.refuse = ValueError
     ready.refuse(Request.SET_VRING_KICK, pack_u64(0), [0])
+    ready.set_ring(Request.SET_VRING_NUM, 0, SIZE)
     ready.device.refuse = None
     ready.do(Request.SET_VRING_KICK, pack_u64(0), [0])
     assert 0 in ready.device.rings
@@ -618,7 +619,7 @@ def test_random_messages(
         bench.close()
         logging.disable(logging.NOTSET)
     assert not bench.device.rings
-    assert open_fds() == before
+    assert not leaked(before)
 
 
 def valid_ring_messages(index: int) -> st.SearchStrategy[tuple[int, bytes, int, bool]]:
@@ -669,4 +670,4 @@ def test_rings_agree_with_what_was_said(messages: list[tuple[int, bytes, int, bo
     finally:
         bench.close()
         logging.disable(logging.NOTSET)
-    assert open_fds() == before
+    assert not leaked(before)
