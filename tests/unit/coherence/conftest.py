@@ -1,0 +1,31 @@
+"""Shared memory names that no other test run uses, and that are gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from coherence import holder
+from coherence.places import Places
+from coherence.table import Table
+
+
+@pytest.fixture
+def places() -> Iterator[Places]:
+    places = Places(f"/unit.{os.getpid()}.{secrets.token_hex(4)}")
+    yield places
+    for key in places.journal_keys():
+        holder.remove(key)
+        places.journal(key).unlink()
+    places.table.unlink(missing_ok=True)
+    places.lock.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def table(places: Places) -> Iterator[Table]:
+    table = Table.create(places.name, 1024)
+    yield table
+    table.close()
