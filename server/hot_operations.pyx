@@ -5,7 +5,7 @@
 Each takes a request and gives 0 with the reply's body in place, or an errno.
 """
 
-from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, EMFILE, ENFILE, ENOMEM, EROFS, ESTALE, errno
+from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, EMFILE, ENFILE, ENOENT, ENOMEM, EROFS, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -123,6 +123,7 @@ cdef int named(request_t *request, size_t offset, const char **name, size_t *len
 
 cdef int look_up(FileSystem fs, request_t *request) noexcept:
     cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
+    cdef fuse_entry_out *out = <fuse_entry_out *>request.reply
     cdef inode_t *inode = NULL
     cdef const char *name = NULL
     cdef size_t length = 0
@@ -133,9 +134,14 @@ cdef int look_up(FileSystem fs, request_t *request) noexcept:
     error = named(request, 0, &name, &length)
     if error == 0:
         error = fs.look_up(parent, name, &inode, &stx)
-    if error:
+    if error == ENOENT and fs.aware:
+        # A negative entry, to be kept until the table says that the name has changed.
+        memset(out, 0, sizeof(fuse_entry_out))
+        out.entry_valid, out.entry_valid_nsec = fs.valid, fs.valid_nsec
+    elif error:
         return error
-    fs.fill_entry(<fuse_entry_out *>request.reply, inode, &stx)
+    else:
+        fs.fill_entry(out, inode, &stx)
     request.reply_size = sizeof(fuse_entry_out)
     return 0
 
