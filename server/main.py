@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: Options) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until a signal says to end."""
     notifier = Notifier()
     with ExitStack() as stack:
         _raise_nofile(options.rlimit_nofile)
@@ -130,12 +130,12 @@ def _counters(device: FsDevice) -> dict[str, int]:
 
 @contextmanager
 def _stopped_by_signals(loop: EventLoop) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the loop, whatever it is waiting for."""
+    """SIGTERM, SIGINT and SIGHUP stop the loop, whatever it is waiting for."""
     wake, woken = socket.socketpair()
     for end in (wake, woken):
         end.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     loop.add_reader(woken.fileno(), loop.stop)
     try:

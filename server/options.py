@@ -34,7 +34,7 @@ In QEMU:  -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev
           -chardev socket,id=c,path=/run/data.sock -device vhost-user-fs-pci,chardev=c,tag=data
 In the guest:  mount -t virtiofs data /mnt
 
-Exit status: 0 after SIGTERM or SIGINT, 1 on failure, 2 on wrong usage.
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 on failure, 2 on wrong usage.
 """
 
 # What the option -o of the old C virtiofsd becomes. Locks are the guest's own in any case.

@@ -51,7 +51,7 @@ def backend(
         manager.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_ends_by_a_signal_and_leaves_nothing(share: Path, tmp_path: Path, number: int) -> None:
     path = tmp_path / "s"
     with backend(share, "--socket-path", path, directory=tmp_path) as process, Guest.connect(path) as guest:
