@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -187,6 +186,8 @@ class _PrintCapabilities(argparse.Action):
 
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata  # slow to load, and needed only here
+
         try:
             installed = metadata.version("coherent-vfs")
         except metadata.PackageNotFoundError:

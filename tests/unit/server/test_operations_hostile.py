@@ -53,7 +53,7 @@ def test_every_rare_operation_is_served() -> None:
     }
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(requests=st.lists(st.tuples(st.sampled_from(OPCODES), st.integers(0, 3), bodies), max_size=8))
 def test_any_body(requests: list[tuple[int, int, bytes]]) -> None:
     with TemporaryDirectory() as outer:
