@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +39,10 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.slots & (self.slots - 1):
             raise ValueError(f"slots is {self.slots}: use a power of two")
+        try:
+            Places(self.table)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @property
     def places(self) -> Places:
@@ -75,11 +78,12 @@ def load(path: Path | None, flags: dict[str, Any]) -> Config:
             raise UserError(f"{path}: {error.strerror}: name a readable file with --config") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not TOML: {error}") from None
+    _convert(settings, str(path))
+    return _convert(settings | flags, "command line")
+
+
+def _convert(settings: dict[str, Any], source: str) -> Config:
     try:
-        config = msgspec.convert(settings | flags, Config)
+        return msgspec.convert(settings, Config)
     except msgspec.ValidationError as error:
-        where = re.search(r"\$\.([a-z-]+)", str(error))
-        source = f"{path}" if path is not None and not (where and where[1] in flags) else "command line"
         raise UserError(f"{source}: {error}: see coherenced --help") from None
-    _ = config.places  # refuses a bad table name now
-    return config

@@ -29,7 +29,9 @@ def take(key: int) -> None:
     try:
         semaphore = sysv_ipc.Semaphore(key)
         semaphore.undo = True
-        semaphore.acquire(0)
+        # A timeout of 0 would wait for ever.
+        semaphore.block = False
+        semaphore.acquire()
     except (sysv_ipc.Error, OSError) as error:
         raise UserError(
             f"the SysV semaphore {key:#x} of coherenced cannot be taken ({error}): "

@@ -1,0 +1,171 @@
+"""Journals and the semaphores of their holders."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from coherence import holder, journals
+from coherence.errors import UserError
+from coherence.places import Places
+from coherence.table import JOURNAL_BYTES, Journal, Table
+
+
+@pytest.fixture
+def key(places: Places, table: Table) -> int:
+    return journals.create(places, table.domain, os.getuid())
+
+
+@pytest.fixture
+def journal(places: Places, key: int) -> Iterator[Journal]:
+    fd = journals.open_fd(places, key)
+    journal = Journal.from_fd(fd)
+    os.close(fd)
+    yield journal
+    journal.close()
+
+
+def test_what_is_announced_is_read_until_it_is_cleared(
+    places: Places, table: Table, key: int, journal: Journal
+) -> None:
+    path = places.journal(key)
+    assert journals.read(path, table.domain) == ()
+    journal.announce([5, 1 << 63, 7])
+    assert journals.read(path, table.domain) == journal.entries == (5, 1 << 63, 7)
+    journal.announce(range(15))
+    assert journals.read(path, table.domain) == tuple(range(15))
+    journal.clear()
+    assert not journal.entries
+    assert journals.read(path, table.domain) == ()
+
+
+def test_more_than_fits_is_read_as_anything(places: Places, table: Table, key: int, journal: Journal) -> None:
+    journal.announce(range(16))
+    assert journals.read(places.journal(key), table.domain) is None
+
+
+def test_a_journal_of_another_table_announces_nothing(places: Places, key: int, journal: Journal) -> None:
+    journal.announce([5])
+    assert journals.read(places.journal(key), bytes(16)) == ()
+
+
+@pytest.mark.parametrize("size", [0, 127, 136, JOURNAL_BYTES - 1])
+def test_a_journal_that_was_cut_off_is_read_as_anything(
+    places: Places, table: Table, key: int, size: int
+) -> None:
+    os.truncate(places.journal(key), size)
+    assert journals.read(places.journal(key), table.domain) is None
+
+
+def test_a_journal_that_was_removed_is_read_as_anything(places: Places, table: Table, key: int) -> None:
+    journals.remove(places, key)
+    assert journals.read(places.journal(key), table.domain) is None
+    assert holder.holder(key) is None
+    with pytest.raises(UserError, match="restart the backend"):
+        journals.open_fd(places, key)
+
+
+def test_another_file_is_not_mapped_as_a_journal(places: Places, table: Table) -> None:
+    fd = os.open(places.table, os.O_RDWR)
+    try:
+        with pytest.raises(UserError, match="not one of this version"):
+            Journal.from_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_move_takes_along_what_is_announced(places: Places, table: Table, journal: Journal) -> None:
+    other = journals.create(places, table.domain, os.getuid())
+    journal.announce([5, 6])
+    fd = journals.open_fd(places, other)
+    journal.move(fd)
+    os.close(fd)
+    assert journals.read(places.journal(other), table.domain) == (5, 6)
+    journal.announce([8])
+    assert journals.read(places.journal(other), table.domain) == (8,)
+
+
+def test_a_closed_journal_says_so(journal: Journal) -> None:
+    journal.close()
+    with pytest.raises(ValueError, match="closed"):
+        journal.announce([1])
+    journal.close()
+
+
+def test_no_shared_memory_is_told_and_leaves_nothing(
+    places: Places, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="No space left"):
+        journals.create(places, table.domain, 0)
+    assert places.journal_keys() == []
+
+
+def test_the_holder_is_known_while_it_lives_and_not_after_kill_9(key: int) -> None:
+    assert holder.holder(key) is None
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        holder.take(key)
+        os.write(write, b"x")
+        signal.pause()
+    os.read(read, 1)
+    assert holder.holder(key) == pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert holder.holder(key) is None
+    os.close(read)
+    os.close(write)
+
+
+def test_a_fork_of_the_holder_does_not_hold(key: int) -> None:
+    read, write = os.pipe()
+    taker = os.fork()
+    if taker == 0:
+        holder.take(key)
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        os.write(write, str(child).encode())
+        os._exit(0)
+    os.waitpid(taker, 0)
+    child = int(os.read(read, 20))
+    assert holder.holder(key) is None
+    os.kill(child, signal.SIGKILL)
+    os.close(read)
+    os.close(write)
+
+
+def test_a_semaphore_is_held_once_and_let_go(key: int) -> None:
+    holder.take(key)
+    assert holder.holder(key) == os.getpid()
+    with pytest.raises(UserError, match="cannot be taken"):
+        holder.take(key)
+    holder.let_go(key)
+    assert holder.holder(key) is None
+
+
+def test_a_semaphore_that_is_not_there(key: int) -> None:
+    holder.remove(key)
+    holder.remove(key)
+    holder.let_go(key)
+    with pytest.raises(UserError, match="IPC namespace"):
+        holder.take(key)
+
+
+def test_files_of_other_kinds_are_no_journals(places: Places, key: int) -> None:
+    stranger = places.journal(1)
+    stranger.symlink_to("/dev/zero")
+    odd = places.journal(2).with_suffix(".xyz")
+    odd.touch()
+    try:
+        assert places.journal_keys() == [key]
+    finally:
+        stranger.unlink()
+        odd.unlink()

@@ -1,0 +1,119 @@
+"""The floor protocol, without sockets; the backends' deaths are real ones in tests/integration."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from coherence import holder
+from coherence.errors import UserError
+from coherence.places import Places
+from coherence.registry import Registry
+from coherence.table import TRUST_NOTHING, Table
+
+PID = os.getpid()
+ROOT = (1, 2)
+
+
+@pytest.fixture
+def registry(table: Table, places: Places) -> Registry:
+    registry = Registry(table, places)
+    registry.recover()
+    return registry
+
+
+def join(registry: Registry) -> int:
+    key = registry.grant(PID, os.getuid(), ROOT, None)
+    holder.take(key)
+    registry.register(key, PID)
+    return key
+
+
+def test_a_table_without_backends_is_trusted_at_once(registry: Registry, table: Table) -> None:
+    assert registry.trusted
+    assert table.floor == table.sequence
+
+
+def test_what_was_cached_before_a_restart_is_not_trusted(table: Table, places: Places) -> None:
+    stamp = table.stamp()
+    Registry(table, places).recover()
+    assert not table.valid(5, stamp)
+
+
+def test_a_root_is_in_the_table_before_the_backend_is_a_member(registry: Registry, table: Table) -> None:
+    registry.grant(PID, os.getuid(), ROOT, None)
+    assert table.is_root(table.inode_slot(*ROOT))
+    assert not registry.members
+
+
+def test_a_backend_without_its_semaphore_is_no_member(registry: Registry) -> None:
+    key = registry.grant(PID, os.getuid(), ROOT, None)
+    with pytest.raises(UserError, match="not held"):
+        registry.register(key, PID)
+
+
+def test_a_semaphore_held_by_another_process_does_not_count(registry: Registry) -> None:
+    key = registry.grant(PID, os.getuid(), ROOT, None)
+    holder.take(key)
+    with pytest.raises(UserError, match="not held"):
+        registry.register(key, PID + 1)
+
+
+def test_a_living_backend_that_is_gone_makes_everybody_ask_until_it_is_back(
+    registry: Registry, table: Table
+) -> None:
+    key = join(registry)
+    registry.leave(key)
+    assert table.floor == TRUST_NOTHING
+    registry.sweep()
+    assert table.floor == TRUST_NOTHING
+    assert registry.grant(PID, os.getuid(), ROOT, key) == key
+    registry.register(key, PID)
+    assert table.floor == table.sequence
+    assert registry.trusted
+
+
+def test_a_new_backend_does_not_lower_the_floor_for_a_missing_one(registry: Registry, table: Table) -> None:
+    key = join(registry)
+    registry.leave(key)
+    join(registry)
+    assert table.floor == TRUST_NOTHING
+
+
+def test_a_missing_backend_that_dies_is_buried(registry: Registry, table: Table, places: Places) -> None:
+    key = join(registry)
+    registry.leave(key)
+    holder.let_go(key)
+    registry.sweep()
+    assert registry.trusted
+    assert places.journal_keys() == []
+
+
+def test_a_journal_that_is_not_missing_is_not_given_to_who_asks_for_it(registry: Registry) -> None:
+    key = join(registry)
+    assert registry.grant(PID, os.getuid(), ROOT, key) != key
+
+
+def test_a_missing_journal_is_given_to_its_holder_only(registry: Registry) -> None:
+    key = join(registry)
+    registry.leave(key)
+    assert registry.grant(PID + 1, os.getuid(), ROOT, key) != key
+
+
+def test_an_overflow_while_distrusted_does_not_end_the_distrust(
+    registry: Registry, table: Table, places: Places, expect_log: object
+) -> None:
+    assert callable(expect_log)
+    expect_log("may have changed anything")
+    missing, dead = join(registry), join(registry)
+    registry.leave(missing)
+    places.journal(dead).write_bytes(b"")
+    holder.let_go(dead)
+    registry.leave(dead)
+    assert table.floor == TRUST_NOTHING
+
+
+def test_the_end_of_the_daemon_distrusts(registry: Registry, table: Table) -> None:
+    registry.close()
+    assert table.floor == TRUST_NOTHING
