@@ -269,5 +269,8 @@ def test_only_a_guest_that_checks_the_table_gets_long_timeouts(domain: Domain) -
     assert valid() == 0
     assert prove(domain.table.domain) == 0
     assert valid() == 86400
+    # To it, a name that is not there is an answer as good as any.
+    error, reply = domain.guest.request(Opcode.LOOKUP, 1, b"missing\0")
+    assert (error, ENTRY_OUT.unpack_from(reply)[:3]) == (0, (0, 0, 86400))
     domain.guest.initialize()
     assert valid() == 0
