@@ -103,8 +103,7 @@ def embedded_stages(demo: Demo, stack: ExitStack, modes: Sequence[str]) -> list[
 
     return [
         demo.stage(
-            f"{mode:<8} "
-            + ("guests that check the version table" if mode == "shared" else "embedded guests"),
+            f"{mode:<8} " + ("guests that check the version table" if mode == "shared" else "embedded guests"),
             f"embedded-guest2-{mode}",
             (guest(1, mode), guest(2, mode)),
         )
@@ -122,9 +121,7 @@ def run(embedded: bool) -> None:
             try:
                 stages = stock_stages(demo, stack)
             except (LabError, GuestError, OSError) as error:
-                say(
-                    f"No QEMU guests ({str(error).splitlines()[0]}): embedded user-space guests take their place."
-                )
+                say(f"No QEMU guests ({str(error).splitlines()[0]}): embedded user-space guests take their place.")
         stages += embedded_stages(demo, stack, ("shared",) if stages else MODES)
         for stage in stages:
             perform(stage, say)

@@ -70,9 +70,7 @@ class Stock:
 
     def look(self, file: str, times: int) -> None:
         # One process: starting others would look at other files as well.
-        self._machine.check(
-            f"cd {self._mount}; i=0; while [ $i -lt {times} ]; do [ -e {file} ]; i=$((i+1)); done"
-        )
+        self._machine.check(f"cd {self._mount}; i=0; while [ $i -lt {times} ]; do [ -e {file} ]; i=$((i+1)); done")
 
 
 class Embedded:

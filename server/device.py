@@ -81,9 +81,7 @@ class FsDevice:
         try:
             if not ring.size <= self._settings.queue_size:
                 raise ValueError(f"a queue of {ring.size} descriptors is over --queue-size")
-            virtqueue = Virtqueue(
-                self._memory, ring.size, ring.desc, ring.avail, ring.used, ring.base, self._event_idx
-            )
+            virtqueue = Virtqueue(self._memory, ring.size, ring.desc, ring.avail, ring.used, ring.base, self._event_idx)
             queue = RequestQueue(
                 virtqueue,
                 self.fs,

@@ -149,9 +149,7 @@ def _remove_stale(path: Path) -> None:
         for line in sockets:
             _, _, _, flags, _, _, _, *name = line.split(None, 7)
             if name and int(flags, 16) & _LISTENING and _same_path(name[0].rstrip(b"\n"), path):
-                raise UserError(
-                    f"socket {path} is in use by another program: stop it, or choose another --socket-path"
-                )
+                raise UserError(f"socket {path} is in use by another program: stop it, or choose another --socket-path")
     path.unlink()
 
 

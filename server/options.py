@@ -271,12 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--socket-path", metavar="PATH", type=Path, help="socket to listen at")
     group.add_argument("--socket-group", metavar="GROUP", help="group that may connect (default: none)")
     group.add_argument("--fd", metavar="FD", type=_descriptor, help="inherited socket that listens already")
-    group.add_argument(
-        "--exit-on-disconnect", action="store_true", help="end when the virtual machine disconnects"
-    )
-    group.add_argument(
-        "--num-request-queues", metavar="N", type=_queues, default=1, help="request queues (default 1)"
-    )
+    group.add_argument("--exit-on-disconnect", action="store_true", help="end when the virtual machine disconnects")
+    group.add_argument("--num-request-queues", metavar="N", type=_queues, default=1, help="request queues (default 1)")
     group.add_argument(
         "--queue-size", metavar="N", type=_queue_size, default=1024, help="queue size limit (default 1024)"
     )

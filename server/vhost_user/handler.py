@@ -287,8 +287,7 @@ class Handler:
         self._regions = [
             region
             for region in self._regions
-            if (region.guest_addr, region.size, region.user_addr)
-            != (gone.guest_addr, gone.size, gone.user_addr)
+            if (region.guest_addr, region.size, region.user_addr) != (gone.guest_addr, gone.size, gone.user_addr)
         ]
 
     @staticmethod
@@ -333,9 +332,7 @@ class Handler:
         address = ring.address
         try:
             fds = _duplicates(ring.kick, ring.call, ring.err)
-            self._device.start_ring(
-                index, Ring(ring.size, address.desc, address.used, address.avail, ring.base, *fds)
-            )
+            self._device.start_ring(index, Ring(ring.size, address.desc, address.used, address.avail, ring.base, *fds))
         except (ValueError, OSError):
             ring.forget_kick()  # or every later request would try again
             raise

@@ -146,9 +146,7 @@ def raw_guest(
     memory = mmap.mmap(memory_fd, SIZE)
     kick, call = os.eventfd(0), os.eventfd(0, os.EFD_NONBLOCK)
     device.set_memory([Region(GUEST, SIZE, USER, 0, os.dup(memory_fd))])
-    device.start_ring(
-        1, Ring(QUEUE_SIZE, USER + DESC, USER + USED, USER + AVAIL, 0, os.dup(kick), os.dup(call), None)
-    )
+    device.start_ring(1, Ring(QUEUE_SIZE, USER + DESC, USER + USED, USER + AVAIL, 0, os.dup(kick), os.dup(call), None))
     device.enable_ring(1, True)
     guest = RawGuest(device, loop, memory, memory_fd, kick, call)
     try:

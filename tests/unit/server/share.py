@@ -103,9 +103,7 @@ class Share:
         return self._fs.without_fsetid()
 
     @contextmanager
-    def changing(
-        self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()
-    ) -> Iterator[None]:
+    def changing(self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()) -> Iterator[None]:
         self.changes.append(Change(frozenset(inodes), frozenset(names)))
         yield
 

@@ -148,16 +148,11 @@ def test_write_and_fallocate_but_not_read(domain: Domain) -> None:
     _, reply = domain.guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDWR, 0))
     fh, _, _ = OPEN_OUT.unpack(reply)
     request = domain.guest.request
-    assert (
-        domain.bumped(lambda: request(Opcode.READ, nodeid, READ_IN.pack(fh, 0, 9, 0, 0, 0)), candidates)
-        == set()
-    )
+    assert domain.bumped(lambda: request(Opcode.READ, nodeid, READ_IN.pack(fh, 0, 9, 0, 0, 0)), candidates) == set()
     assert domain.bumped(
         lambda: request(Opcode.WRITE, nodeid, WRITE_IN.pack(fh, 0, 1, 0, 0, 0) + b"x"), candidates
     ) == {"f"}
-    assert domain.bumped(
-        lambda: request(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 9, 0)), candidates
-    ) == {"f"}
+    assert domain.bumped(lambda: request(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 9, 0)), candidates) == {"f"}
 
 
 @pytest.mark.parametrize(
@@ -168,9 +163,7 @@ def test_write_and_fallocate_but_not_read(domain: Domain) -> None:
         (2, (b"f", b"h"), {"d", "e", "d/f", "e/h", "f", "h"}),
     ],
 )
-def test_rename_and_exchange(
-    domain: Domain, flags: int, names: tuple[bytes, bytes], expected: set[str]
-) -> None:
+def test_rename_and_exchange(domain: Domain, flags: int, names: tuple[bytes, bytes], expected: set[str]) -> None:
     old, new, candidates = domain.nodeid("d"), domain.nodeid("e"), everything(domain)
     body = RENAME2_IN.pack(new, flags) + b"\0".join(names) + b"\0"
     assert domain.bumped(lambda: domain.guest.request(Opcode.RENAME2, old, body), candidates) == expected
@@ -217,9 +210,7 @@ def test_a_change_that_fails_leaves_no_announcement(domain: Domain) -> None:
     assert domain.journal.entries == ()
 
 
-def test_the_announcement_is_there_during_the_system_call(
-    domain: Domain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_announcement_is_there_during_the_system_call(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     during: list[tuple[int, ...]] = []
     mkdir = os.mkdir
 
@@ -233,9 +224,7 @@ def test_the_announcement_is_there_during_the_system_call(
     assert set(during[0]) == {domain.name("d", "new"), domain.inode("d")}
 
 
-def test_a_name_that_another_backend_changed_meanwhile(
-    domain: Domain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_another_backend_changed_meanwhile(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody knows then which inode was behind it: everything is given up."""
     parent, mkdir = domain.nodeid("d"), os.mkdir
 

@@ -69,9 +69,7 @@ def read(guest: RawGuest, nodeid: int, fh: int, size: int, offset: int = 0) -> t
     return guest.request(Opcode.READ, nodeid, READ_IN.pack(fh, offset, size, 0, 0, 0), room=size)
 
 
-def write(
-    guest: RawGuest, nodeid: int, fh: int, data: bytes, offset: int = 0, **header: int
-) -> tuple[int, bytes]:
+def write(guest: RawGuest, nodeid: int, fh: int, data: bytes, offset: int = 0, **header: int) -> tuple[int, bytes]:
     size = header.pop("size", len(data))
     return guest.request(Opcode.WRITE, nodeid, WRITE_IN.pack(fh, offset, size, 0, 0, 0) + data, **header)
 
@@ -123,9 +121,7 @@ def test_a_link_out_of_the_share_is_only_a_link(tmp_path: Path) -> None:
             open_file(guest, link)
         with pytest.raises(OSError):
             lookup(guest, b"secret", parent=lookup(guest, b"dirlink"))
-        error, _ = guest.request(
-            Opcode.CREATE, 1, CREATE_IN.pack(os.O_RDWR | os.O_TRUNC, 0o100644, 0, 0) + b"link\0"
-        )
+        error, _ = guest.request(Opcode.CREATE, 1, CREATE_IN.pack(os.O_RDWR | os.O_TRUNC, 0o100644, 0, 0) + b"link\0")
         assert error
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
@@ -235,9 +231,7 @@ def test_opening_what_is_no_file_does_nothing(guest: RawGuest, tmp_path: Path) -
     assert guest.request(Opcode.OPENDIR, lookup(guest, b"file"), OPEN_IN.pack(0, 0))[0] == errno.EINVAL
 
 
-def create(
-    guest: RawGuest, name: bytes, flags: int, mode: int = 0o644, **header: int
-) -> tuple[int, int, Attr]:
+def create(guest: RawGuest, name: bytes, flags: int, mode: int = 0o644, **header: int) -> tuple[int, int, Attr]:
     error, reply = guest.request(
         Opcode.CREATE, 1, CREATE_IN.pack(flags, stat.S_IFREG | mode, 0, 0) + name + b"\0", **header
     )
@@ -311,9 +305,7 @@ def test_readdir(guest: RawGuest, tmp_path: Path, opcode: Opcode, room: int) -> 
         seen: list[bytes] = []
         offset = 0
         while True:
-            error, reply = guest.request(
-                opcode, directory, READ_IN.pack(fh, offset, room, 0, 0, 0), room=room
-            )
+            error, reply = guest.request(opcode, directory, READ_IN.pack(fh, offset, room, 0, 0, 0), room=room)
             assert error == 0
             if not reply:
                 break

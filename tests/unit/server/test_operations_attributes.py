@@ -28,9 +28,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 def change(share: Share, name: str, valid: FattrFlag, **values: int) -> Attr:
     return attr(
-        share.call(
-            Opcode.SETATTR, share.nodeid(name), SETATTR_IN.pack(*ZERO._replace(valid=int(valid), **values))
-        )
+        share.call(Opcode.SETATTR, share.nodeid(name), SETATTR_IN.pack(*ZERO._replace(valid=int(valid), **values)))
     )
 
 
@@ -140,9 +138,7 @@ def test_readonly(share: Share, fails: Fails) -> None:
         (11, 21, os.W_OK),
     ],
 )
-def test_access_by_the_first_class_that_fits(
-    share: Share, fails: Fails, uid: int, gid: int, granted: int
-) -> None:
+def test_access_by_the_first_class_that_fits(share: Share, fails: Fails, uid: int, gid: int, granted: int) -> None:
     path = share.root / "f"
     path.touch()
     try:

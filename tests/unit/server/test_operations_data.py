@@ -116,9 +116,7 @@ def copy(share: Share, length: int, flags: int = 0, wide: bool = False, uid: int
     source, fh_in = share.open("from", os.O_RDONLY)
     target, fh_out = share.open("to")
     body = COPY_FILE_RANGE_IN.pack(fh_in, 2, target, fh_out, 1, length, flags)
-    opcode, layout = (
-        (Opcode.COPY_FILE_RANGE_64, COPY_FILE_RANGE_OUT) if wide else (Opcode.COPY_FILE_RANGE, WRITE_OUT)
-    )
+    opcode, layout = (Opcode.COPY_FILE_RANGE_64, COPY_FILE_RANGE_OUT) if wide else (Opcode.COPY_FILE_RANGE, WRITE_OUT)
     return int(layout.unpack(share.call(opcode, source, body, uid=uid))[0])
 
 

@@ -69,9 +69,7 @@ def test_guest_is_called_after_its_tag() -> None:
 
 
 def test_options_of_the_old_virtiofsd() -> None:
-    options = parse(
-        ["-o", "source=/srv,cache=always,timeout=3,xattr,no_posix_lock", "-ologlevel=info", "--fd", "3"]
-    )
+    options = parse(["-o", "source=/srv,cache=always,timeout=3,xattr,no_posix_lock", "-ologlevel=info", "--fd", "3"])
     assert (options.shared_dir, options.cache, options.timeout) == (Path("/srv"), "always", 3.0)
     assert (options.xattr, options.log_level) == (True, "info")
 

@@ -98,9 +98,7 @@ def test_end_of_stream_between_messages(pair: tuple[Connection, socket.socket]) 
         connection.receive()
 
 
-@pytest.mark.parametrize(
-    "piece", [pack_header(1, 1, 8)[:5], pack_header(1, 1, 8), pack_header(1, 1, 8) + b"1"]
-)
+@pytest.mark.parametrize("piece", [pack_header(1, 1, 8)[:5], pack_header(1, 1, 8), pack_header(1, 1, 8) + b"1"])
 def test_end_of_stream_within_a_message(pair: tuple[Connection, socket.socket], piece: bytes) -> None:
     connection, peer = pair
     peer.send(piece)

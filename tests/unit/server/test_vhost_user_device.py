@@ -263,9 +263,7 @@ features = st.sampled_from(
 
 
 def on_ring(request: Request, nums: Sequence[int]) -> st.SearchStrategy[Said]:
-    return st.builds(
-        lambda i, n: (request, pack_vring_state(VringState(i, n)), []), rings, st.sampled_from(nums)
-    )
+    return st.builds(lambda i, n: (request, pack_vring_state(VringState(i, n)), []), rings, st.sampled_from(nums))
 
 
 def with_fd(request: Request) -> st.SearchStrategy[Said]:

@@ -271,9 +271,7 @@ def test_bad_memory_table_leaves_the_old_one(
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError])
-def test_memory_that_the_device_cannot_map(
-    bench: Bench, expect_log: ExpectLog, error: type[Exception]
-) -> None:
+def test_memory_that_the_device_cannot_map(bench: Bench, expect_log: ExpectLog, error: type[Exception]) -> None:
     expect_log("vhost-user request failed")
     bench.device.refuse = error
     bench.refuse(Request.SET_MEM_TABLE, pack_memory_table([REGION]), [0])
@@ -582,9 +580,7 @@ payloads = st.one_of(
     st.builds(pack_vring_state, st.builds(VringState, small, numbers)),
     st.builds(pack_vring_address, st.builds(VringAddress, small, addresses, addresses, addresses)),
     st.builds(ring_address, small),
-    st.builds(
-        pack_u64, st.one_of(small, st.sampled_from([INVALID_FD, INVALID_FD | 1, ALL, VIRTIO_F_VERSION_1]))
-    ),
+    st.builds(pack_u64, st.one_of(small, st.sampled_from([INVALID_FD, INVALID_FD | 1, ALL, VIRTIO_F_VERSION_1]))),
     st.builds(pack_memory_table, st.lists(some_regions, max_size=3)),
     st.builds(pack_single_region, some_regions),
     st.builds(pack_config, st.builds(Config, numbers, st.binary(max_size=60))),
@@ -600,9 +596,7 @@ any_message = st.tuples(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(any_message, max_size=40), st.sampled_from([None, None, ValueError, OSError, KeyError]))
-def test_random_messages(
-    messages: list[tuple[int, bytes, int, bool]], refuse: type[Exception] | None
-) -> None:
+def test_random_messages(messages: list[tuple[int, bytes, int, bool]], refuse: type[Exception] | None) -> None:
     """Nothing but ProtocolError comes of them, and no descriptor stays open."""
     logging.disable(logging.WARNING)
     before = open_fds()

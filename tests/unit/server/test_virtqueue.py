@@ -49,9 +49,7 @@ def test_indirect_chain_in_small_pieces(guest: RawGuest) -> None:
     """The driver may cut a request wherever it likes, even in the middle of a header."""
     message = getattr_message(77)
     guest.memory[HEAP : HEAP + len(message)] = message
-    pieces = [
-        Desc(GUEST + HEAP + i, min(9, len(message) - i), NEXT, i // 9 + 1) for i in range(0, len(message), 9)
-    ]
+    pieces = [Desc(GUEST + HEAP + i, min(9, len(message) - i), NEXT, i // 9 + 1) for i in range(0, len(message), 9)]
     room = range(0, 120, 5)
     pieces += [Desc(GUEST + REPLY + 2 * i, 5, WRITE | NEXT, len(pieces) + n + 1) for n, i in enumerate(room)]
     pieces[-1] = Desc(pieces[-1].addr, 5, WRITE)
