@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -58,7 +59,8 @@ class Connection(Generic[Received]):
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send one message; never half of it. Dropped when the peer is gone or its queue is full."""
         try:
-            socket.send_fds(self._sock, [ENCODER.encode(message)], fds, socket.MSG_NOSIGNAL)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            self._sock.sendmsg([ENCODER.encode(message)], rights, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             raise Dropped("it does not read its messages") from None
         except OSError as error:
@@ -73,11 +75,15 @@ class Connection(Generic[Received]):
             Dropped: there will be none.
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(self._sock, MAX_BYTES, self._fds, socket.MSG_CMSG_CLOEXEC)
+            # Not socket.recv_fds: that one loses its flags.
+            data, ancillary, flags, _ = self._sock.recvmsg(
+                MAX_BYTES, socket.CMSG_SPACE(4 * self._fds) if self._fds else 0, socket.MSG_CMSG_CLOEXEC
+            )
         except (BlockingIOError, TimeoutError):
             raise
         except OSError as error:
             raise Closed(f"closed by the peer: {error.strerror or error}") from None
+        fds = [fd for _, _, rights in ancillary for fd in array("i", rights[: len(rights) & ~3])]
         try:
             if not data:
                 raise Closed("closed by the peer")

@@ -185,7 +185,7 @@ class Membership:
                 case Granted() if len(fds) == 2:
                     self._take(message.key, *fds)
                     connection.send(Ready())
-                case Registered():
+                case Registered() if self._key is not None:
                     self._registered = True
                     self._complaint = None
                 case Ask():

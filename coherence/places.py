@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +50,17 @@ class Places:
     def journal_keys(self) -> list[int]:
         """The keys of all journals that there are; a file of another user is not one."""
         prefix = f"{self.name[1:]}.journal."
-        pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{8}")
-        with os.scandir(SHARED_MEMORY) as entries:
-            return [
-                int(entry.name.removeprefix(prefix), 16)
-                for entry in entries
-                if pattern.fullmatch(entry.name)
-                and entry.is_file(follow_symlinks=False)
-                and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-            ]
+        keys = []
+        for path in SHARED_MEMORY.glob(f"{prefix}*"):
+            suffix = path.name.removeprefix(prefix)
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
+            if (
+                re.fullmatch("[0-9a-f]{8}", suffix)
+                and stat.S_ISREG(found.st_mode)
+                and found.st_uid == os.geteuid()
+            ):
+                keys.append(int(suffix, 16))
+        return keys

@@ -1,0 +1,108 @@
+"""Messages over a socket pair."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coherence.connection import MAX_BYTES, Closed, Connection, Dropped
+from coherence.messages import CLIENT_DECODER, Answer, FromClient, Hello, Ready, Welcome
+
+Pair = tuple[socket.socket, Connection[FromClient]]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = Connection(right, CLIENT_DECODER, fds=1)
+    connection.settimeout(0)
+    yield left, connection
+    left.close()
+    connection.close()
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_messages_come_whole_and_in_order(pair: Pair) -> None:
+    peer = Connection(pair[0], CLIENT_DECODER)
+    peer.send(Hello(1, "backend"))
+    peer.send(Answer({"requests": (1 << 64) - 1}))
+    assert pair[1].receive() == (Hello(1, "backend"), [])
+    assert pair[1].receive() == (Answer({"requests": (1 << 64) - 1}), [])
+    with pytest.raises(BlockingIOError):
+        pair[1].receive()
+
+
+def test_a_descriptor_comes_along_closed_on_exec(pair: Pair) -> None:
+    with Path(os.devnull).open() as null:
+        Connection(pair[0], CLIENT_DECODER).send(Ready(), [null.fileno()])
+        _, (fd,) = pair[1].receive()
+        assert os.path.samestat(os.fstat(fd), os.fstat(null.fileno()))
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+
+
+def test_descriptors_with_a_bad_message_or_too_many_are_closed(pair: Pair) -> None:
+    with Path(os.devnull).open() as null:
+        before = open_descriptors()
+        socket.send_fds(pair[0], [b"\xc1"], [null.fileno()])
+        with pytest.raises(Dropped, match="malformed"):
+            pair[1].receive()
+        Connection(pair[0], CLIENT_DECODER).send(Ready(), [null.fileno()] * 20)
+        _, fds = pair[1].receive()
+        for fd in fds:
+            os.close(fd)
+        assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xc1",
+        b"\x80",
+        b"\x81\xa4type\xa5hello",
+        b"\x91" * 50000,
+        b"\x81\xa4type\xa3wat",
+        b"\xdf\xff\xff\xff\xff",
+    ],
+)
+def test_a_malformed_message_is_dropped(pair: Pair, data: bytes) -> None:
+    pair[0].send(data)
+    with pytest.raises(Dropped, match="malformed"):
+        pair[1].receive()
+
+
+def test_a_message_of_the_other_side_is_dropped(pair: Pair) -> None:
+    Connection(pair[0], CLIENT_DECODER).send(Welcome(1, b""))
+    with pytest.raises(Dropped, match="malformed"):
+        pair[1].receive()
+
+
+def test_an_oversized_message_is_dropped(pair: Pair) -> None:
+    pair[0].send(bytes(MAX_BYTES + 1))
+    with pytest.raises(Dropped, match="more than"):
+        pair[1].receive()
+
+
+def test_a_peer_that_does_not_read_is_dropped(pair: Pair) -> None:
+    with pytest.raises(Dropped, match="does not read"):
+        for _ in range(100_000):
+            pair[1].send(Ready())
+
+
+def test_a_closed_peer_is_told_from_a_bad_one(pair: Pair) -> None:
+    pair[0].close()
+    with pytest.raises(Closed):
+        pair[1].receive()
+    with pytest.raises(Closed):
+        pair[1].send(Ready())
+
+
+def test_the_peer_is_who_the_kernel_says(pair: Pair) -> None:
+    assert pair[1].peer() == (os.getpid(), os.getuid())

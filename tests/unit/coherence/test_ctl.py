@@ -1,0 +1,111 @@
+"""coherencectl without a good daemon or table; with them it is in tests/integration."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from coherence import ctl
+from coherence.messages import Backend, Status
+from coherence.places import Places
+from coherence.table import TRUST_NOTHING, Table
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Its one line of complaint."""
+    assert ctl.main(arguments) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def overwrite(places: Places, word: int, value: int) -> None:
+    with places.table.open("r+b") as file:
+        file.seek(8 * word)
+        file.write(struct.pack("<Q", value))
+
+
+def test_a_sound_table(table: Table, places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    table.bump(5)
+    assert ctl.main(["check", str(places.table)]) == 0
+    assert ctl.main(["check", places.name]) == 0
+    table.distrust()
+    assert ctl.main(["check", str(places.table)]) == 0
+    assert (
+        capsys.readouterr().out.count(
+            f"sound: ABI 1, 1024 slots, sequence 2, 0 roots, domain {table.domain.hex()}"
+        )
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "says"),
+    [
+        (0, 1, "not a version table"),
+        (512 + 3, 99, "1 slots are above the sequence"),
+        (16, 99, "the floor is above the sequence"),
+    ],
+)
+def test_an_unsound_table(
+    table: Table, places: Places, capsys: pytest.CaptureFixture[str], word: int, value: int, says: str
+) -> None:
+    overwrite(places, word, value)
+    assert says in told(capsys, "check", str(places.table))
+
+
+def test_a_root_that_is_no_slot(table: Table, places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    table.add_root(5)
+    overwrite(places, 32, 5000)
+    assert "a root slot does not exist" in told(capsys, "check", str(places.table))
+
+
+def test_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/nowhere" in told(capsys, "check", "/nowhere/at/all")
+
+
+def test_no_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no coherenced at" in told(capsys, "status", "--socket", str(tmp_path / "s"))
+
+
+def test_a_bad_table_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "use one such as /vt" in told(capsys, "status", "--table", "vt")
+
+
+def test_a_daemon_that_does_not_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctl, "ANSWER_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.bind(str(tmp_path / "s"))
+        sock.listen()
+        assert "does not answer" in told(capsys, "status", "--socket", str(tmp_path / "s"))
+
+
+def test_a_distrusted_table_is_shown_as_such() -> None:
+    status = Status(
+        table="/dev/shm/vt",
+        domain="00",
+        pid=1,
+        seconds=1.0,
+        slots=1024,
+        sequence=5,
+        floor=TRUST_NOTHING,
+        trusted=False,
+        roots=1,
+        missing=2,
+        bumps_per_second=0.0,
+        floor_raises=0,
+        distrusts=1,
+        dax=[],
+    )
+    silent = Backend(pid=2, guest="g", cache="shared", device=1, inode=2, seconds=1.0, counters=None)
+    text = ctl.render(ctl.Report(status, [silent]))
+    assert "not trusted, 2 backends missing" in text
+    assert "trust nothing" in text
+    assert "no answer" in text
+    assert "DAX       none" in text

@@ -1,0 +1,62 @@
+"""The daemon's socket file."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from coherence.errors import UserError
+from coherence.listener import open_listener, permit
+
+
+def test_mode_and_group_are_set(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "s"
+    with open_listener(path, 0o620, str(os.getgid())):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o620
+        assert path.stat().st_gid == os.getgid()
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    open_listener(path, 0o600, None).close()
+    assert path.is_socket()
+    with (
+        open_listener(path, 0o600, None),
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+    ):
+        client.connect(str(path))
+
+
+def test_a_living_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with open_listener(path, 0o600, None), pytest.raises(UserError, match="in use by another process"):
+        open_listener(path, 0o600, None)
+
+
+def test_a_socket_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        with pytest.raises(UserError, match="use another --socket"):
+            open_listener(path, 0o600, None)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("path", ["/proc/nowhere/s", "/" + "x" * 300])
+def test_an_impossible_path_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="choose another with --socket"):
+        open_listener(Path(path), 0o600, None)
+
+
+def test_an_unknown_group_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no group no-such-group"):
+        open_listener(tmp_path / "s", 0o600, "no-such-group")
+
+
+def test_a_missing_file_cannot_be_permitted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot set mode 0600"):
+        permit(tmp_path / "s", 0o600, None)
