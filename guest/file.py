@@ -24,6 +24,7 @@ class File:
         node: its inode.
         fh: the server's handle of it.
         flags: the O_* flags.
+        client: the session that it belongs to.
     """
 
     def __init__(self, tree: Tree, path: str, node: Node, opened: Opened, flags: int) -> None:
@@ -32,7 +33,7 @@ class File:
         self.fh = opened.fh
         self.flags = flags
         self._tree = tree
-        self._client = tree.client
+        self.client = tree.client
         self._cache = tree.cache
         self._open_flags = opened.flags
         self._direct = bool(opened.flags & OpenFlag.DIRECT_IO) or bool(flags & os.O_DIRECT)
@@ -67,8 +68,8 @@ class File:
     def _read_direct(self, size: int, offset: int) -> bytes:
         parts = []
         while size:
-            asked = min(size, self._client.max_read)
-            part = self._client.read(self.node.nodeid, self.fh, asked, offset, self.flags)
+            asked = min(size, self.client.max_read)
+            part = self.client.read(self.node.nodeid, self.fh, asked, offset, self.flags)
             parts.append(part)
             if len(part) < asked:
                 break
@@ -107,9 +108,9 @@ class File:
         asked = -(-(end - start) // PAGE_SIZE) * PAGE_SIZE
         if sequential:
             asked = max(asked, READ_AHEAD)
-        asked = min(asked, self._client.max_read)
+        asked = min(asked, self.client.max_read)
         stamp = self._cache.rule.stamp()
-        data = self._client.read(self.node.nodeid, self.fh, asked, start, self.flags)
+        data = self.client.read(self.node.nodeid, self.fh, asked, start, self.flags)
         self._cache.keep_pages(generation, index, data, asked, stamp)
         return data, len(data) < asked
 
@@ -131,8 +132,8 @@ class File:
         with Naming(self.path):
             try:
                 while done < len(view):
-                    part = view[done : done + self._client.max_write]
-                    count = self._client.write(self.node.nodeid, self.fh, part, offset + done, self.flags)
+                    part = view[done : done + self.client.max_write]
+                    count = self.client.write(self.node.nodeid, self.fh, part, offset + done, self.flags)
                     if count == 0:
                         raise OSError(errno.EIO, "the server wrote nothing")
                     done += count
@@ -151,7 +152,7 @@ class File:
         self._check(os.O_RDONLY)
         with Naming(self.path):
             try:
-                self._client.fallocate(self.node.nodeid, self.fh, mode, offset, length)
+                self.client.fallocate(self.node.nodeid, self.fh, mode, offset, length)
             finally:
                 self._cache.rule.changed(self.node.slot)
 
@@ -159,7 +160,7 @@ class File:
         """Have the server bring the file to its disk; datasync: without attributes."""
         self._check()
         with Naming(self.path):
-            self._client.fsync(self.node.nodeid, self.fh, datasync=datasync)
+            self.client.fsync(self.node.nodeid, self.fh, datasync=datasync)
 
     # --- position and state ----------------------------------------------------------------------
 
@@ -172,7 +173,7 @@ class File:
             elif whence == os.SEEK_END:
                 offset += self._tree.attributes(self.node, self.fh).stat.st_size
             elif whence != os.SEEK_SET:
-                offset = self._client.lseek(self.node.nodeid, self.fh, offset, whence)
+                offset = self.client.lseek(self.node.nodeid, self.fh, offset, whence)
             if offset < 0:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._position = offset
@@ -198,11 +199,11 @@ class File:
                 if not self._open_flags & OpenFlag.NOFLUSH:
                     self._flush()
             finally:
-                self._client.release(self.node.nodeid, self.fh, self.flags)
+                self.client.release(self.node.nodeid, self.fh, self.flags)
 
     def _flush(self) -> None:
         try:
-            self._client.flush(self.node.nodeid, self.fh)
+            self.client.flush(self.node.nodeid, self.fh)
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise

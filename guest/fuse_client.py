@@ -90,7 +90,7 @@ class FuseClient:
     def __init__(self, transport: Transport, *, minor: int = p.KERNEL_MINOR_VERSION) -> None:
         self.requests: Counter[Opcode] = Counter()
         self.forgotten: list[tuple[int, int]] = []
-        self._transport = transport
+        self.transport = transport
         self._uniques = itertools.count(2, 2)
         self._lock = threading.Lock()
         self.flags = InitFlag(0)
@@ -105,7 +105,7 @@ class FuseClient:
         """Send any request and return what follows the header of its reply."""
         self.send_forgets()
         unique, header = self._header(opcode, nodeid, len(arguments) + len(data))
-        reply = self._transport.exchange(header, arguments, data, p.OUT_HEADER.size + reply_bytes)
+        reply = self.transport.exchange(header, arguments, data, p.OUT_HEADER.size + reply_bytes)
         if len(reply) < p.OUT_HEADER.size:
             raise OSError(errno.EIO, f"the reply to {opcode.name} is too short")
         length, error, answered = p.OUT_HEADER.unpack_from(reply)
@@ -363,11 +363,11 @@ class FuseClient:
         self.flags = InitFlag(reply.flags)
         if InitFlag.INIT_EXT in self.flags:
             self.flags |= InitFlag(reply.flags2 << 32)
-        self.max_write = min(max(reply.max_write, MIN_MAX_WRITE), self._transport.max_data)
+        self.max_write = min(max(reply.max_write, MIN_MAX_WRITE), self.transport.max_data)
         if InitFlag.MAX_PAGES in self.flags:
-            self.max_read = min(max(reply.max_pages, 1) * PAGE, self._transport.max_data)
+            self.max_read = min(max(reply.max_pages, 1) * PAGE, self.transport.max_data)
         else:
-            self.max_read = min(32 * PAGE, self._transport.max_data)
+            self.max_read = min(32 * PAGE, self.transport.max_data)
         self.max_write = min(self.max_write, self.max_read)
 
     def _header(self, opcode: Opcode, nodeid: int, length: int) -> tuple[int, bytes]:
@@ -379,7 +379,7 @@ class FuseClient:
         )
 
     def _post(self, opcode: Opcode, nodeid: int, arguments: bytes) -> None:
-        self._transport.post(self._header(opcode, nodeid, len(arguments))[1], arguments)
+        self.transport.post(self._header(opcode, nodeid, len(arguments))[1], arguments)
 
     def _sized(self, opcode: Opcode, nodeid: int, arguments: bytes, size: int, data: Buffer = b"") -> bytes:
         reply = self.call(opcode, nodeid, arguments, data, size)
