@@ -78,12 +78,11 @@ def load(path: Path | None, flags: dict[str, Any]) -> Config:
             raise UserError(f"{path}: {error.strerror}: name a readable file with --config") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not TOML: {error}") from None
-    _convert(settings, str(path))
-    return _convert(settings | flags, "command line")
-
-
-def _convert(settings: dict[str, Any], source: str) -> Config:
     try:
-        return msgspec.convert(settings, Config)
+        msgspec.convert(settings, Config)
     except msgspec.ValidationError as error:
-        raise UserError(f"{source}: {error}: see coherenced --help") from None
+        raise UserError(f"{path}: {error}") from None
+    try:
+        return msgspec.convert(settings | flags, Config)
+    except msgspec.ValidationError as error:
+        raise UserError(f"command line: {error}") from None

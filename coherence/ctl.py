@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from coherence.messages import (
     StatusQuestion,
     Welcome,
 )
+from coherence.parser import Parser
 from coherence.places import Places, socket_of
 from coherence.table import ABI_VERSION, TRUST_NOTHING, Table
 
@@ -75,9 +75,7 @@ def fetch_status(path: Path) -> Report:
     return Report(page.status, backends)
 
 
-def _ask(
-    connection: Connection[FromDaemon], question: Hello | StatusQuestion, answer: type[Expected]
-) -> Expected:
+def _ask(connection: Connection[FromDaemon], question: Hello | StatusQuestion, answer: type[Expected]) -> Expected:
     connection.send(question)
     message, _ = connection.receive()
     if isinstance(message, Refused):
@@ -133,13 +131,11 @@ def check(path: str) -> str:
         table.close()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="coherencectl",
         description="Look at a running coherenced, or at a version table.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="show table, backends, bumps a second, floor raises, DAX use")

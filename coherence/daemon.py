@@ -13,6 +13,7 @@ from coherence import log
 from coherence.config import Config, load
 from coherence.errors import UserError
 from coherence.notify import Notifier
+from coherence.parser import Parser
 from coherence.service import Service
 
 EPILOG = """\
@@ -29,20 +30,16 @@ Exit status: 0 after SIGTERM, 1 on failure, 2 on wrong usage.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="coherenced",
         description="Keep the caches of many virtual machines that share directories coherent.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", type=Path, default=None, help="settings, TOML")
     parser.add_argument("--table", metavar="NAME", help="shared memory name of the table (default /vt)")
-    parser.add_argument(
-        "--slots", metavar="N", type=int, help="slots of a new table, a power of two (default 1048576)"
-    )
+    parser.add_argument("--slots", metavar="N", type=int, help="slots of a new table, a power of two (default 1048576)")
     parser.add_argument("--socket", metavar="PATH", help="control socket (default /run/coherenced/NAME.sock)")
     parser.add_argument("--socket-mode", metavar="OCTAL", help="its permission bits (default 0660)")
     parser.add_argument(
@@ -50,16 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GROUP",
         help="group that may connect, and read the table (default: its own)",
     )
-    parser.add_argument(
-        "--log-level", choices=list(log.LEVELS), help="least severe level to log (default warn)"
-    )
+    parser.add_argument("--log-level", choices=list(log.LEVELS), help="least severe level to log (default warn)")
     parser.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
     return parser
 
 
-def _reload(
-    path: Path | None, flags: dict[str, Any], old: Config, service: Service, notifier: Notifier
-) -> None:
+def _reload(path: Path | None, flags: dict[str, Any], old: Config, service: Service, notifier: Notifier) -> None:
     notifier.reloading()
     try:
         config = load(path, flags)
@@ -76,9 +69,14 @@ def _reload(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run coherenced with these arguments (the process's own by default); returns the exit status."""
-    options = vars(_parser().parse_args(argv))
+    parser = _parser()
+    options = vars(parser.parse_args(argv))
     path: Path | None = options.pop("config")
     flags = {name.replace("_", "-"): value for name, value in options.items()}
+    try:
+        load(None, flags)
+    except UserError as error:
+        parser.error(str(error))
     try:
         config = load(path, flags)
         log.configure(config.log_level, json=config.log_json)

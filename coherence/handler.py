@@ -54,9 +54,7 @@ class Handler:
         on_close: called once, when the connection is over.
     """
 
-    def __init__(
-        self, daemon: Daemon, connection: Connection[FromClient], on_close: Callable[[Handler], None]
-    ) -> None:
+    def __init__(self, daemon: Daemon, connection: Connection[FromClient], on_close: Callable[[Handler], None]) -> None:
         self._daemon = daemon
         self._connection = connection
         self._on_close = on_close
@@ -161,8 +159,7 @@ class Handler:
     def _hello(self, hello: Hello) -> None:
         if hello.protocol != PROTOCOL:
             raise UserError(
-                f"coherenced speaks protocol {PROTOCOL}, this program {hello.protocol}: "
-                "install one version of both"
+                f"coherenced speaks protocol {PROTOCOL}, this program {hello.protocol}: install one version of both"
             )
         self._role = hello.role
         self._connection.send(Welcome(PROTOCOL, self._daemon.registry.table.domain))

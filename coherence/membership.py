@@ -201,8 +201,7 @@ class Membership:
     def _welcome(self, connection: Connection[FromDaemon], welcome: Welcome) -> None:
         if welcome.protocol != PROTOCOL:
             raise UserError(
-                f"coherenced speaks protocol {welcome.protocol}, this program {PROTOCOL}: "
-                "install one version of both"
+                f"coherenced speaks protocol {welcome.protocol}, this program {PROTOCOL}: install one version of both"
             )
         if self._domain is not None and welcome.domain != self._domain:
             self._over = True

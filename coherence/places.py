@@ -57,10 +57,6 @@ class Places:
                 found = path.lstat()
             except FileNotFoundError:
                 continue
-            if (
-                re.fullmatch("[0-9a-f]{8}", suffix)
-                and stat.S_ISREG(found.st_mode)
-                and found.st_uid == os.geteuid()
-            ):
+            if re.fullmatch("[0-9a-f]{8}", suffix) and stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
                 keys.append(int(suffix, 16))
         return keys

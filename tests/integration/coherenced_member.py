@@ -1,11 +1,12 @@
 """A backend without a guest, which does what its standard input says.
 
-A line is one of: announce SLOTS, clear, bump SLOT, leave.
+A line is one of: announce SLOTS, clear, bump SLOT, chroot DIRECTORY, leave.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from coherence import log
@@ -29,6 +30,9 @@ async def main(table_path: str, socket_path: str, guest: str) -> None:
                 membership.journal.clear()
             case ["bump", slot]:
                 membership.table.bump(int(slot))
+            case ["chroot", directory]:
+                os.chroot(directory)
+                os.chdir("/")
             case ["leave"]:
                 membership.close()
         print("done", line.strip(), flush=True)

@@ -8,13 +8,12 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from coherence import ctl
+from coherence import ctl, daemon
 from coherence.errors import UserError
 from coherence.membership import Membership
 from coherence.table import SLOTS_OFFSET, TRUST_NOTHING
@@ -230,9 +229,7 @@ def test_a_backend_of_another_user_may_join_where_the_socket_allows_it(coherence
 
 def test_a_backend_without_a_daemon_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no coherenced at"):
-        Membership.join(
-            "/dev/shm/nothing", share_root=(1, 1), guest="g", cache="none", socket_path=str(tmp_path / "s")
-        )
+        Membership.join("/dev/shm/nothing", share_root=(1, 1), guest="g", cache="none", socket_path=str(tmp_path / "s"))
 
 
 def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced) -> None:
@@ -240,18 +237,45 @@ def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced) -
     other = coherenced.directory / "table"
     other.write_bytes(b"")
     with pytest.raises(UserError, match="serves another table"):
-        Membership.join(
-            str(other), share_root=(1, 1), guest="g", cache="none", socket_path=str(coherenced.socket)
-        )
+        Membership.join(str(other), share_root=(1, 1), guest="g", cache="none", socket_path=str(coherenced.socket))
     eventually(lambda: not coherenced.places.journal_keys())
 
 
-def test_wrong_usage_ends_with_2() -> None:
-    for command in (
-        ["coherence.daemon", "--slots", "many"],
-        ["coherence.ctl"],
-        ["coherence.ctl", "status", "--x"],
-    ):
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("main", "arguments", "says"),
+    [
+        (daemon.main, ["--slots", "many"], "--slots"),
+        (daemon.main, ["--slots", "3000"], "power of two"),
+        (daemon.main, ["--socket-mode", "rwx"], "socket-mode"),
+        (daemon.main, ["--table", "vt"], "use one such as /vt"),
+        (daemon.main, ["--tab", "/vt"], "--tab"),
+        (ctl.main, [], "COMMAND"),
+        (ctl.main, ["status", "--x"], "--x"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    main: Callable[[list[str]], int], arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert says in told
+
+
+@pytest.mark.parametrize(("main", "option"), [(daemon.main, "--socket-group"), (ctl.main, "check")])
+def test_help_explains(main: Callable[[list[str]], int], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert option in told
+    assert "Exit status" in told
+
+
+def test_a_missing_settings_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert daemon.main(["--config", "/nowhere/c.toml"]) == 1
+    assert capsys.readouterr().err == (
+        "coherenced: /nowhere/c.toml: No such file or directory: name a readable file with --config\n"
+    )

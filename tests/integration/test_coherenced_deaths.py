@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +162,29 @@ def test_a_backend_whose_journal_was_removed_gets_another(coherenced: Coherenced
         stamp = table.stamp()
         member.kill()
         eventually(lambda: table.slot(5) > stamp)
+
+
+def test_a_backend_in_a_sandbox_comes_back_and_only_to_the_true_daemon(coherenced: Coherenced) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can chroot")
+    coherenced.start()
+    sandbox = coherenced.directory / "sandbox"
+    # What a guest could put into its share: a socket at the daemon's very path.
+    trap = sandbox / str(coherenced.socket)[1:]
+    trap.parent.mkdir(parents=True)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        Member(coherenced, "one") as member,
+    ):
+        # A socket address is too short for the path itself.
+        directory = os.open(trap.parent, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{directory}/{trap.name}")
+        os.close(directory)
+        listener.listen()
+        listener.setblocking(False)
+        member.do(f"chroot {sandbox}")
+        coherenced.kill()
+        coherenced.start()
+        eventually(lambda: len(coherenced.status().backends) == 1)
+        with pytest.raises(BlockingIOError):
+            listener.accept()

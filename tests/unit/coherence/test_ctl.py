@@ -36,9 +36,7 @@ def test_a_sound_table(table: Table, places: Places, capsys: pytest.CaptureFixtu
     table.distrust()
     assert ctl.main(["check", str(places.table)]) == 0
     assert (
-        capsys.readouterr().out.count(
-            f"sound: ABI 1, 1024 slots, sequence 2, 0 roots, domain {table.domain.hex()}"
-        )
+        capsys.readouterr().out.count(f"sound: ABI 1, 1024 slots, sequence 2, 0 roots, domain {table.domain.hex()}")
         == 3
     )
 

@@ -53,9 +53,7 @@ def test_a_journal_of_another_table_announces_nothing(places: Places, key: int, 
 
 
 @pytest.mark.parametrize("size", [0, 127, 136, JOURNAL_BYTES - 1])
-def test_a_journal_that_was_cut_off_is_read_as_anything(
-    places: Places, table: Table, key: int, size: int
-) -> None:
+def test_a_journal_that_was_cut_off_is_read_as_anything(places: Places, table: Table, key: int, size: int) -> None:
     os.truncate(places.journal(key), size)
     assert journals.read(places.journal(key), table.domain) is None
 

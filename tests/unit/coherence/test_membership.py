@@ -56,9 +56,7 @@ def join(listener: socket.socket, table_path: Path, answers: list[Message | byte
     thread = threading.Thread(target=lambda: _quietly(serve))
     thread.start()
     with pytest.raises(UserError) as caught:
-        Membership.join(
-            str(table_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname()
-        )
+        Membership.join(str(table_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname())
     thread.join()
     assert open_descriptors() == before
     assert "\n" not in str(caught.value)
@@ -117,14 +115,10 @@ def test_a_daemon_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(membership, "JOIN_SECONDS", 0.05)
     with pytest.raises(UserError, match="does not answer"):
-        Membership.join(
-            str(tmp_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname()
-        )
+        Membership.join(str(tmp_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname())
 
 
-def test_a_working_directory_is_kept(
-    listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_working_directory_is_kept(listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     join(listener, tmp_path, [Refused("no")], [])
     assert Path.cwd() == tmp_path

@@ -56,9 +56,7 @@ def test_a_watchdog_of_another_process_is_not_fed(manager: socket.socket, tmp_pa
     assert Notifier(environment).alive_every is None
 
 
-def test_a_manager_that_is_gone_or_full_does_not_stop_the_service(
-    manager: socket.socket, tmp_path: Path
-) -> None:
+def test_a_manager_that_is_gone_or_full_does_not_stop_the_service(manager: socket.socket, tmp_path: Path) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
     for _ in range(2000):
         notifier.alive()

@@ -60,9 +60,7 @@ def test_a_semaphore_held_by_another_process_does_not_count(registry: Registry) 
         registry.register(key, PID + 1)
 
 
-def test_a_living_backend_that_is_gone_makes_everybody_ask_until_it_is_back(
-    registry: Registry, table: Table
-) -> None:
+def test_a_living_backend_that_is_gone_makes_everybody_ask_until_it_is_back(registry: Registry, table: Table) -> None:
     key = join(registry)
     registry.leave(key)
     assert table.floor == TRUST_NOTHING

@@ -123,9 +123,7 @@ def test_a_store_through_a_read_only_mapping_kills_the_process_and_changes_nothi
         "assert line.split()[1] == 'r--s', line\n"
         "ctypes.memset(int(line.split('-')[0], 16) + 4096, 255, 8)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(places.table)], cwd=ROOT, stderr=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(places.table)], cwd=ROOT, stderr=subprocess.PIPE)
     assert done.returncode == -11
     assert table.slot(0) == 0
 
@@ -201,9 +199,7 @@ def test_a_name_that_cannot_be_is_refused() -> None:
         Table.create("/" + "x" * 300)
 
 
-def test_a_full_file_system_is_refused_and_leaves_nothing(
-    places: Places, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_file_system_is_refused_and_leaves_nothing(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -232,9 +228,7 @@ def test_a_missing_table_is_refused(places: Places) -> None:
         (2, 2048, "cut off"),
     ],
 )
-def test_a_header_that_does_not_fit_is_refused(
-    table: Table, places: Places, word: int, value: int, says: str
-) -> None:
+def test_a_header_that_does_not_fit_is_refused(table: Table, places: Places, word: int, value: int, says: str) -> None:
     overwrite(places.table, word, value)
     with pytest.raises(UserError, match=says):
         Table.open(places.table)
@@ -279,8 +273,7 @@ def test_no_bump_is_lost_between_two_processes(table: Table, places: Places) -> 
     )
     command = [sys.executable, "-c", program, str(places.table), str(slots), str(iterations)]
     processes = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     for process in processes:
         assert process.stdout is not None
