@@ -387,14 +387,11 @@ class Cache:
 
 def stat_result(attr: Attr) -> os.stat_result:
     """Attributes as os.stat() has them; the device is 0, as FUSE does not tell."""
-    times = [
-        seconds * 1_000_000_000 + nanoseconds
-        for seconds, nanoseconds in (
-            (attr.atime, attr.atimensec),
-            (attr.mtime, attr.mtimensec),
-            (attr.ctime, attr.ctimensec),
-        )
-    ]
+    times = (
+        (attr.atime, attr.atimensec),
+        (attr.mtime, attr.mtimensec),
+        (attr.ctime, attr.ctimensec),
+    )
     return os.stat_result(
         (
             attr.mode,
@@ -407,8 +404,8 @@ def stat_result(attr: Attr) -> os.stat_result:
             attr.atime,
             attr.mtime,
             attr.ctime,
-            *(nanoseconds / 1e9 for nanoseconds in times),
-            *times,
+            *(seconds + 1e-9 * nanoseconds for seconds, nanoseconds in times),
+            *(seconds * 1_000_000_000 + nanoseconds for seconds, nanoseconds in times),
             attr.blksize,
             attr.blocks,
             decode_device(attr.rdev),
