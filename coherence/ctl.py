@@ -88,7 +88,8 @@ def _ask(connection: Connection[FromDaemon], question: Hello | StatusQuestion, a
 def render(report: Report) -> str:
     """The report for people."""
     status = report.status
-    trust = "trusted" if status.trusted else f"not trusted, {status.missing} backends missing"
+    missing = ", ".join(map(str, status.missing))
+    trust = "trusted" if status.trusted else f"not trusted, waiting for the backends with pid {missing}"
     lines = [
         f"table     {status.table}, {status.slots} slots, {trust}",
         f"domain    {status.domain}",

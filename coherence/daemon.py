@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"coherenced: {error}", file=sys.stderr)
         return 1
+    except Exception:
+        log.get_logger(__name__).exception("an error that was not expected: please report it")
+        return 1
     return 0
 
 

@@ -1,8 +1,7 @@
 """The journals of a table's backends, as coherenced keeps them.
 
 A journal is a page of shared memory named after the key of the semaphore that its backend holds. coherenced
-reads one only with read(2), and only when its holder is dead: the backend has it writable, so it may be
-cut off or hold anything.
+reads one only with read(2), never mapped: its backend has it writable, so it may be cut off or hold anything.
 """
 
 from __future__ import annotations
@@ -55,20 +54,18 @@ def open_fd(places: Places, key: int) -> int:
         raise UserError(f"{places.journal(key)}: {error.strerror}: restart the backend") from None
 
 
-def read(path: Path, domain: bytes) -> tuple[int, ...] | None:
-    """The slots that a dead backend announced.
+def read(path: Path) -> tuple[bytes | None, tuple[int, ...] | None]:
+    """What a journal says.
 
     Returns:
-        None when it may have been about to change anything: more slots than a journal holds, or no journal
-        any more. Nothing of a journal that belongs to another table concerns this one.
+        The domain of its table, None when that cannot be told. The slots that its backend announced, None
+        when it may have been about to change anything: more slots than fit, or no journal any more.
     """
     try:
         with path.open("rb", buffering=0) as file:
-            content = file.read(JOURNAL_BYTES)
-        of_domain, slots = journal_slots(content)
+            return journal_slots(file.read(JOURNAL_BYTES))
     except (OSError, UserError):
-        return None
-    return slots if of_domain == domain else ()
+        return None, None
 
 
 def remove(places: Places, key: int) -> None:

@@ -103,7 +103,7 @@ class Status(Struct, frozen=True):
 
     Args:
         trusted: whether cached things may be used at all (the floor is not set to trust nothing).
-        missing: backends that live but have not come back to this daemon yet.
+        missing: processes of backends that live but have not come back to this daemon yet.
         bumps_per_second: over the last second.
         floor_raises: since this daemon started; distrusts likewise.
         dax: DAX windows in use.
@@ -118,7 +118,7 @@ class Status(Struct, frozen=True):
     floor: int
     trusted: bool
     roots: int
-    missing: int
+    missing: list[int]
     bumps_per_second: float
     floor_raises: int
     distrusts: int

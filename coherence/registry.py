@@ -37,12 +37,16 @@ class Registry:
         """Start over with what an earlier daemon left, or with nothing: bury the dead, await the living."""
         self._distrust()
         for key in self.places.journal_keys():
-            if holder.holder(key) is None:
+            domain, _ = journals.read(self.places.journal(key))
+            if domain not in (None, self.table.domain):
+                # Of a table that is gone: its backend, if it lives, will be told so when it comes.
+                journals.remove(self.places, key)
+            elif holder.holder(key) is None:
                 self._bury(key)
             else:
                 self.missing.add(key)
         if self.missing:
-            log.info("waiting for backends to come back", backends=len(self.missing))
+            log.info("waiting for backends to come back", pids=self.missing_pids())
         self._settle()
 
     def grant(self, pid: int, uid: int, root: tuple[int, int], held: int | None) -> int:
@@ -85,12 +89,16 @@ class Registry:
             self._bury(key)
         self._settle()
 
+    def missing_pids(self) -> list[int]:
+        """The processes that are waited for."""
+        return sorted(pid for key in self.missing if (pid := holder.holder(key)) is not None)
+
     def close(self) -> None:
         """The daemon ends: nobody watches over the table, so nobody may trust it."""
         self._distrust()
 
     def _bury(self, key: int) -> None:
-        announced = journals.read(self.places.journal(key), self.table.domain)
+        _, announced = journals.read(self.places.journal(key))
         if announced is None:
             log.warning("a dead backend may have changed anything", journal=f"{key:08x}")
             self._raise_floor()

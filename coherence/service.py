@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from coherence.connection import Connection
 from coherence.errors import UserError
@@ -29,6 +30,7 @@ ANSWER_SECONDS = 0.3
 PAGE_BACKENDS = 16
 SWEEP_SECONDS = 0.1
 SAMPLE_SECONDS = 1.0
+ACCEPT_AGAIN_SECONDS = 1.0
 
 
 class Service:
@@ -63,6 +65,7 @@ class Service:
             stack.callback(self._listener.close)
             self.registry = Registry(table, places)
             self.registry.recover()
+            self._sampled = table.sequence, self._started
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Service:
@@ -82,31 +85,34 @@ class Service:
         self.permit_table(group)
 
     async def run(self, notifier: Notifier, reload: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT; SIGHUP calls `reload`."""
+        """Serve until SIGTERM or SIGINT; SIGHUP calls `reload`.
+
+        An error that nobody expected ends it, too: a daemon that may have missed a death must not go on, and
+        the next one recovers.
+        """
         loop = asyncio.get_running_loop()
-        end = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, end.set)
-        loop.add_signal_handler(signal.SIGINT, end.set)
+        end: asyncio.Future[None] = loop.create_future()
+        loop.set_exception_handler(lambda _, context: _fail(end, context))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _finish, end)
         loop.add_signal_handler(signal.SIGHUP, reload)
         loop.add_reader(self._listener.fileno(), self._accept)
-        timers = [
-            loop.create_task(_every(SWEEP_SECONDS, self._sweep)),
-            loop.create_task(self._sample()),
-        ]
+        self._repeat(SWEEP_SECONDS, self._sweep)
+        self._repeat(SAMPLE_SECONDS, self._sample)
         if notifier.alive_every is not None:
-            timers.append(loop.create_task(_every(notifier.alive_every, notifier.alive)))
+            self._repeat(notifier.alive_every, notifier.alive)
         notifier.ready(f"Table {self._places.name}")
         log.info("ready", table=self._places.name, socket=str(self._socket_path), pid=os.getpid())
-        await end.wait()
-        notifier.stopping()
-        log.info("stopping", table=self._places.name)
-        loop.remove_reader(self._listener.fileno())
-        for timer in timers:
-            timer.cancel()
-        # Distrust comes before the backends are let go: they need not be quick to notice.
-        self.registry.close()
-        for handler in list(self._handlers):
-            handler.close()
+        try:
+            await end
+        finally:
+            notifier.stopping()
+            log.info("stopping", table=self._places.name)
+            loop.remove_reader(self._listener.fileno())
+            # Distrust comes before the backends are let go: they need not be quick to notice.
+            self.registry.close()
+            for handler in list(self._handlers):
+                handler.close()
 
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
@@ -124,7 +130,7 @@ class Service:
             floor=table.floor,
             trusted=registry.trusted,
             roots=len(table.roots),
-            missing=len(registry.missing),
+            missing=registry.missing_pids(),
             bumps_per_second=self._rate,
             floor_raises=registry.floor_raises,
             distrusts=registry.distrusts,
@@ -136,9 +142,14 @@ class Service:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
         except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                log.warning("no client can be accepted", reason=error.strerror)
+            # Most likely descriptors have run out: look again when some may have been closed.
+            log.warning("no client can be accepted", reason=error.strerror)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener.fileno())
+            loop.call_later(ACCEPT_AGAIN_SECONDS, loop.add_reader, self._listener.fileno(), self._accept)
             return
         if len(self._handlers) >= MAX_CLIENTS:
             log.warning("client dropped", reason=f"there are {MAX_CLIENTS} already")
@@ -151,19 +162,25 @@ class Service:
         if self.registry.missing:
             self.registry.sweep()
 
-    async def _sample(self) -> None:
-        sequence, at = self.registry.table.sequence, time.monotonic()
-        while True:
-            await asyncio.sleep(SAMPLE_SECONDS)
-            new, now = self.registry.table.sequence, time.monotonic()
-            self._rate = (new - sequence) / (now - at)
-            sequence, at = new, now
+    def _sample(self) -> None:
+        sequence, now = self.registry.table.sequence, time.monotonic()
+        old_sequence, old = self._sampled
+        self._rate = (sequence - old_sequence) / (now - old)
+        self._sampled = sequence, now
 
-
-async def _every(seconds: float, call: Callable[[], None]) -> None:
-    while True:
+    def _repeat(self, seconds: float, call: Callable[[], None]) -> None:
         call()
-        await asyncio.sleep(seconds)
+        asyncio.get_running_loop().call_later(seconds, self._repeat, seconds, call)
+
+
+def _finish(end: asyncio.Future[None]) -> None:
+    if not end.done():
+        end.set_result(None)
+
+
+def _fail(end: asyncio.Future[None], context: dict[str, Any]) -> None:
+    if not end.done():
+        end.set_exception(context.get("exception") or RuntimeError(context["message"]))
 
 
 def _lock(places: Places) -> int:

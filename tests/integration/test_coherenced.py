@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from coherence import ctl, daemon
 from coherence.errors import UserError
 from coherence.membership import Membership
+from coherence.service import Service
 from coherence.table import SLOTS_OFFSET, TRUST_NOTHING
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
 
@@ -239,6 +241,21 @@ def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced) -
     with pytest.raises(UserError, match="serves another table"):
         Membership.join(str(other), share_root=(1, 1), guest="g", cache="none", socket_path=str(coherenced.socket))
     eventually(lambda: not coherenced.places.journal_keys())
+
+
+def test_an_error_that_was_not_expected_ends_it_distrusted(
+    coherenced: Coherenced, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("an error that was not expected")
+
+    def bug(_: Service) -> None:
+        asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+
+    monkeypatch.setattr(Service, "_sweep", bug)
+    arguments = ["--table", coherenced.places.name, "--slots", "1024", "--socket", str(coherenced.socket)]
+    assert daemon.main(arguments) == 1
+    with coherenced.table() as table:
+        assert table.floor == TRUST_NOTHING
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,6 +250,19 @@ def test_a_spoilt_journal_makes_everything_invalid(coherenced: Coherenced, spoil
 def test_a_flood_of_connections(coherenced: Coherenced) -> None:
     clients = [Client(coherenced) for _ in range(100)]
     assert coherenced.status().status.trusted
+    for client in clients:
+        client.connection.close()
+
+
+def test_a_daemon_without_descriptors_serves_again_when_it_has_some(coherenced: Coherenced) -> None:
+    assert coherenced.process is not None
+    pid = coherenced.process.pid
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, usual[1]))
+    clients = [Client(coherenced) for _ in range(5)]
+    eventually(lambda: "no client can be accepted" in coherenced.log())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     for client in clients:
         client.connection.close()
 

@@ -95,7 +95,7 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
         floor=TRUST_NOTHING,
         trusted=False,
         roots=1,
-        missing=2,
+        missing=[12, 34],
         bumps_per_second=0.0,
         floor_raises=0,
         distrusts=1,
@@ -103,7 +103,7 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
     )
     silent = Backend(pid=2, guest="g", cache="shared", device=1, inode=2, seconds=1.0, counters=None)
     text = ctl.render(ctl.Report(status, [silent]))
-    assert "not trusted, 2 backends missing" in text
+    assert "not trusted, waiting for the backends with pid 12, 34" in text
     assert "trust nothing" in text
     assert "no answer" in text
     assert "DAX       none" in text

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from coherence import holder
+from coherence import holder, journals
 from coherence.errors import UserError
 from coherence.places import Places
 from coherence.registry import Registry
@@ -110,6 +110,15 @@ def test_an_overflow_while_distrusted_does_not_end_the_distrust(
     holder.let_go(dead)
     registry.leave(dead)
     assert table.floor == TRUST_NOTHING
+
+
+def test_a_backend_of_another_table_is_not_waited_for(table: Table, places: Places) -> None:
+    key = journals.create(places, bytes(16), os.getuid())
+    holder.take(key)
+    registry = Registry(table, places)
+    registry.recover()
+    assert registry.trusted
+    assert places.journal_keys() == []
 
 
 def test_the_end_of_the_daemon_distrusts(registry: Registry, table: Table) -> None:
