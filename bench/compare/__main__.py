@@ -1,4 +1,4 @@
-"""Compare our backend with the Rust and the C virtiofsd: python -m bench.compare. Needs tests.lab.setup --all."""
+"""Compare our backend with the Rust and the C virtiofsd, in real guests (python -m tests.lab.setup --all)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.compare.measure import OPERATIONS, PEERS, Cost, compare
-from bench.compare.report import table
-from tests.lab import assets
+from bench.compare.measure import OPERATIONS, PEERS, compare
+from bench.compare.report import account, table
 from tests.lab.paths import CHECKOUT, LabError
 
 DOCUMENT = CHECKOUT / "docs/benchmarks.md"
@@ -22,19 +20,6 @@ BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 
 def say(line: str) -> None:
     print(f"compare: {line}", file=sys.stderr, flush=True)
-
-
-def describe(kind: str, rounds: int, results: Mapping[str, Mapping[str, Cost]]) -> str:
-    """The account for the document: how it was measured, and the table."""
-    kernel = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
-    guest = {"uml": "User-Mode Linux", "qemu": "QEMU"}[kind]
-    return (
-        f"Latency in the guest / processor time of the backend for one operation, in microseconds; medians of {rounds} "
-        f"rounds in one run in which the backends alternate. Guest: {guest}, Linux {kernel.modules.name}; cache=none "
-        "(never); share in tmpfs; guests and backends pinned to one processor. Host: Linux "
-        f"{platform.release()}, Python {platform.python_version()}. The last columns are ratios: below 1.00 ours costs less. "
-        "To measure again: `python -m bench.compare --write-docs`.\n\n" + table(results)
-    )
 
 
 def write_document(text: str) -> None:
@@ -52,18 +37,28 @@ def write_document(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
-    parser.add_argument("--kind", choices=("uml", "qemu"), default="uml", help="guests to measure in (default: uml)")
+    parser.add_argument(
+        "--kind", choices=("uml", "qemu"), default="uml", help="guests to measure in (default: uml)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="rounds to take medians over (default: 7)")
-    parser.add_argument("--backends", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--backends", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)"
+    )
     parser.add_argument("--operations", default="", help="only these, comma-separated names of latency.c")
-    parser.add_argument("--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)")
+    parser.add_argument(
+        "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}"
+    )
     options = parser.parse_args(arguments)
     names = options.backends.split(",")
     if unknown := set(names) - set(PEERS):
         parser.error(f"no backend {', '.join(sorted(unknown))}: use {', '.join(PEERS)}")
-    wanted = options.operations.split(",") if options.operations else [operation.name for operation in OPERATIONS]
+    wanted = (
+        options.operations.split(",") if options.operations else [operation.name for operation in OPERATIONS]
+    )
     if unknown := set(wanted) - {operation.name for operation in OPERATIONS}:
         parser.error(f"no operation {', '.join(sorted(unknown))}")
     try:
@@ -81,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(results), end="")
     if options.json:
         figures = {
-            name: {title: dataclasses.asdict(cost) for title, cost in costs.items()} for name, costs in results.items()
+            name: {title: dataclasses.asdict(cost) for title, cost in costs.items()}
+            for name, costs in results.items()
         }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if options.write_docs:
-        write_document(describe(options.kind, options.rounds, results))
+        write_document(account(options.kind, options.rounds, results))
         say(f"wrote {DOCUMENT}")
     return 0
 

@@ -52,7 +52,13 @@ PEERS: dict[str, Serve] = {"ours": backends.ours, "rust": backends.rust, "c": ba
 
 
 def compare(
-    names: Sequence[str], *, kind: str, rounds: int, cpu: str, operations: Sequence[Operation], say: Callable[[str], None]
+    names: Sequence[str],
+    *,
+    kind: str,
+    rounds: int,
+    cpu: str,
+    operations: Sequence[Operation],
+    say: Callable[[str], None],
 ) -> dict[str, dict[str, Cost]]:
     """Measure backends side by side.
 
@@ -82,7 +88,8 @@ def compare(
                     cost = _measure(*pairs[name], operation, operation.count)
                     samples.setdefault((name, operation.title), []).append(cost)
     return {
-        name: {operation.title: _median(samples[name, operation.title]) for operation in operations} for name in names
+        name: {operation.title: _median(samples[name, operation.title]) for operation in operations}
+        for name in names
     }
 
 
@@ -111,4 +118,6 @@ def _measure(guest: Guest, backend: Backend, operation: Operation, count: int) -
 
 
 def _median(costs: Sequence[Cost]) -> Cost:
-    return Cost(statistics.median(cost.latency for cost in costs), statistics.median(cost.cpu for cost in costs))
+    return Cost(
+        statistics.median(cost.latency for cost in costs), statistics.median(cost.cpu for cost in costs)
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
 from bench.compare.measure import Cost
+from tests.lab import assets
 
 NAMES = {"ours": "vfs-backend", "rust": "Rust virtiofsd", "c": "C virtiofsd"}
 
@@ -22,6 +24,26 @@ def table(results: Mapping[str, Mapping[str, Cost]]) -> str:
             cells += [_ratio(results["ours"][title], results[name][title]) for name in others]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def account(kind: str, rounds: int, results: Mapping[str, Mapping[str, Cost]]) -> str:
+    """How it was measured, and the table.
+
+    Args:
+        kind: Of the guests, "uml" or "qemu".
+        rounds: Over which the medians are taken.
+        results: For each backend, for each operation, its cost.
+    """
+    kernel = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
+    guest = {"uml": "User-Mode Linux", "qemu": "QEMU"}[kind]
+    return f"""\
+Latency in the guest / processor time of the backend for one operation, in microseconds: medians of {rounds}
+rounds in one run in which the backends alternate. Guests: {guest}, Linux {kernel.modules.name};
+cache=none (never); share in tmpfs; guests and backends pinned to one processor. Host: Linux {platform.release()}, Python
+{platform.python_version()}. The last columns are ratios: below 1.00 ours costs less.
+Measured with `python -m bench.compare --write-docs`.
+
+{table(results)}"""
 
 
 def _ratio(mine: Cost, other: Cost) -> str:

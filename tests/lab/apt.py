@@ -25,7 +25,14 @@ Say = Callable[[str], None]
 def mirror() -> str:
     """Address of the Debian archive that this machine's apt uses (deb822 or one-line sources alike)."""
     targets = subprocess.run(
-        ["apt-get", "indextargets", "--no-release-info", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
+        [
+            "apt-get",
+            "indextargets",
+            "--no-release-info",
+            "--format",
+            "$(SITE) $(RELEASE) $(COMPONENT)",
+            "Created-By: Packages",
+        ],
         check=True,
         capture_output=True,
         text=True,
@@ -34,7 +41,9 @@ def mirror() -> str:
         site, release, component = line.split()
         if component == "main" and release in MAIN_SUITES:
             return site
-    raise LabError("apt has no Debian archive: add the main component of your release to /etc/apt/sources.list")
+    raise LabError(
+        "apt has no Debian archive: add the main component of your release to /etc/apt/sources.list"
+    )
 
 
 class Suite:
@@ -126,7 +135,9 @@ def _reason(stderr: str) -> str:
     return (errors or stderr.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def unpack(name: str, key: str, debs: Callable[[], Iterable[Path]], finish: Callable[[Path], None], say: Say) -> Path:
+def unpack(
+    name: str, key: str, debs: Callable[[], Iterable[Path]], finish: Callable[[Path], None], say: Say
+) -> Path:
     """Unpack packages into $LAB_DIR/trees/NAME, unless it is there already for the same key.
 
     Args:
@@ -150,7 +161,9 @@ def unpack(name: str, key: str, debs: Callable[[], Iterable[Path]], finish: Call
         result = subprocess.run(["dpkg-deb", "-x", deb, partial], capture_output=True, text=True, check=False)
         if result.returncode != 0:
             deb.unlink(missing_ok=True)
-            raise LabError(f"{deb.name} is damaged and was removed: run the set-up again ({_reason(result.stderr)})")
+            raise LabError(
+                f"{deb.name} is damaged and was removed: run the set-up again ({_reason(result.stderr)})"
+            )
     finish(partial)
     partial.rename(tree)
     made_from.write_text(key)

@@ -72,7 +72,8 @@ def compile_static(source: Path) -> Path:
         raise LabError("the C compiler is missing: apt-get install gcc libc6-dev")
     BUILT.mkdir(parents=True, exist_ok=True)
     partial = program.with_suffix(f".{os.getpid()}")
-    command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o", partial, source]
+    options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
+    command = ["gcc", *options, "-o", str(partial), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise LabError(f"{source} does not compile:\n{result.stderr}")
@@ -114,7 +115,21 @@ def initramfs(
 
 def share_root(folder: Path) -> None:
     """Make a share that a guest can have as its root: busybox, the agent, /lab/init."""
-    for name in ("bin", "sbin", "usr/bin", "usr/sbin", "proc", "sys", "dev", "tmp", "mnt", "root", "run", "etc", "lab"):
+    for name in (
+        "bin",
+        "sbin",
+        "usr/bin",
+        "usr/sbin",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "mnt",
+        "root",
+        "run",
+        "etc",
+        "lab",
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(busybox(), folder / "bin/busybox")
     shutil.copy(agent(), folder / "lab/agent")

@@ -39,7 +39,13 @@ class Backend:
 
 @contextlib.contextmanager
 def ours(
-    shared_dir: Path, folder: Path, *, cache: str = "none", tag: str = "share", options: Sequence[str] = (), cpu_list: str = ""
+    shared_dir: Path,
+    folder: Path,
+    *,
+    cache: str = "none",
+    tag: str = "share",
+    options: Sequence[str] = (),
+    cpu_list: str = "",
 ) -> Iterator[Backend]:
     """Serve a directory with vfs-backend.
 
@@ -62,13 +68,19 @@ def ours(
 
 @contextlib.contextmanager
 def rust(
-    shared_dir: Path, folder: Path, *, cache: str = "never", tag: str = "share", options: Sequence[str] = (), cpu_list: str = ""
+    shared_dir: Path,
+    folder: Path,
+    *,
+    cache: str = "never",
+    tag: str = "share",
+    options: Sequence[str] = (),
+    cpu_list: str = "",
 ) -> Iterator[Backend]:
-    """Serve a directory with the Rust virtiofsd; arguments as those of ours, cache never, auto or always."""
+    """Serve a directory with the Rust virtiofsd; arguments as those of ours, but cache is never."""
     socket = folder / f"{tag}.sock"
     command = [
-        *_loader(assets.UML_TREE), str(assets.UML_TREE / "usr/libexec/virtiofsd"), "--shared-dir", str(shared_dir),
-        "--socket-path", str(socket), "--cache", cache, "--tag", tag, *options,
+        *_loader(assets.UML_TREE), str(assets.UML_TREE / "usr/libexec/virtiofsd"),
+        "--shared-dir", str(shared_dir), "--socket-path", str(socket), "--cache", cache, "--tag", tag, *options,
     ]  # fmt: skip
     with _serve(command, socket, cpu_list) as backend:
         yield backend
@@ -76,9 +88,15 @@ def rust(
 
 @contextlib.contextmanager
 def c(
-    shared_dir: Path, folder: Path, *, cache: str = "none", tag: str = "share", options: Sequence[str] = (), cpu_list: str = ""
+    shared_dir: Path,
+    folder: Path,
+    *,
+    cache: str = "none",
+    tag: str = "share",
+    options: Sequence[str] = (),
+    cpu_list: str = "",
 ) -> Iterator[Backend]:
-    """Serve a directory with the C virtiofsd of QEMU 7.2; arguments as those of ours, cache none, auto or always."""
+    """Serve a directory with the C virtiofsd of QEMU 7.2; arguments as those of ours."""
     socket = folder / f"{tag}.sock"
     command = [
         *_loader(assets.VIRTIOFSD_C_TREE), str(assets.VIRTIOFSD_C_TREE / "usr/lib/qemu/virtiofsd"),
@@ -127,7 +145,7 @@ def console_script(name: str) -> str:
 
 
 def listens(socket: Path) -> bool:
-    """Whether somebody listens on a Unix socket, told without connecting (virtiofsd serves one connection)."""
+    """Whether somebody listens on a socket, told without connecting: virtiofsd serves one connection."""
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         _, _, _, flags, _, _, _, *path = line.split(maxsplit=7)
         # __SO_ACCEPTCON, linux/net.h
@@ -143,7 +161,9 @@ def _serve(command: Sequence[str], socket: Path, cpu_list: str) -> Iterator[Back
         deadline = time.monotonic() + READY_TIMEOUT
         while not listens(socket):
             if not process.running or time.monotonic() > deadline:
-                raise LabError(f"{Path(command[0]).name} does not listen on {socket}; it wrote:\n{process.output()}")
+                raise LabError(
+                    f"{Path(command[0]).name} does not listen on {socket}; it wrote:\n{process.output()}"
+                )
             time.sleep(0.01)
         yield Backend(process, socket)
         process.terminate()
@@ -152,7 +172,11 @@ def _serve(command: Sequence[str], socket: Path, cpu_list: str) -> Iterator[Back
 def _loader(tree: Path) -> list[str]:
     """The words before a program of another release that make it use that release's libraries."""
     libraries = "/".join([str(tree), "usr/lib/x86_64-linux-gnu"])
-    loaders = [path for path in (tree / "lib64/ld-linux-x86-64.so.2", tree / "usr/lib64/ld-linux-x86-64.so.2") if path.exists()]
+    loaders = [
+        path
+        for path in (tree / "lib64/ld-linux-x86-64.so.2", tree / "usr/lib64/ld-linux-x86-64.so.2")
+        if path.exists()
+    ]
     if not loaders:
         raise LabError(f"{tree} is missing: run python -m tests.lab.setup --all")
     return [str(loaders[0]), "--library-path", f"{libraries}:{tree}/lib/x86_64-linux-gnu"]
@@ -167,6 +191,6 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _task_seconds(pid: int) -> float:
-    """Time on a processor of all threads (Documentation/scheduler/sched-stats.rst: nanoseconds, first field)."""
+    """Time of all threads on a processor (Documentation/scheduler/sched-stats.rst)."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

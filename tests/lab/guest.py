@@ -1,8 +1,8 @@
 """Boot a real guest and run commands in it.
 
-    with boot("qemu", shares={"myfs": socket_path}) as vm:
-        vm.mount("myfs", "/mnt")
-        assert vm.check("cat /mnt/hello") == b"hello"
+with boot("qemu", shares={"myfs": socket_path}) as vm:
+    vm.mount("myfs", "/mnt")
+    assert vm.check("cat /mnt/hello") == b"hello"
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KILL_GRACE = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a command in a guest ended: exit status (negative: a signal), and standard output and error as one."""
+    """How a command ended: exit status (negative: a signal), and standard output and error as one."""
 
     status: int
     output: bytes
@@ -98,11 +98,13 @@ class Guest:
             status = self._collect(output, deadline)
         except TimeoutError:
             self._stop_command()
-            raise TimeoutError(f"{command!r} took more than {timeout} s; it wrote {bytes(output[-2000:])!r}") from None
+            raise TimeoutError(
+                f"{command!r} took more than {timeout} s; it wrote {bytes(output[-2000:])!r}"
+            ) from None
         return Result(os.waitstatus_to_exitcode(status), bytes(output))
 
     def check(self, command: str, *, timeout: float = 30, stdin: bytes = b"") -> bytes:
-        """Run a command that must succeed and return its output; raises GuestError with the output otherwise."""
+        """Run a command that must succeed and return its output; GuestError with the output otherwise."""
         result = self.run(command, timeout=timeout, stdin=stdin)
         if result.status != 0:
             shown = result.output[-4000:].decode(errors="replace")
@@ -112,7 +114,8 @@ class Guest:
     def mount(self, tag: str, place: str, options: str = "") -> None:
         """Mount a share."""
         words = f"-o {shlex.quote(options)}" if options else ""
-        self.check(f"mkdir -p {shlex.quote(place)} && mount -t virtiofs {words} {shlex.quote(tag)} {shlex.quote(place)}")
+        target = shlex.quote(place)
+        self.check(f"mkdir -p {target} && mount -t virtiofs {words} {shlex.quote(tag)} {target}")
 
     def put_file(self, path: str, data: bytes, mode: int = 0o755) -> None:
         """Write a file in the guest, as a program for it to run."""
@@ -190,7 +193,9 @@ class Guest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()
 
 
@@ -200,7 +205,7 @@ def boot(kind: str = "qemu", *, timeout: float = BOOT_TIMEOUT, **machine: Any) -
     Args:
         kind: "qemu" or "uml".
         timeout: Seconds for the boot.
-        machine: Attributes of tests.lab.machine.Machine: shares, memory, cpus, root, files, modules, append, extra.
+        machine: Attributes of tests.lab.machine.Machine, as shares, memory, root.
 
     Raises:
         GuestError: The guest panicked or never took commands; with its console.

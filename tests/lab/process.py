@@ -65,7 +65,7 @@ class Process:
         return self._leash.poll() is None
 
     def wait(self, timeout: float) -> int:
-        """Wait for the program to end, at most timeout seconds; return its exit status (negative: a signal)."""
+        """Wait at most timeout seconds for the end; return the exit status (negative: a signal)."""
         try:
             self._leash.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -93,5 +93,7 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()

@@ -85,7 +85,11 @@ def _install(packages: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.setup", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="also User-Mode Linux, the peers to compare with, and a full userland")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also User-Mode Linux, the peers to compare with, and a full userland",
+    )
     options = parser.parse_args(arguments)
     LAB_DIR.mkdir(parents=True, exist_ok=True)
     try:

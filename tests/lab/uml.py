@@ -47,8 +47,8 @@ def start(machine: Machine, folder: Path, console: Path, port: socket.socket) ->
     words += [f"virtio_uml.device=/host{path}:{VIRTIO_FS}" for path in machine.shares.values()]
     command = [
         "/usr/bin/linux.uml", f"mem={machine.memory}M", f"initrd=/host{initrd}", "root=/dev/ram0",
-        f"uml_dir=/host{folder}/", "con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{port.fileno()}", "loglevel=4", *words,
-        *machine.append.split(),
+        f"uml_dir=/host{folder}/", "con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{port.fileno()}",
+        "loglevel=4", *words, *machine.append.split(),
     ]  # fmt: skip
     enter = _ENTER.format(tree=shlex.quote(str(kernel.tree)))
     return Process(

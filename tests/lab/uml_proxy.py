@@ -19,6 +19,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 SET_MEM_TABLE = 5
 GET_PROTOCOL_FEATURES = 15
@@ -53,8 +54,8 @@ class Peer:
             socket.close(fd)
 
 
-def relay(front: Peer, back: Peer, tag: str | None) -> None:
-    """Relay messages until one side hangs up.
+def relay(front: Peer, back: Peer, tag: str | None) -> NoReturn:
+    """Relay messages until one side hangs up: EOFError or ConnectionError.
 
     Args:
         front: User-Mode Linux.

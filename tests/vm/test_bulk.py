@@ -1,0 +1,108 @@
+"""Much data and many files: what a guest writes is what the host has, and what the guest reads again."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab import backends
+from tests.lab.guest import Guest, boot
+
+MIB = 1 << 20
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["uml", pytest.param("qemu", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("cache", ["none", pytest.param("auto", marks=pytest.mark.slow)])
+def test_one_gibibyte_has_equal_checksums(kind: str, cache: str, share: Path, run_dir: Path) -> None:
+    with (
+        backends.ours(share, run_dir, cache=cache) as backend,
+        boot(kind, shares={"share": backend.socket}) as vm,
+    ):
+        vm.mount("share", "/mnt")
+        with (share / "source").open("wb") as file:
+            for seed in range(1024):
+                file.write(random.Random(seed).randbytes(MIB))
+        vm.check("dd if=/mnt/source of=/mnt/copy bs=1M conv=fsync", timeout=500)
+        vm.check("echo 3 > /proc/sys/vm/drop_caches")
+        in_guest = vm.check("dd if=/mnt/copy bs=1M 2>/dev/null | md5sum", timeout=500).split()[0].decode()
+        assert in_guest == checksum(share / "copy") == checksum(share / "source")
+        assert (share / "copy").stat().st_size == 1024 * MIB
+
+
+def checksum(path: Path) -> str:
+    """MD5 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def make_tree(folder: Path, files: int) -> None:
+    """Make a tree of small files, 100 in a folder, of different sizes and contents."""
+    for number in range(files):
+        if number % 100 == 0:
+            place = folder / f"{number // 1000:02d}" / f"{number // 100 % 10}"
+            place.mkdir(parents=True)
+        (place / f"file-{number:05d}").write_text(f"{number}\n" * (number % 200))
+
+
+def bring_in(vm: Guest, host_folder: Path) -> str:
+    """Show a folder of the host in a User-Mode Linux guest, beside virtio-fs; return its place there."""
+    vm.check(f"mkdir -p /run/source && mount -t hostfs -o ro,/host{host_folder} none /run/source")
+    return "/run/source"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["uml"], indirect=True)
+@pytest.mark.parametrize("cache", ["auto", pytest.param("none", marks=pytest.mark.slow)])
+def test_tree_of_20000_files(kind: str, cache: str, share: Path, run_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make_tree(source, 20_000)
+    with (
+        backends.ours(share, run_dir, cache=cache) as backend,
+        boot(kind, shares={"share": backend.socket}) as vm,
+    ):
+        vm.mount("share", "/mnt")
+        place = bring_in(vm, source)
+        vm.check(f"cp -r {place} /mnt/tree && diff -r {place} /mnt/tree", timeout=500)
+        assert vm.check("find /mnt/tree -type f | wc -l", timeout=60).strip() == b"20000"
+        subprocess.run(["diff", "-r", source, share / "tree"], check=True)
+        vm.check("rm -rf /mnt/tree", timeout=300)
+        assert list(share.iterdir()) == []
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=Lab", "-c", "user.email=lab@example.org"]
+    subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["uml"], indirect=True)
+@pytest.mark.parametrize("cache", ["none", "auto"])
+def test_git_clone_and_status(kind: str, cache: str, share: Path, run_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make_tree(source, 300)
+    git(source, "init", "-q", "-b", "main")
+    git(source, "add", "-A")
+    git(source, "commit", "-q", "-m", "all")
+    with (
+        backends.ours(share, run_dir, cache=cache) as backend,
+        boot(kind, shares={"share": backend.socket}, root="host") as vm,
+    ):
+        vm.mount("share", "/mnt")
+        place = bring_in(vm, source)
+        vm.check("export HOME=/tmp; git config --global safe.directory '*'")
+        git_in_guest = "cd /mnt; export HOME=/tmp; "
+        vm.check(f"{git_in_guest} git clone -q file://{place} work", timeout=100)
+        assert vm.check(f"{git_in_guest} git -C work status --porcelain", timeout=60) == b""
+        vm.check(f"{git_in_guest} git -C work fsck --strict", timeout=60)
+        (share / "work/00/0/file-00001").write_text("changed on the host\n")
+        # The time that cached attributes may be used has to pass in mode auto.
+        vm.check("sleep 1.1")
+        assert (
+            vm.check(f"{git_in_guest} git -C work status --porcelain", timeout=60) == b" M 00/0/file-00001\n"
+        )
+        git(share / "work", "checkout", "-q", "--", ".")
+        git(share / "work", "fsck", "--strict")
