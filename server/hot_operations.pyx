@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport (
-    O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_RDWR, O_SYNC, O_TRUNC, O_WRONLY,
+    F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_RDWR, O_SYNC, O_TRUNC, O_WRONLY, fcntl,
 )
 from posix.unistd cimport close, dup
 from posix.uio cimport iovec
@@ -294,6 +294,20 @@ cdef int read(FileSystem fs, request_t *request) noexcept:
     return 0
 
 
+cdef ssize_t write_pages(int fd, const iovec *iov, int count, uint64_t offset) noexcept:
+    """Write pages of a mapping. They have their place, through whichever handle the guest's kernel sends them; but
+    on a descriptor that is open with O_APPEND pwritev(2) does not heed its offset."""
+    cdef int flags = fcntl(fd, F_GETFL)
+    cdef ssize_t done
+    if not flags & O_APPEND:
+        return pwritev(fd, iov, count, offset)
+    if fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0:
+        return -1
+    done = pwritev(fd, iov, count, offset)
+    fcntl(fd, F_SETFL, flags)
+    return done
+
+
 cdef int write(FileSystem fs, request_t *request) noexcept:
     cdef fuse_write_in *ask = <fuse_write_in *>request.body
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
@@ -323,7 +337,10 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
     done = 0
     if ask.size:
         clip(request.data, &request.data_count, ask.size)
-        done = pwritev(handle.fd, request.data, request.data_count, ask.offset)
+        if ask.write_flags & FUSE_WRITE_CACHE:
+            done = write_pages(handle.fd, request.data, request.data_count, ask.offset)
+        else:
+            done = pwritev(handle.fd, request.data, request.data_count, ask.offset)
         if done < 0:
             error = errno
     if kill:

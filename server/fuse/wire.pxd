@@ -24,6 +24,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         FUSE_BATCH_FORGET
         FUSE_READDIRPLUS
         FUSE_GETATTR_FH
+        FUSE_WRITE_CACHE
         FUSE_WRITE_KILL_SUIDGID
         FUSE_OPEN_KILL_SUIDGID
 

@@ -32,6 +32,7 @@ from server.fuse.protocol import (
     Attr,
     Opcode,
     OpenFlag,
+    WriteFlag,
 )
 from tests.unit.server.raw_guest import RawGuest, raw_guest
 
@@ -266,6 +267,16 @@ def test_append_goes_to_the_end(guest: RawGuest, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"longer content")
     assert write(guest, nodeid, fh, b"!", offset=7)[0] == 0
     assert (tmp_path / "file").read_bytes() == b"longer content!"
+
+
+def test_pages_of_a_mapping_go_to_their_place_through_a_handle_that_appends(guest: RawGuest, tmp_path: Path) -> None:
+    nodeid = lookup(guest, b"file")
+    fh, _ = open_file(guest, nodeid, os.O_RDWR | os.O_APPEND)
+    body = WRITE_IN.pack(fh, 0, 3, WriteFlag.CACHE, 0, 0) + b"CON"
+    assert guest.request(Opcode.WRITE, nodeid, body)[0] == 0
+    assert (tmp_path / "file").read_bytes() == b"CONtent"
+    assert write(guest, nodeid, fh, b"!", offset=0)[0] == 0
+    assert (tmp_path / "file").read_bytes() == b"CONtent!"
 
 
 def test_writes_of_users_clear_set_user_id(guest: RawGuest, tmp_path: Path) -> None:
