@@ -19,7 +19,7 @@ def create(key: int, uid: int) -> bool:
     except sysv_ipc.ExistentialError:
         return False
     except OSError as error:
-        raise UserError(f"no SysV semaphore can be made: {error}: raise the limit kernel.sem") from None
+        raise UserError(f"no SysV semaphore can be made: {error.strerror}: raise the limit kernel.sem") from None
     semaphore.uid = uid
     return True
 

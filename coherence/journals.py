@@ -39,9 +39,12 @@ def create(places: Places, domain: bytes, uid: int) -> int:
             if holder.create(key, uid):
                 return key
             places.journal(key).unlink()
-        except (OSError, UserError) as error:
+        except UserError:
             places.journal(key).unlink()
-            raise UserError(f"no journal can be made: {error}") from None
+            raise
+        except OSError as error:
+            places.journal(key).unlink()
+            raise UserError(f"no journal can be made: {error.strerror}: free shared memory") from None
         finally:
             memory.close_fd()
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -227,6 +228,19 @@ def test_who_is_not_permitted_is_told_so(coherenced: Coherenced) -> None:
 def test_a_backend_of_another_user_may_join_where_the_socket_allows_it(coherenced: Coherenced) -> None:
     coherenced.start("--socket-group", "65534")
     assert join_as_nobody(coherenced) == ""
+
+
+def test_a_backend_in_another_ipc_namespace_is_told_so(coherenced: Coherenced) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make namespaces")
+    coherenced.start()
+    member = ["-m", "tests.integration.coherenced_member", str(coherenced.places.table)]
+    done = subprocess.run(
+        ["unshare", "--ipc", sys.executable, *member, str(coherenced.socket), "g"], capture_output=True, text=True
+    )
+    assert "UserError" in done.stderr
+    assert "IPC namespace of coherenced" in done.stderr
+    eventually(lambda: not coherenced.places.journal_keys())
 
 
 def test_a_backend_without_a_daemon_is_told_so(tmp_path: Path) -> None:

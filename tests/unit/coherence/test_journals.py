@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import sysv_ipc  # type: ignore[import-not-found]
 
 from coherence import holder, journals
 from coherence.errors import UserError
@@ -96,6 +97,18 @@ def test_no_shared_memory_is_told_and_leaves_nothing(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left"):
+        journals.create(places, table.domain, 0)
+    assert places.journal_keys() == []
+
+
+def test_no_semaphore_left_is_told_and_leaves_nothing(
+    places: Places, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sysv_ipc, "Semaphore", none_left)
+    with pytest.raises(UserError, match=r"no SysV semaphore.*kernel\.sem"):
         journals.create(places, table.domain, 0)
     assert places.journal_keys() == []
 
