@@ -6,7 +6,7 @@ The guest's kernel has checked permissions before it asks, so the other capabili
 (SECBIT_NO_SETUID_FIXUP): a directory that lets the user in by a supplementary group must not stop us.
 """
 
-from libc.errno cimport EPERM
+from libc.errno cimport EINVAL, EPERM
 from libc.stdint cimport uint32_t
 from posix.unistd cimport getegid, geteuid
 
@@ -46,6 +46,9 @@ cdef extern from *:
     int setfsuid(uint32_t uid) noexcept
     int setfsgid(uint32_t gid) noexcept
 
+cdef enum:
+    NO_ID = 0xFFFFFFFF
+
 cdef uint32_t own_uid = geteuid()
 cdef uint32_t own_gid = getegid()
 
@@ -65,6 +68,11 @@ cdef int become(uint32_t uid, uint32_t gid) noexcept:
         setfsgid(gid)
     if uid != own_uid:
         setfsuid(uid)
+    # These calls do not say whether they failed, as for an id that our user namespace does not map: what that user
+    # makes must not become root's. NO_ID changes nothing and tells what is in force.
+    if (gid != own_gid and <uint32_t>setfsgid(NO_ID) != gid) or (uid != own_uid and <uint32_t>setfsuid(NO_ID) != uid):
+        come_back()
+        return EINVAL
     return 0
 
 
@@ -87,10 +95,10 @@ cdef void restore_fsetid() noexcept:
 
 @contextlib.contextmanager
 def acting_for(uid: int, gid: int):
-    """Create as this user within the block; PermissionError where this process may not."""
+    """Create as this user within the block; OSError where this process may not, or there is no such user."""
     cdef int error = become(uid, gid)
     if error:
-        raise PermissionError(error, os.strerror(error))
+        raise OSError(error, os.strerror(error))
     try:
         yield
     finally:

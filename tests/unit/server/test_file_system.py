@@ -24,6 +24,7 @@ from server.fuse.protocol import (
     FORGET_IN,
     FORGET_ONE,
     INIT_IN,
+    MKDIR_IN,
     OPEN_IN,
     OPEN_OUT,
     READ_IN,
@@ -259,6 +260,19 @@ def test_create(guest: RawGuest, tmp_path: Path) -> None:
     # Back to what we were: what root creates is root's.
     create(guest, b"roots", os.O_RDWR)
     assert (tmp_path / "roots").stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts for other users")
+def test_what_nobody_creates_does_not_become_roots(guest: RawGuest, tmp_path: Path) -> None:
+    nobody = 0xFFFFFFFF  # as an id that our user namespace does not map, none that setfsuid(2) accepts
+    for ids in ({"uid": nobody, "gid": 1000}, {"uid": 1000, "gid": nobody}):
+        with pytest.raises(OSError, match="Invalid argument"):
+            create(guest, b"new", os.O_RDWR, 0o4755, **ids)
+        assert guest.request(Opcode.MKDIR, 1, MKDIR_IN.pack(0o755, 0) + b"new\0", **ids)[0] == errno.EINVAL
+        assert not (tmp_path / "new").exists()
+    create(guest, b"roots", os.O_RDWR)
+    status = (tmp_path / "roots").stat()
+    assert (status.st_uid, status.st_gid) == (0, 0)
 
 
 def test_append_goes_to_the_end(guest: RawGuest, tmp_path: Path) -> None:
