@@ -49,5 +49,6 @@ cdef class FileSystem:
     cdef void announce(self, change_t *change) noexcept
     cdef void acknowledge(self, change_t *change) noexcept
     cdef int serve_rarely(self, request_t *request)
+    cdef bint make_room(self) noexcept
 
 cdef int name_error(const char *name, size_t length) noexcept

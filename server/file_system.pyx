@@ -251,6 +251,8 @@ cdef class FileSystem:
             flags &= ~O_APPEND
         snprintf(number, sizeof(number), b"%d", inode.fd)
         fd = openat(self.proc_fd, number, (flags & ~O_NOFOLLOW) | O_CLOEXEC)
+        if fd < 0 and self.make_room():
+            fd = openat(self.proc_fd, number, (flags & ~O_NOFOLLOW) | O_CLOEXEC)
         return fd if fd >= 0 else -errno
 
     cdef int path_fd(self, int fd) noexcept:
@@ -259,7 +261,16 @@ cdef class FileSystem:
         cdef int path_fd
         snprintf(number, sizeof(number), b"%d", fd)
         path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
+        if path_fd < 0 and self.make_room():
+            path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
         return path_fd if path_fd >= 0 else -errno
+
+    cdef bint make_room(self) noexcept:
+        """After a system call: whether it failed for want of descriptors and, as some were idle, may succeed now."""
+        if errno not in (EMFILE, ENFILE) or self.inodes.idle == 0:
+            return False
+        self.inodes.drop_all_idle()
+        return True
 
     cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept:
         """Find a name in a directory and count the lookup: 0 or an errno. The name is one component."""
@@ -434,8 +445,7 @@ cdef int open_and_adopt(
     FileSystem fs, const inode_t *parent, const char *name, inode_t **found, statx_t *stx
 ) noexcept:
     cdef int fd = open_beneath(parent.fd, name, O_PATH, 0)
-    if fd < 0 and errno in (EMFILE, ENFILE) and fs.inodes.idle:
-        fs.inodes.drop_all_idle()
+    if fd < 0 and fs.make_room():
         fd = open_beneath(parent.fd, name, O_PATH, 0)
     if fd < 0:
         return errno

@@ -5,7 +5,7 @@
 Each takes a request and gives 0 with the reply's body in place, or an errno.
 """
 
-from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, EMFILE, ENFILE, ENOENT, ENOMEM, EROFS, ESTALE, errno
+from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOMEM, EROFS, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -196,12 +196,29 @@ cdef int host_flags(FileSystem fs, uint32_t flags) noexcept:
     return flags & (OPEN_FLAGS | (O_DIRECT if fs.allow_direct_io else 0))
 
 
+cdef int open_inode(FileSystem fs, const inode_t *inode, int flags, bint kill) noexcept:
+    """Open an inode: a descriptor or a negative errno. kill: O_TRUNC clears set-user-id and set-group-id bits."""
+    cdef change_t change
+    cdef bint truncate = flags & O_TRUNC
+    cdef int fd
+    if truncate:
+        memset(&change, 0, sizeof(change))
+        fs.change_inode(&change, inode.slot)
+        fs.announce(&change)
+        if kill:
+            drop_fsetid()
+    fd = fs.reopen_fd(inode, flags)
+    if truncate:
+        if kill:
+            restore_fsetid()
+        fs.acknowledge(&change)
+    return fd
+
+
 cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_open_in *ask = <fuse_open_in *>request.body
-    cdef change_t change
     cdef int fd, flags
-    cdef bint truncate, kill
     if inode == NULL:
         return ESTALE
     if request.body_size < sizeof(fuse_open_in):
@@ -210,24 +227,9 @@ cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
     if inode.type != type:
         return EISDIR if inode.type == S_IFDIR else EINVAL
     flags = host_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
-    truncate = flags & O_TRUNC
-    if fs.readonly and (truncate or flags & O_ACCMODE != O_RDONLY):
+    if fs.readonly and (flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY):
         return EROFS
-    kill = truncate and ask.open_flags & FUSE_OPEN_KILL_SUIDGID
-    if truncate:
-        memset(&change, 0, sizeof(change))
-        fs.change_inode(&change, inode.slot)
-        fs.announce(&change)
-    if kill:
-        drop_fsetid()
-    fd = fs.reopen_fd(inode, flags)
-    if fd == -EMFILE or fd == -ENFILE:
-        fs.inodes.drop_all_idle()
-        fd = fs.reopen_fd(inode, flags)
-    if kill:
-        restore_fsetid()
-    if truncate:
-        fs.acknowledge(&change)
+    fd = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID)
     if fd < 0:
         return -fd
     request.reply_size = sizeof(fuse_open_out)
@@ -255,6 +257,8 @@ cdef int flush(FileSystem fs, request_t *request) noexcept:
     if handle == NULL:
         return EBADF
     copy = dup(handle.fd)
+    if copy < 0 and fs.make_room():
+        copy = dup(handle.fd)
     if copy < 0 or close(copy) < 0:
         return errno
     return 0
@@ -390,6 +394,8 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
         drop_fsetid()
     fs.announce(&change)
     fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
+    if fd < 0 and fs.make_room():
+        fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
     error = errno if fd < 0 else 0
     if kill:
         restore_fsetid()
@@ -403,8 +409,10 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
     elif error == EEXIST and not ask.flags & O_EXCL:
         fs.acknowledge(&change)
         error = fs.look_up(parent, name, &inode, &stx)
+        if error == 0 and inode.type != S_IFREG:
+            error = EISDIR if inode.type == S_IFDIR else EINVAL
         if error == 0:
-            fd = open_existing(fs, inode, flags)
+            fd = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID)
             error = -fd if fd < 0 else 0
         if error == 0 and flags & O_TRUNC and statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             error = errno
@@ -423,22 +431,6 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
     fs.fill_entry(entry, inode, &stx)
     request.reply_size = sizeof(fuse_entry_out) + sizeof(fuse_open_out)
     return 0
-
-
-cdef int open_existing(FileSystem fs, const inode_t *inode, int flags) noexcept:
-    """Open what CREATE found to be there already: a descriptor or a negative errno."""
-    cdef change_t change
-    cdef int fd
-    if inode.type != S_IFREG:
-        return -EISDIR if inode.type == S_IFDIR else -EINVAL
-    if not flags & O_TRUNC:
-        return fs.reopen_fd(inode, flags)
-    memset(&change, 0, sizeof(change))
-    fs.change_inode(&change, inode.slot)
-    fs.announce(&change)
-    fd = fs.reopen_fd(inode, flags)
-    fs.acknowledge(&change)
-    return fd
 
 
 cdef int unlink(FileSystem fs, request_t *request) noexcept:

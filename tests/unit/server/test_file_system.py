@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import struct
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from server.fuse.protocol import (
     INIT_IN,
     MKDIR_IN,
     OPEN_IN,
+    OPEN_KILL_SUIDGID,
     OPEN_OUT,
     READ_IN,
     RELEASE_IN,
@@ -263,6 +265,58 @@ def test_create(guest: RawGuest, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts for other users")
+def test_create_of_what_is_there_truncates_as_open_does(guest: RawGuest, tmp_path: Path) -> None:
+    (tmp_path / "file").chmod(0o6755)
+    create(guest, b"file", os.O_RDWR | os.O_TRUNC)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o6755
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "file").chmod(0o6755)
+    body = CREATE_IN.pack(os.O_RDWR | os.O_TRUNC, stat.S_IFREG | 0o644, 0, OPEN_KILL_SUIDGID) + b"file\0"
+    assert guest.request(Opcode.CREATE, 1, body)[0] == 0
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o755
+
+
+def test_what_is_idle_does_not_take_the_last_descriptor(guest: RawGuest, tmp_path: Path) -> None:
+    file = lookup(guest, b"file")
+    fh, _ = open_file(guest, file)
+    for i in range(4):
+        (tmp_path / f"f{i}").touch()
+
+    def exhaust() -> None:
+        for i in range(4):
+            forget(guest, lookup(guest, b"f%d" % i), 1)
+        while True:
+            try:
+                taken.append(os.dup(guest.kick))
+            except OSError:
+                return
+
+    def flush() -> None:
+        assert guest.request(Opcode.FLUSH, file, FLUSH_IN.pack(fh, 0))[0] == 0
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        for act in (
+            flush,
+            lambda: open_file(guest, file),
+            lambda: lookup(guest, b"dir"),
+            lambda: create(guest, b"new", os.O_RDWR | os.O_EXCL),
+            lambda: create(guest, b"new", os.O_RDWR),
+        ):
+            exhaust()
+            assert guest.device.fs.inodes.idle == 4
+            act()
+            assert guest.device.fs.inodes.idle == 0
+            while taken:
+                os.close(taken.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+
 def test_what_nobody_creates_does_not_become_roots(guest: RawGuest, tmp_path: Path) -> None:
     nobody = 0xFFFFFFFF  # as an id that our user namespace does not map, none that setfsuid(2) accepts
     for ids in ({"uid": nobody, "gid": 1000}, {"uid": 1000, "gid": nobody}):
