@@ -17,7 +17,7 @@ from typing import Final
 from guest.cache import Node, Rule, encode_device
 from guest.file import File
 from guest.fuse_client import CALLER, Caller, DirectoryEntry, Entry, FuseClient, Opened
-from guest.tree import Naming, Path, Place, Tree
+from guest.tree import Naming, Path, Place, Tree, named
 from server.fuse.protocol import InitFlag
 
 SPECIAL: Final = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
@@ -90,9 +90,12 @@ class FileSystem:
 
     def stat(self, path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.stat(); st_dev is 0."""
-        with Naming(path):
+        # Not Naming: this is the one call that must cost next to nothing.
+        try:
             node, fetched = self.tree.find(path, follow=follow_symlinks)
             return (fetched or self.tree.attributes(node)).stat
+        except OSError as error:
+            raise named(error, path) from error
 
     def lstat(self, path: Path) -> os.stat_result:
         """As os.lstat()."""

@@ -59,40 +59,39 @@ class Tree:
     def walk(self, path: Path, *, follow: bool = True) -> Place:
         """Find where a path leads; its last name need not exist. `follow`: a link there is followed."""
         pending = _split(path)
+        root = self.cache.root
         above: list[Node] = []
-        place = Place(self.cache.root, b"", self.cache.root, None)
+        directory, last, fetched = root, b"", None
+        node: Node | None = root
         links = 0
         while pending:
             name = pending.pop()
-            directory = place.node
-            if directory is None:
+            if node is None:
                 raise _error(errno.ENOENT)
-            if directory.kind != stat.S_IFDIR:
+            if node.kind != stat.S_IFDIR:
                 raise _error(errno.ENOTDIR)
-            if name == b".":
-                place = Place(directory, b"", directory, place.fetched)
+            if not name or name == b".":
+                last = b""
                 continue
             if name == b"..":
-                above = above[:-1]
-                directory = above[-1] if above else self.cache.root
-                place = Place(directory, b"", directory, None)
+                node = above.pop() if above else root
+                directory, last, fetched = node, b"", None
                 continue
-            node, fetched = self.child(directory, name)
-            if node is not None and node.kind == stat.S_IFLNK and (pending or follow):
+            child, fetched = self.child(node, name)
+            if child is not None and child.kind == stat.S_IFLNK and (pending or follow):
                 links += 1
                 if links > MAX_SYMLINKS:
                     raise _error(errno.ELOOP)
-                target = self.target(node)
+                target = self.target(child)
                 if target.startswith(b"/"):
+                    node = root
                     above = []
-                    directory = self.cache.root
                 pending.extend(_split(target))
-                place = Place(directory, b"", directory, None)
+                directory, last, fetched = node, b"", None
                 continue
-            place = Place(directory, name, node, fetched)
-            if node is not None:
-                above.append(node)
-        return place
+            above.append(node)
+            directory, last, node = node, name, child
+        return Place(directory, last, node, fetched)
 
     def find(self, path: Path, *, follow: bool = True) -> tuple[Node, Attributes | None]:
         """The node that a path leads to, and its attributes if a LOOKUP has just brought them."""
@@ -219,6 +218,12 @@ class Tree:
                 entries.append(directory_entry)
 
 
+def named(error: OSError, path: Path, other: Path | None = None) -> OSError:
+    """The same error with the path that it is about, or both paths."""
+    second = None if other is None else os.fspath(other)
+    return OSError(error.errno, error.strerror, os.fspath(path), None, second)
+
+
 class Naming:
     """A with block whose OSErrors name the path that it is about, or both paths."""
 
@@ -232,21 +237,19 @@ class Naming:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            other = None if self._other is None else os.fspath(self._other)
-            raise OSError(error.errno, error.strerror, os.fspath(self._path), None, other) from error
+        if isinstance(error, OSError) and error.filename is None:
+            raise named(error, self._path, self._other) from error
 
 
 def _split(path: Path) -> list[bytes]:
-    """The names of a path, last first; a slash at the end counts as "." there."""
+    """The names of a path, last first. Empty ones, beside slashes, mean the same as "."."""
     raw = os.fsencode(path)
     if not raw:
         raise _error(errno.ENOENT)
     if b"\0" in raw:
         raise ValueError("embedded null byte")
-    names = [name for name in reversed(raw.split(b"/")) if name]
-    if raw.endswith(b"/") and names:
-        names.insert(0, b".")
+    names = raw.split(b"/")
+    names.reverse()
     return names
 
 

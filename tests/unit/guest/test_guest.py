@@ -81,6 +81,16 @@ def sent(guest: Guest, act: Callable[[], object]) -> list[str]:
     return sorted(opcode.name for opcode in (guest.requests - before).elements())
 
 
+@pytest.mark.parametrize("target", ["/", ".", "/.", "../..", "d/.."])
+def test_a_link_to_the_root(guest: Guest, server: FuseServer, target: str) -> None:
+    server.add("here", target.encode(), mode=stat.S_IFLNK | 0o777)
+    assert guest.stat("/here").st_ino == p.ROOT_ID
+    assert guest.stat("/here/d/f").st_size == 7
+    assert stat.S_ISLNK(guest.lstat("/here").st_mode)
+    guest.drop_caches()
+    assert guest.stat("/d/../here/").st_ino == p.ROOT_ID
+
+
 # --- keeping -------------------------------------------------------------------------------------
 
 
