@@ -15,7 +15,10 @@ cdef class HandleTable:
     cdef handle_t *records
     cdef int64_t count, room, free_record
     cdef readonly uint64_t live
+    cdef readonly uint64_t buffers    # of entries
 
     cdef handle_t *open(self, uint64_t nodeid, int fd) noexcept
     cdef handle_t *get(self, uint64_t nodeid, uint64_t fh) noexcept
     cdef void close(self, handle_t *handle) noexcept
+    cdef bint take_buffer(self, handle_t *handle, size_t size) noexcept
+    cdef void drop_entries(self, handle_t *handle) noexcept

@@ -1,3 +1,4 @@
 class HandleTable:
     live: int
+    buffers: int
     def clear(self) -> None: ...

@@ -2,8 +2,9 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """The files and directories that a guest has open: fh to descriptor."""
 
+from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from posix.unistd cimport close
 
 cdef enum:
@@ -66,9 +67,22 @@ cdef class HandleTable:
 
     cdef void close(self, handle_t *handle) noexcept:
         close(handle.fd)
-        free(handle.entries)
-        handle.entries = NULL
+        self.drop_entries(handle)
         handle.fd = -1
         handle.next_free = self.free_record
         self.free_record = handle - self.records
         self.live -= 1
+
+    cdef bint take_buffer(self, handle_t *handle, size_t size) noexcept:
+        """Give a handle a buffer for directory entries; false: no memory."""
+        handle.entries = <char *>malloc(size)
+        self.buffers += handle.entries != NULL
+        return handle.entries != NULL
+
+    cdef void drop_entries(self, handle_t *handle) noexcept:
+        """Give up the buffer, if there is one: the next READDIR seeks to its offset."""
+        self.buffers -= handle.entries != NULL
+        free(handle.entries)
+        handle.entries = NULL
+        handle.entries_at = handle.entries_end = 0
+        handle.entries_offset = 0

@@ -5,19 +5,19 @@
 from libc.errno cimport EBADF, EINVAL, ENOMEM, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t
-from libc.stdlib cimport malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport SEEK_SET, lseek
 
 from server.file_system cimport FileSystem
 from server.fuse.wire cimport FUSE_READDIRPLUS, fuse_dirent, fuse_direntplus, fuse_read_in
-from server.handles cimport handle_t
+from server.handles cimport HandleTable, handle_t
 from server.inodes cimport inode_t
 from server.libc cimport dirent64, getdents64, statx_t, strnlen
 from server.request cimport REPLY_ROOM, request_t
 
 cdef enum:
     ENTRIES_ROOM = 32 << 10
+    BUFFERS_MAX = 1024     # handles that keep what was read ahead; more would take memory without end
     DIRENT_NAME = 19       # offset of d_name in struct linux_dirent64
 
 
@@ -39,7 +39,7 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
     room = min(min(<size_t>ask.size, request.room_size), <size_t>REPLY_ROOM)
     error = go_to(handle, ask.offset)
     while error == 0:
-        error = next_entry(handle, &entry)
+        error = next_entry(fs.handles, handle, &entry)
         if error or entry == NULL:
             break
         if plus:
@@ -49,6 +49,8 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
             break
         handle.entries_at += entry.d_reclen
         handle.entries_offset = entry.d_off
+    if fs.handles.buffers > BUFFERS_MAX:
+        fs.handles.drop_entries(handle)
     # Entries that are in the reply already were counted as looked up: they must reach the guest.
     return error if request.reply_size == 0 else 0
 
@@ -64,13 +66,11 @@ cdef int go_to(handle_t *handle, int64_t offset) noexcept:
     return 0
 
 
-cdef int next_entry(handle_t *handle, dirent64 **entry) noexcept:
+cdef int next_entry(HandleTable handles, handle_t *handle, dirent64 **entry) noexcept:
     """The next entry, which is not taken yet, or NULL at the end: 0 or an errno."""
     cdef ssize_t size
-    if handle.entries == NULL:
-        handle.entries = <char *>malloc(ENTRIES_ROOM)
-        if handle.entries == NULL:
-            return ENOMEM
+    if handle.entries == NULL and not handles.take_buffer(handle, ENTRIES_ROOM):
+        return ENOMEM
     if handle.entries_at == handle.entries_end:
         size = getdents64(handle.fd, handle.entries, ENTRIES_ROOM)
         if size < 0:

@@ -404,6 +404,33 @@ def test_readdir(guest: RawGuest, tmp_path: Path, opcode: Opcode, room: int) -> 
         assert next(entries(reply, False))[2] == first[4][2]
 
 
+def test_open_directories_take_memory_only_up_to_a_limit(guest: RawGuest, tmp_path: Path) -> None:
+    names = {f"name-{i}".encode() for i in range(100)}
+    for name in names:
+        (tmp_path / "dir" / name.decode()).touch()
+    directory = lookup(guest, b"dir")
+    limit = 1024
+    opened = []
+    for _ in range(limit + 3):
+        _error, reply = guest.request(Opcode.OPENDIR, directory, OPEN_IN.pack(0, 0))
+        opened.append(OPEN_OUT.unpack(reply)[0])
+        assert guest.request(Opcode.READDIR, directory, READ_IN.pack(opened[-1], 0, 400, 0, 0, 0), room=400)[1]
+    handles = guest.device.fs.handles
+    assert handles.buffers == limit
+    # One that found no place for its buffer sees every entry once all the same.
+    seen: list[bytes] = []
+    offset = 0
+    while page := list(
+        entries(guest.request(Opcode.READDIR, directory, READ_IN.pack(opened[-1], offset, 400, 0, 0, 0))[1], False)
+    ):
+        seen += [name for _, _, name in page]
+        offset = page[-1][1]
+    assert sorted(seen) == sorted(names | {b".", b".."})
+    for fh in opened:
+        assert guest.request(Opcode.RELEASEDIR, directory, RELEASE_IN.pack(fh, 0, 0, 0))[0] == 0
+    assert (handles.live, handles.buffers) == (0, 0)
+
+
 def test_too_little_room_for_one_entry(guest: RawGuest) -> None:
     _error, reply = guest.request(Opcode.OPENDIR, 1, OPEN_IN.pack(0, 0))
     fh, _, _ = OPEN_OUT.unpack(reply)
