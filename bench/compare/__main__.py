@@ -37,28 +37,20 @@ def write_document(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
-    parser.add_argument(
-        "--kind", choices=("uml", "qemu"), default="uml", help="guests to measure in (default: uml)"
-    )
+    parser.add_argument("--kind", choices=("uml", "qemu"), default="uml", help="guests to measure in (default: uml)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds to take medians over (default: 7)")
-    parser.add_argument(
-        "--backends", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)"
-    )
+    parser.add_argument("--backends", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)")
     parser.add_argument("--operations", default="", help="only these, comma-separated names of latency.c")
     parser.add_argument(
         "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
-        "--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}"
-    )
+    parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
     options = parser.parse_args(arguments)
     names = options.backends.split(",")
     if unknown := set(names) - set(PEERS):
         parser.error(f"no backend {', '.join(sorted(unknown))}: use {', '.join(PEERS)}")
-    wanted = (
-        options.operations.split(",") if options.operations else [operation.name for operation in OPERATIONS]
-    )
+    wanted = options.operations.split(",") if options.operations else [operation.name for operation in OPERATIONS]
     if unknown := set(wanted) - {operation.name for operation in OPERATIONS}:
         parser.error(f"no operation {', '.join(sorted(unknown))}")
     try:
@@ -76,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(results), end="")
     if options.json:
         figures = {
-            name: {title: dataclasses.asdict(cost) for title, cost in costs.items()}
-            for name, costs in results.items()
+            name: {title: dataclasses.asdict(cost) for title, cost in costs.items()} for name, costs in results.items()
         }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if options.write_docs:

@@ -88,8 +88,7 @@ def compare(
                     cost = _measure(*pairs[name], operation, operation.count)
                     samples.setdefault((name, operation.title), []).append(cost)
     return {
-        name: {operation.title: _median(samples[name, operation.title]) for operation in operations}
-        for name in names
+        name: {operation.title: _median(samples[name, operation.title]) for operation in operations} for name in names
     }
 
 
@@ -118,6 +117,4 @@ def _measure(guest: Guest, backend: Backend, operation: Operation, count: int) -
 
 
 def _median(costs: Sequence[Cost]) -> Cost:
-    return Cost(
-        statistics.median(cost.latency for cost in costs), statistics.median(cost.cpu for cost in costs)
-    )
+    return Cost(statistics.median(cost.latency for cost in costs), statistics.median(cost.cpu for cost in costs))

@@ -26,9 +26,7 @@ def probe(command: Sequence[str] = (sys.executable, "-I", "-S", "-c", _PROBE), t
         command: What to run; it must end with status 0.
         timeout: Seconds.
     """
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         return child.wait(timeout) == 0
     except subprocess.TimeoutExpired:

@@ -41,9 +41,7 @@ def mirror() -> str:
         site, release, component = line.split()
         if component == "main" and release in MAIN_SUITES:
             return site
-    raise LabError(
-        "apt has no Debian archive: add the main component of your release to /etc/apt/sources.list"
-    )
+    raise LabError("apt has no Debian archive: add the main component of your release to /etc/apt/sources.list")
 
 
 class Suite:
@@ -135,9 +133,7 @@ def _reason(stderr: str) -> str:
     return (errors or stderr.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def unpack(
-    name: str, key: str, debs: Callable[[], Iterable[Path]], finish: Callable[[Path], None], say: Say
-) -> Path:
+def unpack(name: str, key: str, debs: Callable[[], Iterable[Path]], finish: Callable[[Path], None], say: Say) -> Path:
     """Unpack packages into $LAB_DIR/trees/NAME, unless it is there already for the same key.
 
     Args:
@@ -161,9 +157,7 @@ def unpack(
         result = subprocess.run(["dpkg-deb", "-x", deb, partial], capture_output=True, text=True, check=False)
         if result.returncode != 0:
             deb.unlink(missing_ok=True)
-            raise LabError(
-                f"{deb.name} is damaged and was removed: run the set-up again ({_reason(result.stderr)})"
-            )
+            raise LabError(f"{deb.name} is damaged and was removed: run the set-up again ({_reason(result.stderr)})")
     finish(partial)
     partial.rename(tree)
     made_from.write_text(key)

@@ -161,9 +161,7 @@ def _serve(command: Sequence[str], socket: Path, cpu_list: str) -> Iterator[Back
         deadline = time.monotonic() + READY_TIMEOUT
         while not listens(socket):
             if not process.running or time.monotonic() > deadline:
-                raise LabError(
-                    f"{Path(command[0]).name} does not listen on {socket}; it wrote:\n{process.output()}"
-                )
+                raise LabError(f"{Path(command[0]).name} does not listen on {socket}; it wrote:\n{process.output()}")
             time.sleep(0.01)
         yield Backend(process, socket)
         process.terminate()
@@ -173,9 +171,7 @@ def _loader(tree: Path) -> list[str]:
     """The words before a program of another release that make it use that release's libraries."""
     libraries = "/".join([str(tree), "usr/lib/x86_64-linux-gnu"])
     loaders = [
-        path
-        for path in (tree / "lib64/ld-linux-x86-64.so.2", tree / "usr/lib64/ld-linux-x86-64.so.2")
-        if path.exists()
+        path for path in (tree / "lib64/ld-linux-x86-64.so.2", tree / "usr/lib64/ld-linux-x86-64.so.2") if path.exists()
     ]
     if not loaders:
         raise LabError(f"{tree} is missing: run python -m tests.lab.setup --all")

@@ -98,9 +98,7 @@ class Guest:
             status = self._collect(output, deadline)
         except TimeoutError:
             self._stop_command()
-            raise TimeoutError(
-                f"{command!r} took more than {timeout} s; it wrote {bytes(output[-2000:])!r}"
-            ) from None
+            raise TimeoutError(f"{command!r} took more than {timeout} s; it wrote {bytes(output[-2000:])!r}") from None
         return Result(os.waitstatus_to_exitcode(status), bytes(output))
 
     def check(self, command: str, *, timeout: float = 30, stdin: bytes = b"") -> bytes:

@@ -16,10 +16,7 @@ def pack(files: Mapping[str, tuple[int, bytes]]) -> bytes:
         files: For each path, without a leading slash: mode with file type, and contents. Folders are added.
     """
     folders = {
-        str(parent): (stat.S_IFDIR | 0o755, b"")
-        for path in files
-        for parent in Path(path).parents
-        if parent.name
+        str(parent): (stat.S_IFDIR | 0o755, b"") for path in files for parent in Path(path).parents if parent.name
     }
     entries = sorted({**folders, **files}.items())
     archive = bytearray()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import resource
 import subprocess
 from pathlib import Path
 
@@ -57,10 +58,21 @@ def bring_in(vm: Guest, host_folder: Path) -> str:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["uml"], indirect=True)
-@pytest.mark.parametrize("cache", ["auto", pytest.param("none", marks=pytest.mark.slow)])
-def test_tree_of_20000_files(kind: str, cache: str, share: Path, run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("files", "cache"),
+    [
+        (4_000, "auto"),
+        pytest.param(20_000, "none", marks=pytest.mark.slow),
+        pytest.param(20_000, "auto", marks=pytest.mark.slow),
+    ],
+)
+def test_tree_of_many_files(kind: str, files: int, cache: str, share: Path, run_dir: Path, tmp_path: Path) -> None:
+    # A guest that may cache names keeps all their inodes, and the backend a descriptor for each.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if cache != "none" and limit < files * 1.2:
+        pytest.skip(f"{files} cached inodes need more than the {limit} descriptors allowed here (ulimit -Hn)")
     source = tmp_path / "source"
-    make_tree(source, 20_000)
+    make_tree(source, files)
     with (
         backends.ours(share, run_dir, cache=cache) as backend,
         boot(kind, shares={"share": backend.socket}) as vm,
@@ -68,7 +80,7 @@ def test_tree_of_20000_files(kind: str, cache: str, share: Path, run_dir: Path, 
         vm.mount("share", "/mnt")
         place = bring_in(vm, source)
         vm.check(f"cp -r {place} /mnt/tree && diff -r {place} /mnt/tree", timeout=500)
-        assert vm.check("find /mnt/tree -type f | wc -l", timeout=60).strip() == b"20000"
+        assert int(vm.check("find /mnt/tree -type f | wc -l", timeout=60)) == files
         subprocess.run(["diff", "-r", source, share / "tree"], check=True)
         vm.check("rm -rf /mnt/tree", timeout=300)
         assert list(share.iterdir()) == []
@@ -101,8 +113,6 @@ def test_git_clone_and_status(kind: str, cache: str, share: Path, run_dir: Path,
         (share / "work/00/0/file-00001").write_text("changed on the host\n")
         # The time that cached attributes may be used has to pass in mode auto.
         vm.check("sleep 1.1")
-        assert (
-            vm.check(f"{git_in_guest} git -C work status --porcelain", timeout=60) == b" M 00/0/file-00001\n"
-        )
+        assert vm.check(f"{git_in_guest} git -C work status --porcelain", timeout=60) == b" M 00/0/file-00001\n"
         git(share / "work", "checkout", "-q", "--", ".")
         git(share / "work", "fsck", "--strict")

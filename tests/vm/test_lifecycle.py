@@ -37,9 +37,7 @@ def test_killed_guest_leaves_the_backend_serving(kind: str, share: Path, run_dir
     with backends.ours(share, run_dir) as backend:
         with boot(kind, shares={"share": backend.socket}) as vm:
             vm.mount("share", "/mnt")
-            vm.check(
-                "echo first > /mnt/first; (while :; do echo x > /mnt/busy; rm /mnt/busy; done) > /dev/null 2>&1 &"
-            )
+            vm.check("echo first > /mnt/first; (while :; do echo x > /mnt/busy; rm /mnt/busy; done) > /dev/null 2>&1 &")
             vm.kill()
         with boot(kind, shares={"share": backend.socket}) as vm:
             vm.mount("share", "/mnt")
