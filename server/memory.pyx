@@ -2,7 +2,7 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """The guest's memory as its front-end shares it: regions, mapped here, found by guest or front-end address."""
 
-from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
@@ -51,7 +51,12 @@ cdef class GuestMemory:
         cdef int i
         if self.count == MAX_REGIONS:
             raise ValueError(f"more than {MAX_REGIONS} memory regions")
-        if size <= 0 or min(guest_addr, user_addr, mmap_offset) < 0 or max(guest_addr, user_addr, mmap_offset) + size > UINT64_MAX:
+        if (
+            size <= 0
+            or min(guest_addr, user_addr, mmap_offset) < 0
+            or max(guest_addr, user_addr) + size > UINT64_MAX
+            or mmap_offset + size > INT64_MAX
+        ):
             raise ValueError(f"memory region of {size} bytes at {guest_addr:#x} is not possible")
         for i in range(self.count):
             region = &self.regions[i]

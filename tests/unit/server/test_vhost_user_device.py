@@ -167,6 +167,9 @@ def test_memory_that_cannot_be_mapped(ready: Bench, kick: int, expect_log: Expec
     assert ready.status(Request.SET_MEM_TABLE, table, [ready.memory, ready.memory]) == 1
     expect_log("cannot be mapped")
     assert ready.status(Request.ADD_MEM_REG, pack_single_region(HIGH), [kick]) == 1
+    expect_log("is not possible")
+    beyond = MemoryRegion(0x10000, 0x10000, BASE + 0x10000, 1 << 63)
+    assert ready.status(Request.ADD_MEM_REG, pack_single_region(beyond), [kick]) == 1
     assert ready.start(0, kick) == 0, "the old memory is still there"
 
 
