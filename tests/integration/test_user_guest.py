@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import stat
 import tempfile
@@ -280,6 +281,14 @@ def test_several_threads_share_a_guest(guest: Guest, share: Path) -> None:
     assert list(share.iterdir()) == []
 
 
+def test_requests_go_over_several_queues(share: Path, tmp_path: Path) -> None:
+    options = ("--num-request-queues", "3")
+    with Backend(share, tmp_path, options=options) as backend, backend.connect(request_queues=3) as guest:
+        for number in range(9):
+            guest.write_bytes(f"/{number}", bytes([number]))
+        assert [guest.read_bytes(f"/{number}") for number in range(9)] == [bytes([n]) for n in range(9)]
+
+
 def test_everything_looked_up_is_forgotten(guest: Guest, share: Path) -> None:
     (share / "d").mkdir()
     for number in range(300):
@@ -426,6 +435,54 @@ def test_a_dead_backend_is_an_error_and_a_new_one_can_be_used(backend: Backend, 
     backend.start()
     with backend.connect(aware=False) as guest:
         assert guest.read_bytes("/f") == b"content"
+
+
+def test_a_backend_killed_in_the_middle_of_changes_leaves_nothing_stale(
+    share: Path, tmp_path: Path, daemon: Coherenced
+) -> None:
+    names = [f"f{number}" for number in range(6)]
+    with (
+        Backend(share, tmp_path, name="a", cache="shared", daemon=daemon) as backend,
+        Backend(share, tmp_path, name="b", cache="shared", daemon=daemon) as other,
+        other.connect() as witness,
+    ):
+
+        def work(guest: Guest, seed: int) -> None:
+            chance = random.Random(seed)
+            while True:
+                one, two = chance.sample(names, 2)
+                try:
+                    guest.write_bytes(one, bytes(chance.randrange(5000)))
+                    guest.rename(one, two)
+                    guest.unlink(chance.choice(names))
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    return
+
+        def seen() -> list[tuple[int, int] | None]:
+            found = [witness.stat(name) if witness.exists(name) else None for name in names]
+            return [each and (each.st_ino, each.st_size) for each in found]
+
+        def there() -> list[tuple[int, int] | None]:
+            found = [(share / name).stat() if (share / name).exists() else None for name in names]
+            return [each and (each.st_ino, each.st_size) for each in found]
+
+        for turn in range(5):
+            with backend.connect() as guest:
+                threads = [threading.Thread(target=work, args=(guest, 10 * turn + seed)) for seed in range(3)]
+                for thread in threads:
+                    thread.start()
+                while guest.requests.total() < 300 + 77 * turn:
+                    for name in names:
+                        witness.exists(name)
+                backend.kill()
+                for thread in threads:
+                    thread.join(10)
+            eventually(lambda: len(daemon.status().backends) == 1)
+            assert seen() == there()
+            assert sorted(witness.listdir()) == sorted(path.name for path in share.iterdir())
+            backend.start()
 
 
 def test_a_backend_that_does_not_answer_is_an_error(share: Path, tmp_path: Path) -> None:
