@@ -73,7 +73,8 @@ class Sessions:
         assert connection is not None
         assert handler is not None
         try:
-            while message := connection.receive():
+            # One at a time: a front-end that never stops asking keeps neither rings nor signals waiting.
+            if message := connection.receive():
                 handler.handle(message)
             return
         except Disconnected:
