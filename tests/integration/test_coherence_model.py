@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -402,3 +403,43 @@ def test_the_model_catches_a_wrong_guest(tmp_path: Path, spoil: Callable[[Guest]
         spoil(three.guests[1])
         with pytest.raises((AssertionError, Flaky), match=r"guest 1|Hypothesis|Inconsistent"):
             run(three, STEPS, (Phase.generate,))
+
+
+def test_readers_at_full_speed_never_fall_behind_what_was_acknowledged(tmp_path: Path) -> None:
+    with world(tmp_path) as three:
+        writer, *readers = three.guests
+        acknowledged = 0
+        reads = [0, 0]
+        failures: list[BaseException] = []
+        writer.write_bytes("/f", b"%010d" % 0)
+        writer.write_bytes("/0", b"")
+
+        def read(which: int) -> None:
+            guest = readers[which]
+            try:
+                with guest.open("/f") as file:
+                    while acknowledged < 400 and not failures:
+                        least = acknowledged
+                        assert guest.stat("/f").st_size >= least
+                        assert int(file.pread(10, 0)) >= least
+                        assert guest.exists(f"/{least}")
+                        guest.exists(f"/{least + 1}")
+                        reads[which] += 1
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=read, args=(which,)) for which in range(2)]
+        for thread in threads:
+            thread.start()
+        with writer.open("/f", os.O_WRONLY) as file:
+            while acknowledged < 400 and not failures:
+                number = acknowledged + 1
+                file.pwrite(b"%010d" % number, 0)
+                file.truncate(number + 10)
+                writer.symlink("f", "/new")
+                writer.rename("/new", f"/{number}")
+                acknowledged = number
+        for thread in threads:
+            thread.join()
+        assert not failures, failures
+        assert min(reads) > 100
