@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.paths import APT_DIR, TREES, LabError
@@ -81,7 +81,7 @@ class Suite:
     def _update(self) -> None:
         if self._updated:
             return
-        for folder in ("debs", "state/lists/partial", "cache/archives/partial"):
+        for folder in ("debs", "state/lists/partial", "cache/archives/partial", "nothing/partial"):
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
         source = f"deb [signed-by={KEYRING}] {mirror()} {self.name} main\n"
@@ -91,18 +91,25 @@ class Suite:
         self._updated = True
 
     def _fetch(self, command: list[str], folder: Path) -> list[Path]:
-        uris = self._run("apt-get", ["--print-uris", *command], folder)
+        # Asked away from what is there already: apt tells only of what it would download.
+        nothing = {"Dir::Cache::archives": self._root / "nothing"}
+        uris = self._run("apt-get", ["--print-uris", *command], options=nothing)
         files = [line.split() for line in uris.splitlines() if line.startswith("'")]
-        missing = [(name, int(size)) for _, name, size, *_ in files if not (folder / name).exists()]
+        missing = [int(size) for _, name, size, *_ in files if not (folder / name).exists()]
         if missing:
-            megabytes = sum(size for _, size in missing) / 1e6
-            self._say(f"downloading {len(missing)} packages of {self.name}, {megabytes:.0f} MB")
-        wanted = [folder / name for _, name, *_ in files]
-        self._run("apt-get", command, folder)
-        return wanted or sorted(folder.glob("*.deb"))
+            self._say(f"downloading {len(missing)} packages of {self.name}, {sum(missing) / 1e6:.0f} MB")
+        self._run("apt-get", command, folder=folder)
+        return [folder / name for _, name, *_ in files]
 
-    def _run(self, program: str, arguments: Iterable[str], folder: Path | None = None) -> str:
-        options = {
+    def _run(
+        self,
+        program: str,
+        arguments: Iterable[str],
+        *,
+        folder: Path | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> str:
+        settings = {
             "Dir::Etc::sourcelist": self._root / "sources.list",
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::State": self._root / "state",
@@ -113,11 +120,12 @@ class Suite:
             "APT::Sandbox::User": "",
             "APT::Update::Error-Mode": "any",
             "Acquire::Retries": 3,
+            **(options or {}),
         }
-        settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        words = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
         result = subprocess.run(
-            [program, "-q", *settings, *arguments],
-            cwd=folder,
+            [program, "-q", *words, *arguments],
+            cwd=folder or self._root,
             env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
             capture_output=True,
             text=True,
