@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from coherence.errors import UserError
+from coherence.places import Places
 from demo.account import Stage, perform
 from demo.viewers import Embedded, Host, Stock, Viewer
 from guest.guest import Guest as UserSpaceGuest
@@ -36,10 +37,12 @@ class Demo:
         self.folder = folder
         self.share = folder / "share"
         self.share.mkdir()
-        self.table = f"/vt-demo-{os.getpid()}-{secrets.token_hex(4)}"
+        places = Places(f"/vt-demo-{os.getpid()}-{secrets.token_hex(4)}")
+        self.table = places.name
+        for path in (places.table, places.lock):
+            stack.callback(path.unlink, missing_ok=True)
         self.daemon = stack.enter_context(backends.daemon(folder, self.table))
         self._stack = stack
-        stack.callback(lambda: Path(f"/dev/shm{self.table}").unlink(missing_ok=True))
 
     def backend(self, guest: int, mode: str, purpose: str = "") -> Path:
         """Start the backend of a guest for a mode; its socket."""

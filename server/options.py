@@ -12,6 +12,8 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from coherence.parser import Parser
+
 from coherence import log
 from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
 from server.settings import TAG_MAX, Settings
@@ -173,11 +175,6 @@ def _problem(given: dict[str, Any]) -> str | None:
     return None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}: see {self.prog} --help\n")
-
-
 class _PrintCapabilities(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(json.dumps(CAPABILITIES, indent=2))
@@ -253,12 +250,10 @@ for _type, _name in (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROG,
         description="Serve a host directory to one virtual machine over virtio-fs (vhost-user).",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage=f"{PROG} --shared-dir DIR (--socket-path PATH | --fd FD) [OPTIONS]",
     )
     group = parser.add_argument_group("the share")
