@@ -69,7 +69,8 @@ cdef class EventLoop:
     def add_queue(self, RequestQueue queue) -> None:
         """Serve a queue from now on."""
         if queue.kick_fd >= 0:
-            self.watch(queue.kick_fd, EPOLLIN | EPOLLET if queue.edge else EPOLLIN, queue)
+            # For edges: a kick descriptor whose other end is gone must not wake us for ever.
+            self.watch(queue.kick_fd, EPOLLIN | EPOLLET, queue)
         self.queues.append(queue)
 
     def remove_queue(self, RequestQueue queue) -> None:

@@ -11,7 +11,7 @@ cdef class RequestQueue:
     cdef object on_broken
     cdef int call_fd, err_fd
     cdef bint enabled
-    cdef bint edge
+    cdef bint drain
     cdef bint patient
     cdef bint polling
     cdef bint ready

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +181,24 @@ def test_same_memory_again_under_a_running_ring(ready: Bench, kick: int) -> None
         os.eventfd_write(kick, 1)
         ready.turn()
     assert ready.base(0) == 0
+
+
+def test_kicks_by_a_pipe_until_its_end(ready: Bench) -> None:
+    kick, kicker = os.pipe()
+    assert ready.start(1, kick, at=BASE - 0x2000) == 0  # where offer() writes
+    for served in range(1, 4):
+        ready.offer(0, served)
+        os.write(kicker, bytes(8))
+        ready.turn()
+        assert struct.unpack("<H", os.pread(ready.memory, 2, USED + 2)) == (served,)
+    os.close(kicker)
+    ready.turn()
+    before = time.thread_time()
+    ready.loop.call_later(0.2, ready.loop.stop)
+    ready.loop.run()
+    assert time.thread_time() - before < 0.1, "waits, and does not spin"
+    assert ready.base(1) == 3
+    os.close(kick)
 
 
 def test_memory_taken_away_from_a_running_ring(ready: Bench, kick: int, expect_log: ExpectLog) -> None:
