@@ -12,9 +12,8 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from coherence.parser import Parser
-
 from coherence import log
+from coherence.parser import Parser
 from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
 from server.settings import TAG_MAX, Settings
 
