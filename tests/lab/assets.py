@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab import initramfs as cpio
-from tests.lab.paths import BUILT, TREES, LabError
+from tests.lab.paths import BUILT, LAB_DIR, TREES, LabError
 
 HERE = Path(__file__).parent
 CLOUD_TREE = TREES / "cloud-kernel"
 UML_TREE = TREES / "uml"
 VIRTIOFSD_C_TREE = TREES / "virtiofsd-c"
 USERLAND_TREE = TREES / "userland"
+USERLAND_IMAGE = LAB_DIR / "userland.ext4"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ def uml_kernel() -> Kernel:
 def busybox() -> Path:
     """A static busybox."""
     return _find(CLOUD_TREE, "usr/bin/busybox")
+
+
+def userland_image() -> Path:
+    """An ext4 image with a whole Debian userland; guests discard what they change in it."""
+    return _find(USERLAND_IMAGE.parent, USERLAND_IMAGE.name)
 
 
 def agent() -> Path:

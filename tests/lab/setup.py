@@ -22,6 +22,20 @@ SUITE = "trixie"
 """The release of the kernels (6.12) and of the Rust virtiofsd (1.13)."""
 OLD_SUITE = "bookworm"
 """The last release with the C virtiofsd (QEMU 7.2)."""
+USERLAND = [
+    "base-files",
+    "bash",
+    "coreutils",
+    "diffutils",
+    "findutils",
+    "git",
+    "grep",
+    "mount",
+    "sed",
+    "tar",
+    "util-linux",
+]
+IMAGE_SIZE = "1G"
 KERNEL = "linux-image-cloud-amd64"
 
 
@@ -63,6 +77,34 @@ def peers() -> None:
     )
 
 
+def userland() -> None:
+    """A whole Debian userland, unpacked but not configured, and an ext4 image of it."""
+
+    def debs() -> list[Path]:
+        return Suite(SUITE, say).download_with_dependencies(USERLAND)
+
+    tree = unpack(assets.USERLAND_TREE.name, f"{SUITE} {USERLAND}", debs, _make_userland, say)
+    if not assets.USERLAND_IMAGE.exists() or assets.USERLAND_IMAGE.stat().st_mtime < tree.stat().st_ctime:
+        say(f"making {assets.USERLAND_IMAGE}")
+        partial = assets.USERLAND_IMAGE.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        command = ["mke2fs", "-q", "-t", "ext4", "-d", str(tree), "-E", "root_owner=0:0", str(partial), IMAGE_SIZE]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise LabError(f"mke2fs cannot make an image of {tree}: {result.stderr.strip()[-300:]}")
+        partial.rename(assets.USERLAND_IMAGE)
+
+
+def _make_userland(tree: Path) -> None:
+    _make_chroot(tree)
+    for folder in ("newroot", "sys", "run", "mnt", "root", "etc"):
+        (tree / folder).mkdir(exist_ok=True)
+    (tree / "usr/bin/sh").unlink(missing_ok=True)
+    (tree / "usr/bin/sh").symlink_to("bash")
+    (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
+    (tree / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
+
+
 def _make_chroot(tree: Path) -> None:
     for folder in ("host", "dev", "proc", "tmp"):
         (tree / folder).mkdir(exist_ok=True)
@@ -100,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             light()
             if options.all:
                 peers()
+                userland()
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1

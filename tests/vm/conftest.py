@@ -37,3 +37,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     except LabError as error:
         pytest.skip(str(error))
     return wanted
+
+
+@pytest.fixture
+def userland(kind: str) -> str:
+    """The root of a guest with a whole userland."""
+    if kind == "uml":
+        return "host"
+    try:
+        return f"image:{assets.userland_image()}"
+    except LabError as error:
+        pytest.skip(str(error))

@@ -91,28 +91,27 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("kind", ["uml"], indirect=True)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["uml", pytest.param("qemu", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("cache", ["none", "auto"])
-def test_git_clone_and_status(kind: str, cache: str, share: Path, run_dir: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    make_tree(source, 300)
-    git(source, "init", "-q", "-b", "main")
-    git(source, "add", "-A")
-    git(source, "commit", "-q", "-m", "all")
+def test_git_clone_and_status(kind: str, cache: str, userland: str, share: Path, run_dir: Path) -> None:
+    make_tree(share / "source", 300)
+    git(share / "source", "init", "-q", "-b", "main")
+    git(share / "source", "add", "-A")
+    git(share / "source", "commit", "-q", "-m", "all")
     with (
         backends.ours(share, run_dir, cache=cache) as backend,
-        boot(kind, shares={"share": backend.socket}, root="host") as vm,
+        boot(kind, shares={"share": backend.socket}, root=userland) as vm,
     ):
         vm.mount("share", "/mnt")
-        place = bring_in(vm, source)
-        vm.check("export HOME=/tmp; git config --global safe.directory '*'")
-        git_in_guest = "cd /mnt; export HOME=/tmp; "
-        vm.check(f"{git_in_guest} git clone -q file://{place} work", timeout=100)
-        assert vm.check(f"{git_in_guest} git -C work status --porcelain", timeout=60) == b""
-        vm.check(f"{git_in_guest} git -C work fsck --strict", timeout=60)
+        in_guest = "cd /mnt; export HOME=/tmp; git"
+        vm.check(f"{in_guest} clone -q file:///mnt/source work", timeout=200)
+        status = f"{in_guest} -C work status --porcelain"
+        assert vm.check(status, timeout=60) == b""
+        vm.check(f"{in_guest} -C work fsck --strict", timeout=60)
         (share / "work/00/0/file-00001").write_text("changed on the host\n")
         # The time that cached attributes may be used has to pass in mode auto.
         vm.check("sleep 1.1")
-        assert vm.check(f"{git_in_guest} git -C work status --porcelain", timeout=60) == b" M 00/0/file-00001\n"
+        assert vm.check(status, timeout=60) == b" M 00/0/file-00001\n"
         git(share / "work", "checkout", "-q", "--", ".")
         git(share / "work", "fsck", "--strict")
