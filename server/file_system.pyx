@@ -142,10 +142,6 @@ cdef class FileSystem:
         """The O_PATH descriptor of an inode; OSError(ESTALE) where the guest was not given it."""
         return live(self, nodeid).fd
 
-    def slot(self, nodeid: int) -> int:
-        """The slot of an inode in the version table; OSError(ESTALE) where the guest was not given it."""
-        return live(self, nodeid).slot
-
     def handle_fd(self, nodeid: int, fh: int) -> int:
         """The descriptor of an open handle; OSError(EBADF) where the inode has no such handle."""
         cdef handle_t *handle = self.handles.get(nodeid, fh)

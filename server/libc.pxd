@@ -2,7 +2,7 @@
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from posix.types cimport gid_t, mode_t, off_t, uid_t
+from posix.types cimport mode_t, off_t
 from posix.uio cimport iovec
 
 cdef extern from *:
@@ -15,7 +15,6 @@ cdef extern from *:
     #include <linux/openat2.h>
     #include <stdio.h>
     #include <string.h>
-    #include <sys/fsuid.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
     #include <sys/sysmacros.h>
@@ -54,7 +53,6 @@ cdef extern from *:
         O_CLOEXEC
         O_DIRECTORY
         O_DIRECT
-        O_TMPFILE
         STATX_BASIC_STATS
         STATX_MNT_ID
 
@@ -92,8 +90,6 @@ cdef extern from *:
     ssize_t getdents64(int fd, void *buffer, size_t size) noexcept nogil
     ssize_t preadv(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
     ssize_t pwritev(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
-    int setfsuid(uid_t uid) noexcept nogil
-    int setfsgid(gid_t gid) noexcept nogil
     uint64_t statx_dev(const statx_t *stx) noexcept nogil
     uint64_t monotonic_ns() noexcept nogil
     size_t strnlen(const char *text, size_t size) noexcept nogil

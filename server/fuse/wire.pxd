@@ -23,7 +23,6 @@ cdef extern from "<linux/fuse.h>" nogil:
         FUSE_DESTROY
         FUSE_BATCH_FORGET
         FUSE_READDIRPLUS
-        FUSE_GETATTR_FH
         FUSE_WRITE_CACHE
         FUSE_WRITE_KILL_SUIDGID
         FUSE_OPEN_KILL_SUIDGID
@@ -74,10 +73,6 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint32_t attr_valid_nsec
         uint32_t dummy
         fuse_attr attr
-
-    struct fuse_getattr_in:
-        uint32_t getattr_flags
-        uint64_t fh
 
     struct fuse_forget_in:
         uint64_t nlookup
