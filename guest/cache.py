@@ -1,13 +1,4 @@
-"""What a guest keeps: names, attributes, listings, pages; and the two rules that say how long it is good.
-
-Everything kept was fetched by a request, and carries the *stamp* read before that request was sent. A
-change has a later stamp than whatever was fetched before it. So a thing is good if nothing that it depends on
-changed since its stamp. It depends on a *slot*: names on their name slot, all else on the inode's slot.
-
-The two rules differ in who writes the slots. By `TableRule` it is everybody: the slots are those of the
-domain's version table, and time plays no part. By `TimeRule` it is only this guest, for its own changes, and
-others' changes are seen when the server's time to live is over, as in a Linux guest without a table.
-"""
+"""What a guest keeps: names, attributes, listings, link targets and pages, bounded; kept.pyx says how long."""
 
 from __future__ import annotations
 
@@ -15,109 +6,14 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from coherence.table import Table
 from guest.fuse_client import DirectoryEntry, Entry
+from guest.kept import FOREVER, Attributes, Hits, Name, Node, Rule
 from server.fuse.protocol import ROOT_ID, Attr
 
 PAGE_SIZE: Final = 4096
-FOREVER: Final = float("inf")
-
-
-class Rule(Protocol):
-    """Says whether a thing that was kept is still good."""
-
-    aware: bool
-    """Others' changes are seen at once: time plays no part."""
-
-    def stamp(self) -> int:
-        """To be read before the request is sent that fetches what will be kept."""
-
-    def good(self, slot: int, stamp: int, expiry: float) -> bool:
-        """Whether what depends on the slot, was fetched under the stamp and lives until then may be used."""
-
-    def changed(self, *slots: int) -> None:
-        """This guest's own change, just acknowledged, was to what depends on these slots."""
-
-    def inode_slot(self, nodeid: int) -> int:
-        """The slot of an inode."""
-
-    def name_slot(self, nodeid: int, name: bytes) -> int:
-        """The slot of a name in a directory."""
-
-
-class TableRule:
-    """The domain's version table decides. The back-end has bumped it before it acknowledges a change."""
-
-    aware = True
-
-    def __init__(self, table: Table) -> None:
-        self._mask = table.slot_count - 1
-        self._name_slot = table.name_slot
-        self._valid = table.valid
-        self.stamp = table.stamp
-
-    def good(self, slot: int, stamp: int, expiry: float) -> bool:
-        """As Rule.good()."""
-        return self._valid(slot, stamp)
-
-    def changed(self, *slots: int) -> None:
-        """As Rule.changed()."""
-
-    def inode_slot(self, nodeid: int) -> int:
-        """As Rule.inode_slot(): the low bits of the node id."""
-        return nodeid & self._mask
-
-    def name_slot(self, nodeid: int, name: bytes) -> int:
-        """As Rule.name_slot()."""
-        return self._name_slot(nodeid & self._mask, name)
-
-
-class TimeRule:
-    """Time decides, and a small table of this guest's own changes."""
-
-    aware = False
-    SLOTS: Final = 1 << 16
-
-    def __init__(self) -> None:
-        self._slots = [0] * self.SLOTS
-        self._sequence = 0
-        self._lock = threading.Lock()
-
-    def stamp(self) -> int:
-        """As Rule.stamp()."""
-        return self._sequence
-
-    def good(self, slot: int, stamp: int, expiry: float) -> bool:
-        """As Rule.good()."""
-        return self._slots[slot] <= stamp and (expiry == FOREVER or time.monotonic() < expiry)
-
-    def changed(self, *slots: int) -> None:
-        """As Rule.changed()."""
-        with self._lock:
-            self._sequence += 1
-            for slot in slots:
-                self._slots[slot] = self._sequence
-
-    def inode_slot(self, nodeid: int) -> int:
-        """As Rule.inode_slot()."""
-        return nodeid % self.SLOTS
-
-    def name_slot(self, nodeid: int, name: bytes) -> int:
-        """As Rule.name_slot()."""
-        return hash((nodeid, name)) % self.SLOTS
-
-
-class Attributes(NamedTuple):
-    """Attributes that were kept."""
-
-    attr: Attr
-    stat: os.stat_result
-    stamp: int
-    expiry: float
 
 
 class Listing(NamedTuple):
@@ -140,83 +36,6 @@ class Page(NamedTuple):
 
     data: bytes
     stamp: int
-
-
-class Node:
-    """An inode that the server knows under a node id, as long as anything here refers to it.
-
-    When the last reference goes, the lookups counted on it are put on the list of what to forget. So whatever
-    uses a node id while it holds the Node cannot find it forgotten.
-
-    Args:
-        nodeid: the server's node id.
-        slot: the slot of the inode.
-        kind: the S_IFMT bits of the mode, which never change.
-        forgotten: where (node id, number of lookups) goes in the end.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_forgotten",
-        "attributes",
-        "generation",
-        "kind",
-        "listing",
-        "lookups",
-        "names",
-        "nodeid",
-        "slot",
-        "target",
-    )
-
-    def __init__(self, nodeid: int, slot: int, kind: int, forgotten: list[tuple[int, int]]) -> None:
-        self.nodeid = nodeid
-        self.slot = slot
-        self.kind = kind
-        self.lookups = 0
-        self.names: dict[bytes, Name] = {}
-        self.attributes: Attributes | None = None
-        self.listing: Listing | None = None
-        self.target: Target | None = None
-        self.generation = object()
-        self._forgotten = forgotten
-
-    def drop_pages(self) -> None:
-        """Make the pages kept so far unreachable, also those that are on their way."""
-        self.generation = object()
-
-    def __del__(self) -> None:
-        # No lock here: this may run in the middle of anything. list.append is atomic.
-        if self.lookups and self.nodeid != ROOT_ID:
-            self._forgotten.append((self.nodeid, self.lookups))
-
-
-class Name:
-    """A name that was kept: of a node, or (None) of nothing."""
-
-    __slots__ = ("directory", "expiry", "name", "node", "recent", "slot", "stamp")
-
-    def __init__(
-        self, directory: Node, name: bytes, node: Node | None, slot: int, stamp: int, expiry: float
-    ) -> None:
-        self.directory = directory
-        self.name = name
-        self.node = node
-        self.slot = slot
-        self.stamp = stamp
-        self.expiry = expiry
-        self.recent = False
-
-
-@dataclass
-class Hits:
-    """How often something that was kept answered in place of a request."""
-
-    names: int = 0
-    attributes: int = 0
-    listings: int = 0
-    targets: int = 0
-    pages: int = 0
 
 
 class Cache:
@@ -265,15 +84,6 @@ class Cache:
             node.kind = kind
         return node, self.keep_attributes(node, entry.attr, entry.attr_ttl, stamp)
 
-    def name(self, directory: Node, name: bytes) -> Name | None:
-        """What is kept of a name, if it is good."""
-        kept = directory.names.get(name)
-        if kept is None or not self.rule.good(kept.slot, kept.stamp, kept.expiry):
-            return None
-        kept.recent = True
-        self.hits.names += 1
-        return kept
-
     def keep_name(self, directory: Node, name: bytes, node: Node | None, ttl: float, stamp: int) -> None:
         """Keep that a name is a node's, or nothing's, and drop what was kept of it."""
         with self._lock:
@@ -289,11 +99,6 @@ class Cache:
             while len(self._names) > self._max_names:
                 self._evict_name()
 
-    def known(self, directory: Node, name: bytes) -> Node | None:
-        """The node that a name had when last seen, good or not."""
-        kept = directory.names.get(name)
-        return None if kept is None else kept.node
-
     def _evict_name(self) -> None:
         # Second chance: what was used since it came to this end goes round once more.
         kept, _ = self._names.popitem(last=False)
@@ -304,14 +109,6 @@ class Cache:
             del kept.directory.names[kept.name]
 
     # --- attributes, listings, targets -----------------------------------------------------------
-
-    def attributes(self, node: Node) -> Attributes | None:
-        """A node's attributes, if they are good."""
-        kept = node.attributes
-        if kept is None or not kept.expiry or not self.rule.good(node.slot, kept.stamp, kept.expiry):
-            return None
-        self.hits.attributes += 1
-        return kept
 
     def keep_attributes(self, node: Node, attr: Attr, ttl: float, stamp: int) -> Attributes:
         """Keep a node's attributes, and drop its pages where they must be of another content."""

@@ -7,8 +7,9 @@ import os
 import warnings
 from typing import Final, Self
 
-from guest.cache import PAGE_SIZE, Node
+from guest.cache import PAGE_SIZE
 from guest.fuse_client import Opened
+from guest.kept import Node
 from guest.transport import Buffer
 from guest.tree import Naming, Tree
 from server.fuse.protocol import OpenFlag

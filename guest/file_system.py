@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from guest.cache import Node, Rule, encode_device
+from guest.cache import encode_device
 from guest.file import File
 from guest.fuse_client import CALLER, Caller, DirectoryEntry, Entry, FuseClient, Opened
+from guest.kept import Node, Rule
 from guest.tree import Naming, Path, Place, Tree, named
 from server.fuse.protocol import InitFlag
 

@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Final, Self
 
 from coherence.table import Table
-from guest.cache import Hits, Rule, TableRule, TimeRule
 from guest.file_system import FileSystem
 from guest.fuse_client import FuseClient
+from guest.kept import Hits, Rule, TableRule, TimeRule
 from guest.transport import Transport, VirtioTransport
 from server.fuse.protocol import KERNEL_MINOR_VERSION, ROOT_ID, Opcode
 

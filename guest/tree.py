@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import Final, NamedTuple
 
-from guest.cache import Attributes, Cache, Listing, Node, Rule, Target
+from guest.cache import Cache, Listing, Target
 from guest.fuse_client import DirectoryEntry, Entry, FuseClient
+from guest.kept import Attributes, Node, Rule, kept_attributes, walk
 from server.fuse.protocol import InitFlag, OpenFlag
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-MAX_SYMLINKS: Final = 40
 MAX_NAME: Final = 4095
 DIRECTORY_BYTES: Final = 64 * 1024
 
@@ -58,40 +57,9 @@ class Tree:
 
     def walk(self, path: Path, *, follow: bool = True) -> Place:
         """Find where a path leads; its last name need not exist. `follow`: a link there is followed."""
-        pending = _split(path)
-        root = self.cache.root
-        above: list[Node] = []
-        directory, last, fetched = root, b"", None
-        node: Node | None = root
-        links = 0
-        while pending:
-            name = pending.pop()
-            if node is None:
-                raise _error(errno.ENOENT)
-            if node.kind != stat.S_IFDIR:
-                raise _error(errno.ENOTDIR)
-            if not name or name == b".":
-                last = b""
-                continue
-            if name == b"..":
-                node = above.pop() if above else root
-                directory, last, fetched = node, b"", None
-                continue
-            child, fetched = self.child(node, name)
-            if child is not None and child.kind == stat.S_IFLNK and (pending or follow):
-                links += 1
-                if links > MAX_SYMLINKS:
-                    raise _error(errno.ELOOP)
-                target = self.target(child)
-                if target.startswith(b"/"):
-                    node = root
-                    above = []
-                pending.extend(_split(target))
-                directory, last, fetched = node, b"", None
-                continue
-            above.append(node)
-            directory, last, node = node, name, child
-        return Place(directory, last, node, fetched)
+        return Place(
+            *walk(self.cache.root, self.rule, self.cache.hits, path, follow, self.look_up, self.target)
+        )
 
     def find(self, path: Path, *, follow: bool = True) -> tuple[Node, Attributes | None]:
         """The node that a path leads to, and its attributes if a LOOKUP has just brought them."""
@@ -100,11 +68,8 @@ class Tree:
             raise _error(errno.ENOENT)
         return place.node, place.fetched
 
-    def child(self, directory: Node, name: bytes) -> tuple[Node | None, Attributes | None]:
-        """The node of a name in a directory, None if there is none; attributes as find()."""
-        kept = self.cache.name(directory, name)
-        if kept is not None:
-            return kept.node, None
+    def look_up(self, directory: Node, name: bytes) -> tuple[Node | None, Attributes | None]:
+        """Ask for a name in a directory: the node, None if there is none, and its attributes."""
         if len(name) > MAX_NAME:
             raise _error(errno.ENAMETOOLONG)
         stamp = self.rule.stamp()
@@ -137,7 +102,7 @@ class Tree:
 
     def attributes(self, node: Node, fh: int | None = None) -> Attributes:
         """A node's attributes."""
-        kept = self.cache.attributes(node)
+        kept = kept_attributes(node, self.rule, self.cache.hits)
         if kept is None:
             stamp = self.rule.stamp()
             ttl, attr = self.client.getattr(node.nodeid, fh)
@@ -239,18 +204,6 @@ class Naming:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and error.filename is None:
             raise named(error, self._path, self._other) from error
-
-
-def _split(path: Path) -> list[bytes]:
-    """The names of a path, last first. Empty ones, beside slashes, mean the same as "."."""
-    raw = os.fsencode(path)
-    if not raw:
-        raise _error(errno.ENOENT)
-    if b"\0" in raw:
-        raise ValueError("embedded null byte")
-    names = raw.split(b"/")
-    names.reverse()
-    return names
 
 
 def _error(code: int) -> OSError:
