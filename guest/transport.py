@@ -83,7 +83,6 @@ class Queue:
         self._abandoned: set[int] = set()
         self._sleeper = False
         self._failure: tuple[int, str] | None = None
-        os.set_blocking(self._doorbells.call, False)
         self._poll = select.poll()
         self._poll.register(self._doorbells.call, select.POLLIN)
         self._poll.register(front_end.fileno(), select.POLLRDHUP)
@@ -205,7 +204,7 @@ class VirtioTransport:
         request_queues: how many request queues to use; the device may have fewer.
 
     Raises:
-        OSError: nobody listens, or the device refuses.
+        UserError: there is no back-end, or it is no virtio-fs device; and as FrontEnd says.
     """
 
     def __init__(

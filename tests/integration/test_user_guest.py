@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,45 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
-@pytest.fixture
-def share() -> Iterator[Path]:
-    """A directory on a file system with extended attributes."""
+@pytest.fixture(scope="module", params=MODES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A back-end in each mode; in "aware" its guests prove that they check the table, in "shared" they do not."""
+    mode = request.param
+    directory = tmp_path_factory.mktemp(mode)
+    with ExitStack() as stack:
+        share = stack.enter_context(directory_on_disk())
+        daemon = None
+        if mode in ("shared", "aware"):
+            daemon = stack.enter_context(Coherenced(directory))
+            daemon.start()
+        cache = "shared" if mode == "aware" else mode
+        yield stack.enter_context(Backend(share, directory, cache=cache, daemon=daemon))
+
+
+@contextmanager
+def directory_on_disk() -> Iterator[Path]:
+    """An empty directory on a file system with extended attributes."""
     directory = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def share(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty directory: what the test's back-end serves, where there is one for all tests."""
+    if "served" not in request.fixturenames:
+        with directory_on_disk() as directory:
+            yield directory
+        return
+    directory = request.getfixturevalue("served").share
     yield directory
-    shutil.rmtree(directory)
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @pytest.fixture
@@ -42,24 +76,11 @@ def daemon(tmp_path: Path) -> Iterator[Coherenced]:
         yield coherenced
 
 
-@pytest.fixture(params=MODES)
-def backend(request: pytest.FixtureRequest, share: Path, tmp_path: Path) -> Iterator[Backend]:
-    """A back-end in each mode; in "aware" its guests prove that they check the table, in "shared" they do not."""
-    mode = request.param
-    if mode in ("shared", "aware"):
-        daemon = request.getfixturevalue("daemon")
-        with Backend(share, tmp_path, cache="shared", daemon=daemon) as running:
-            yield running
-    else:
-        with Backend(share, tmp_path, cache=mode) as running:
-            yield running
-
-
 @pytest.fixture
-def guest(backend: Backend, request: pytest.FixtureRequest) -> Iterator[Guest]:
+def guest(served: Backend, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """A guest on the back-end."""
-    aware = request.node.callspec.params["backend"] == "aware"
-    with backend.connect(aware=aware) as connected:
+    aware = request.node.callspec.params["served"] == "aware"
+    with served.connect(aware=aware) as connected:
         assert connected.aware == aware
         yield connected
 
@@ -289,6 +310,20 @@ def test_requests_go_over_several_queues(share: Path, tmp_path: Path) -> None:
         assert [guest.read_bytes(f"/{number}") for number in range(9)] == [bytes([n]) for n in range(9)]
 
 
+@pytest.mark.parametrize("minor", [27, 31, 35, 36, 45, 99])
+def test_guests_of_any_version(share: Path, tmp_path: Path, minor: int) -> None:
+    with Backend(share, tmp_path) as backend, Guest.connect(backend.socket, minor=minor) as guest:
+        assert guest.client.minor == min(minor, 45)
+        guest.write_bytes("/f", bytes(300_000))
+        guest.setxattr("/f", "user.a", b"1")
+        assert guest.getxattr("/f", "user.a") == b"1"
+        assert guest.read_bytes("/f") == bytes(300_000)
+        assert [(entry.name, entry.stat().st_size) for entry in guest.scandir("/")] == [("f", 300_000)]
+        # What it means is over: nothing happens.
+        guest.client.interrupt(2)
+        assert guest.listdir("/") == ["f"]
+
+
 def test_everything_looked_up_is_forgotten(guest: Guest, share: Path) -> None:
     (share / "d").mkdir()
     for number in range(300):
@@ -407,9 +442,9 @@ def test_a_table_of_another_domain_is_no_proof(share: Path, tmp_path: Path, daem
 # --- deaths --------------------------------------------------------------------------------------
 
 
-def test_a_dead_backend_is_an_error_and_a_new_one_can_be_used(backend: Backend, share: Path) -> None:
+def test_a_dead_backend_is_an_error_and_a_new_one_can_be_used(served: Backend, share: Path) -> None:
     (share / "f").write_bytes(b"content")
-    with backend.connect(aware=False) as guest:
+    with served.connect(aware=False) as guest:
         guest.stat("/f")
         failures: list[int | None] = []
 
@@ -424,16 +459,16 @@ def test_a_dead_backend_is_an_error_and_a_new_one_can_be_used(backend: Backend, 
         for thread in threads:
             thread.start()
         eventually(lambda: guest.requests[Opcode.GETATTR] > 100)
-        backend.kill()
+        served.kill()
         for thread in threads:
             thread.join(5)
         assert failures == 3 * [errno.ENOTCONN]
         with error_of(errno.ENOTCONN):
             guest.statvfs("/")
     with pytest.raises(UserError, match="no backend"):
-        backend.connect(aware=False)
-    backend.start()
-    with backend.connect(aware=False) as guest:
+        served.connect(aware=False)
+    served.start()
+    with served.connect(aware=False) as guest:
         assert guest.read_bytes("/f") == b"content"
 
 
