@@ -38,7 +38,7 @@ def write_document(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("--kind", choices=("uml", "qemu"), default="uml", help="guests to measure in (default: uml)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds to take medians over (default: 7)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds to take medians over (default: 9)")
     parser.add_argument("--backends", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)")
     parser.add_argument("--operations", default="", help="only these, comma-separated names of latency.c")
     parser.add_argument(

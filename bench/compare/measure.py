@@ -15,7 +15,7 @@ from tests.lab.guest import Guest, boot
 
 PROGRAM = Path(__file__).with_name("latency.c")
 WARM_UP = 0.1
-"""Part of an operation's repetitions that is run once before the first round."""
+"""Part of an operation's repetitions that is run before it is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def compare(
     Args:
         names: Keys of PEERS.
         kind: Of the guests, "uml" or "qemu".
-        rounds: Each backend is measured once in each; the results are medians over them.
+        rounds: Each backend is measured once in each, in a new guest; the results are medians over them.
         cpu: The processor that guests and backends share.
         operations: What to measure.
         say: Receives progress lines.
@@ -74,18 +74,18 @@ def compare(
         For each backend, for each operation's title, its cost.
     """
     samples: dict[tuple[str, str], list[Cost]] = {}
-    with contextlib.ExitStack() as stack:
-        pairs = {name: stack.enter_context(_guest(name, kind, cpu)) for name in names}
-        for name, (guest, backend) in pairs.items():
-            say(f"warming up {name}")
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        # Another one begins in each round, so that none is always the first.
+        order = [*names[number % len(names) :], *names[: number % len(names)]]
+        # New guests in each round: where the host places their memory makes a difference of a fifth in long transfers.
+        with contextlib.ExitStack() as stack:
+            pairs = {name: stack.enter_context(_guest(name, kind, cpu)) for name in order}
             for operation in operations:
-                _measure(guest, backend, operation, max(1, int(operation.count * WARM_UP)))
-        for number in range(rounds):
-            say(f"round {number + 1} of {rounds}")
-            for operation in operations:
-                # Another one begins in each round, so that none always has the warmest caches.
-                for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-                    cost = _measure(*pairs[name], operation, operation.count)
+                for guest, backend in pairs.values():
+                    _measure(guest, backend, operation, max(20, int(operation.count * WARM_UP)))
+                for name, (guest, backend) in pairs.items():
+                    cost = _measure(guest, backend, operation, operation.count)
                     samples.setdefault((name, operation.title), []).append(cost)
     return {
         name: {operation.title: _median(samples[name, operation.title]) for operation in operations} for name in names

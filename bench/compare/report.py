@@ -38,9 +38,9 @@ def account(kind: str, rounds: int, results: Mapping[str, Mapping[str, Cost]]) -
     guest = {"uml": "User-Mode Linux", "qemu": "QEMU"}[kind]
     return f"""\
 Latency in the guest / processor time of the backend for one operation, in microseconds: medians of {rounds}
-rounds in one run in which the backends alternate. Guests: {guest}, Linux {kernel.modules.name};
-cache=none (never); share in tmpfs; guests and backends pinned to one processor. Host: Linux
-{platform.release()}, Python {platform.python_version()}. The last columns are ratios: below 1.00 ours costs less.
+rounds in one run in which the backends alternate, with new guests in each. Guests: {guest}, Linux
+{kernel.modules.name}; cache=none (never); share in tmpfs; guests and backends pinned to one processor. Host:
+Linux {platform.release()}, Python {platform.python_version()}. The last columns are ratios: below 1.00 ours costs less.
 Measured with `python -m bench.compare --write-docs`.
 
 {table(results)}"""
