@@ -48,6 +48,7 @@ cdef class FileSystem:
     cdef void change_inode(self, change_t *change, uint64_t slot) noexcept
     cdef void announce(self, change_t *change) noexcept
     cdef void acknowledge(self, change_t *change) noexcept
+    cdef void withdraw(self, change_t *change) noexcept
     cdef int serve_rarely(self, request_t *request)
     cdef bint make_room(self) noexcept
 

@@ -361,7 +361,9 @@ cdef class FileSystem:
 
         Which inodes a name stood for was found out before the call, and another backend may have changed the name
         since. Every backend bumps names before inodes. So either the other's name bump is seen here, and as nobody
-        knows what was behind the name everything is given up; or its bumps of the inodes are still to come.
+        knows what was behind the name everything is given up; or its bumps of the inodes are still to come. In that
+        last case, and only for the link count of an inode that two backends fought over, the other's bump and not
+        this one ends the use of older copies.
         """
         cdef unsigned i
         cdef bint overtaken = False
@@ -375,6 +377,11 @@ cdef class FileSystem:
         if overtaken:
             vt_lift_floor(&self.table.vt)
         vj_clear(&self.journal.vj)
+
+    cdef void withdraw(self, change_t *change) noexcept:
+        """After a system call that failed without effect: there is nothing to bump."""
+        if self.table is not None:
+            vj_clear(&self.journal.vj)
 
     cdef int serve_rarely(self, request_t *request):
         """Serve a request by its operation in Python: 0 or an errno."""

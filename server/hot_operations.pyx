@@ -367,7 +367,11 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
 
 
 cdef int create(FileSystem fs, request_t *request) noexcept:
-    """Create and open a file; open it where another guest was faster and the caller did not ask for O_EXCL."""
+    """Create and open a file; where another guest was faster, open that, unless the caller asked for O_EXCL.
+
+    The guest's kernel checked the right to create, not the right to open what is there now. Root needs none; others
+    get ESTALE, upon which the kernel looks the name up again and checks (do_filp_open()).
+    """
     cdef fuse_create_in *ask = <fuse_create_in *>request.body
     cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
     cdef inode_t *inode = NULL
@@ -414,18 +418,22 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
         if inode != NULL:
             fs.change_inode(&change, inode.slot)
         fs.acknowledge(&change)
-    elif error == EEXIST and not ask.flags & O_EXCL:
-        fs.acknowledge(&change)
-        error = fs.look_up(parent, name, &inode, &stx)
-        if error == 0 and inode.type != S_IFREG:
+    else:
+        fs.withdraw(&change)
+        if error == EEXIST and not ask.flags & O_EXCL:
+            # What vanished again since is for the guest's kernel to try once more, too.
+            if request.header.uid or fs.look_up(parent, name, &inode, &stx):
+                error = ESTALE
+            else:
+                error = 0
+    if inode != NULL and fd < 0:
+        if inode.type != S_IFREG:
             error = EISDIR if inode.type == S_IFDIR else EINVAL
-        if error == 0:
+        else:
             fd = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID)
             error = -fd if fd < 0 else 0
         if error == 0 and flags & O_TRUNC and statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             error = errno
-    else:
-        fs.acknowledge(&change)
     if error:
         if inode != NULL:
             fs.inodes.forget(inode.nodeid, 1)
@@ -467,7 +475,10 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
         fs.change_inode(&change, fs.inodes.slot_of(&stx))
     fs.announce(&change)
     error = errno if unlinkat(parent.fd, name, 0) < 0 else 0
-    fs.acknowledge(&change)
+    if error:
+        fs.withdraw(&change)
+    else:
+        fs.acknowledge(&change)
     if known and error == 0:
         fs.inodes.evict(&stx)
     return error

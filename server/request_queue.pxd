@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from server.file_system cimport FileSystem
 from server.request cimport request_t
@@ -17,6 +17,7 @@ cdef class RequestQueue:
     cdef bint ready
     cdef uint32_t unsignalled
     cdef uint64_t last_tick
+    cdef uint16_t avail_at_tick
     cdef request_t *request
 
     cdef void kicked(self) noexcept

@@ -154,16 +154,17 @@ cdef class RequestQueue:
 
     cdef int tick(self, uint64_t now) except -1:
         """What a patient queue does by time: look at its ring, tell the driver, let idle inodes go."""
-        cdef uint16_t before = self.ring.next_avail
+        cdef bint quiet = self.ring.next_avail == self.avail_at_tick
         self.last_tick = now
         if self.enabled and self.polling:
             self.process()
             if self.unsignalled and self.enabled:
                 self.signal()
-            if self.ring.next_avail == before and self.kick_fd >= 0 and self.enabled:
-                # Quiet for a while: back to waiting for kicks.
+            if quiet and self.kick_fd >= 0 and self.enabled:
+                # Nothing since the last tick: back to waiting for kicks.
                 self.polling = False
                 self.ready = self.ring.enable_kicks()
+            self.avail_at_tick = self.ring.next_avail
         self.fs.inodes.expire_idle(now)
         return 0
 

@@ -257,6 +257,10 @@ def test_create(guest: RawGuest, tmp_path: Path) -> None:
     again, fh, attr = create(guest, b"new", os.O_RDWR)
     assert (again, attr.size) == (nodeid, 3)
     assert read(guest, nodeid, fh, 10) == (0, b"abc")
+    # The right to open it was not checked for anybody but root.
+    with pytest.raises(OSError) as raised:
+        create(guest, b"new", os.O_RDWR, uid=1000)
+    assert raised.value.errno == errno.ESTALE
     again, fh, attr = create(guest, b"new", os.O_RDWR | os.O_TRUNC)
     assert (again, attr.size) == (nodeid, 0)
     # Back to what we were: what root creates is root's.
