@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab import apt, assets
@@ -45,9 +45,7 @@ def say(line: str) -> None:
 
 def light() -> None:
     """What QEMU guests need: QEMU itself from this machine's release, the kernel, busybox."""
-    if shutil.which("qemu-system-x86_64") is None:
-        say("installing QEMU (qemu-system-x86)")
-        _install(["qemu-system-x86"])
+    _need({"qemu-system-x86_64": ["qemu-system-x86"], "gcc": ["gcc", "libc6-dev"]})
 
     def debs() -> list[Path]:
         suite = Suite(SUITE, say)
@@ -79,6 +77,7 @@ def peers() -> None:
 
 def userland() -> None:
     """A whole Debian userland, unpacked but not configured, and an ext4 image of it."""
+    _need({"mke2fs": ["e2fsprogs"]})
 
     def debs() -> list[Path]:
         return Suite(SUITE, say).download_with_dependencies(USERLAND)
@@ -113,7 +112,15 @@ def _make_chroot(tree: Path) -> None:
             (tree / name).symlink_to(f"usr/{name}")
 
 
-def _install(packages: Sequence[str]) -> None:
+def _need(programs: Mapping[str, Sequence[str]]) -> None:
+    """Install the packages of programs that are missing on this machine."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    packages = [
+        name for program, names in programs.items() if shutil.which(program, path=path) is None for name in names
+    ]
+    if not packages:
+        return
+    say(f"installing {' '.join(packages)}")
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     for command in (["update", "-q"], ["install", "-q", "--yes", "--no-install-recommends", *packages]):
         words = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *command]
