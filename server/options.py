@@ -16,6 +16,7 @@ from coherence import log
 from coherence.parser import Parser
 from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
 from server.settings import TAG_MAX, Settings
+from server.virtqueue import MAX_QUEUE_SIZE
 
 PROG: Final = "vfs-backend"
 GUEST_MAX: Final = 64
@@ -227,7 +228,7 @@ def _queues(text: str) -> int:
 
 
 def _queue_size(text: str) -> int:
-    value = _number(text, 16, 32768)
+    value = _number(text, 16, MAX_QUEUE_SIZE)
     if value & (value - 1):
         raise argparse.ArgumentTypeError(f"{text!r}: use a power of two")
     return value
