@@ -40,8 +40,8 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 $(VENV)/.installed: pyproject.toml | $(VENV)/.packages
 	@echo 'setup: Python packages into $(VENV)'
 	@test -x $(BIN)/python || python3 -m venv $(VENV)
-	@$(BIN)/pip install --quiet --upgrade pip 'setuptools>=77' 'Cython>=3.1'
-	@$(BIN)/pip install --quiet --no-build-isolation --editable '.[test]'
+	@$(BIN)/pip install -qq --upgrade pip 'setuptools>=77' 'Cython>=3.1'
+	@$(BIN)/pip install -qq --no-build-isolation --editable '.[test]'
 	@touch $@
 
 $(VENV)/.packages:

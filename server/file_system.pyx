@@ -406,7 +406,7 @@ cdef class FileSystem:
         except Exception:
             log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
             return EIO
-        if len(reply) > min(REPLY_ROOM, request.room_size):
+        if <size_t>len(reply) > min(<size_t>REPLY_ROOM, request.room_size):
             return ERANGE
         memcpy(request.reply, <char *>reply, len(reply))
         request.reply_size = len(reply)

@@ -21,8 +21,12 @@ def test_install_from_the_source_distribution(tmp_path: Path) -> None:
     archive = tmp_path / made.stdout.splitlines()[-1]
     with tarfile.open(archive) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    sources = {str(path.relative_to(CHECKOUT)) for package in ("coherence", "server", "guest")
-               for path in (CHECKOUT / package).rglob("*.py*") if path.suffix in (".py", ".pyx", ".pxd", ".pyi")}  # fmt: skip
+    sources = {
+        str(path.relative_to(CHECKOUT))
+        for package in ("coherence", "server", "guest")
+        for path in (CHECKOUT / package).rglob("*.py*")
+        if path.suffix in (".py", ".pyx", ".pxd", ".pyi")
+    }
     assert not sources - names
     assert not [name for name in names if name.endswith(".so")]
 
