@@ -66,9 +66,7 @@ class FileSystem:
         max_pages: pages of 4 KiB to keep at most.
     """
 
-    def __init__(
-        self, client: FuseClient, rule: Rule, *, max_names: int = 65536, max_pages: int = 16384
-    ) -> None:
+    def __init__(self, client: FuseClient, rule: Rule, *, max_names: int = 65536, max_pages: int = 16384) -> None:
         self.client = client
         self.tree = Tree(client, rule, max_names=max_names, max_pages=max_pages)
 
@@ -297,9 +295,7 @@ class FileSystem:
         with self.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
             file.write(data)
 
-    def copy_file_range(
-        self, source: File, target: File, count: int, source_offset: int, target_offset: int
-    ) -> int:
+    def copy_file_range(self, source: File, target: File, count: int, source_offset: int, target_offset: int) -> int:
         """As os.copy_file_range(), with both offsets: how many bytes were copied."""
         with Naming(source.path, target.path):
             try:
@@ -330,9 +326,7 @@ class FileSystem:
             names = self.client.listxattr(node.nodeid)
         return [os.fsdecode(name) for name in names]
 
-    def setxattr(
-        self, path: Path, name: str, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
-    ) -> None:
+    def setxattr(self, path: Path, name: str, value: bytes, flags: int = 0, *, follow_symlinks: bool = True) -> None:
         """As os.setxattr()."""
         with Naming(path):
             node = self._node(path, follow_symlinks)

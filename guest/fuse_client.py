@@ -151,9 +151,7 @@ class FuseClient:
     def mknod(self, directory: int, name: bytes, mode: int, device: int) -> Entry:
         """MKNOD; the device as Linux encodes it for user space."""
         umask = CALLER.get().umask
-        return self._entry(
-            Opcode.MKNOD, directory, p.MKNOD_IN.pack(mode & ~umask, device, umask) + name + b"\0"
-        )
+        return self._entry(Opcode.MKNOD, directory, p.MKNOD_IN.pack(mode & ~umask, device, umask) + name + b"\0")
 
     def symlink(self, directory: int, name: bytes, target: bytes) -> Entry:
         """SYMLINK."""
@@ -332,9 +330,7 @@ class FuseClient:
         """READDIRPLUS from a cookie on. An entry of node id 0 was not looked up."""
         body = p.READ_IN.pack(fh, offset, size, 0, 0, 0)
         reply = self.call(Opcode.READDIRPLUS, nodeid, body, reply_bytes=size)
-        return [
-            (decode_entry(reply, start), entry) for start, entry in self._directory(reply, p.ENTRY_OUT_SIZE)
-        ]
+        return [(decode_entry(reply, start), entry) for start, entry in self._directory(reply, p.ENTRY_OUT_SIZE)]
 
     def fsyncdir(self, nodeid: int, fh: int, *, datasync: bool = False) -> None:
         """FSYNCDIR."""
@@ -399,9 +395,7 @@ class FuseClient:
         fh, flags, _ = p.OPEN_OUT.unpack_from(reply)
         return Opened(fh, p.OpenFlag(flags))
 
-    def _created(
-        self, opcode: Opcode, nodeid: int, name: bytes, flags: int, mode: int
-    ) -> tuple[Entry, Opened]:
+    def _created(self, opcode: Opcode, nodeid: int, name: bytes, flags: int, mode: int) -> tuple[Entry, Opened]:
         umask = CALLER.get().umask
         body = p.CREATE_IN.pack(flags, mode & ~umask, umask, 0) + name + b"\0"
         reply = self._sized(opcode, nodeid, body, p.ENTRY_OUT_SIZE + p.OPEN_OUT.size)

@@ -207,9 +207,7 @@ class VirtioTransport:
         UserError: there is no back-end, or it is no virtio-fs device; and as FrontEnd says.
     """
 
-    def __init__(
-        self, socket_path: str | os.PathLike[str], *, timeout: float = 30.0, request_queues: int = 1
-    ) -> None:
+    def __init__(self, socket_path: str | os.PathLike[str], *, timeout: float = 30.0, request_queues: int = 1) -> None:
         slot_bytes = MAX_DATA + OVERHEAD
         memory_size = (2 + request_queues) * (1 << 20) + request_queues * SLOTS * 2 * slot_bytes
         self._front_end = FrontEnd(socket_path, memory_size, timeout=timeout)

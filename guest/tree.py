@@ -57,9 +57,7 @@ class Tree:
 
     def walk(self, path: Path, *, follow: bool = True) -> Place:
         """Find where a path leads; its last name need not exist. `follow`: a link there is followed."""
-        return Place(
-            *walk(self.cache.root, self.rule, self.cache.hits, path, follow, self.look_up, self.target)
-        )
+        return Place(*walk(self.cache.root, self.rule, self.cache.hits, path, follow, self.look_up, self.target))
 
     def find(self, path: Path, *, follow: bool = True) -> tuple[Node, Attributes | None]:
         """The node that a path leads to, and its attributes if a LOOKUP has just brought them."""
@@ -122,9 +120,7 @@ class Tree:
     ) -> None:
         """Change what is given, as FuseClient.setattr()."""
         try:
-            self.client.setattr(
-                node.nodeid, mode=mode, uid=uid, gid=gid, size=size, times_ns=times_ns, fh=fh
-            )
+            self.client.setattr(node.nodeid, mode=mode, uid=uid, gid=gid, size=size, times_ns=times_ns, fh=fh)
         finally:
             self.rule.changed(node.slot)
 

@@ -140,9 +140,7 @@ class FrontEnd:
         """The socket to the backend, to poll for its end; another one after reconnect()."""
         return self._connection.fileno()
 
-    def start_queue(
-        self, index: int, size: int, desc: int, avail: int, used: int, base: int = 0
-    ) -> QueueDoorbells:
+    def start_queue(self, index: int, size: int, desc: int, avail: int, used: int, base: int = 0) -> QueueDoorbells:
         """Start and enable a queue whose rings lie in `memory` and are initialised.
 
         Args:
@@ -276,9 +274,7 @@ class FrontEnd:
         except OSError as error:
             raise UserError(error.strerror) from None
         except ValueError as error:
-            raise UserError(
-                f"the backend at {self._socket_path} does not speak vhost-user: {error}"
-            ) from None
+            raise UserError(f"the backend at {self._socket_path} does not speak vhost-user: {error}") from None
 
     def _agree_on_features(self) -> None:
         self.protocol_features = ProtocolFeature(0)

@@ -414,9 +414,7 @@ def test_a_guest_that_checks_the_table_sends_nothing_until_something_changes(
         assert "nothing" in guest.listdir("/d")
 
 
-def test_a_guest_that_does_not_check_keeps_nothing_in_shared(
-    share: Path, tmp_path: Path, daemon: Coherenced
-) -> None:
+def test_a_guest_that_does_not_check_keeps_nothing_in_shared(share: Path, tmp_path: Path, daemon: Coherenced) -> None:
     (share / "d").mkdir()
     (share / "d/f").write_bytes(b"old")
     with (

@@ -124,9 +124,7 @@ def test_exit_on_disconnect(share: Path, tmp_path: Path) -> None:
 
 
 def test_rlimit_nofile(share: Path, tmp_path: Path) -> None:
-    with backend(
-        share, "--socket-path", tmp_path / "s", "--rlimit-nofile", "512", directory=tmp_path
-    ) as process:
+    with backend(share, "--socket-path", tmp_path / "s", "--rlimit-nofile", "512", directory=tmp_path) as process:
         limits = Path(f"/proc/{process.pid}/limits").read_text()
     (line,) = (each for each in limits.splitlines() if each.startswith("Max open files"))
     assert line.split()[3] == "512"

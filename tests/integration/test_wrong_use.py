@@ -161,9 +161,7 @@ def test_not_permitted() -> None:
 
         assert_says(refused(), share, "Permission denied", "--shared-dir")
         share.chmod(0o755)
-        assert_says(
-            refused(socket_path=directory / "s"), directory / "s", "Permission denied", "--socket-path"
-        )
+        assert_says(refused(socket_path=directory / "s"), directory / "s", "Permission denied", "--socket-path")
         assert_says(refused("--rlimit-nofile", str(1 << 29)), "--rlimit-nofile", "not permitted")
 
         coherenced.start()

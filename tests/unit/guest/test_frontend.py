@@ -100,9 +100,7 @@ def test_negotiation(backend: Backend) -> None:
     [ProtocolFeature.CONFIG, ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK, PROTOCOL_FEATURES],
 )
 def test_fewer_features(backend: Backend, protocol_features: ProtocolFeature) -> None:
-    with FrontEnd(
-        backend.path, MEMORY, features=VIRTIO_F_VERSION_1, protocol_features=protocol_features
-    ) as front_end:
+    with FrontEnd(backend.path, MEMORY, features=VIRTIO_F_VERSION_1, protocol_features=protocol_features) as front_end:
         assert front_end.features == VIRTIO_F_VERSION_1
         front_end.start_queue(1, 64, 0, 0x400, 0x800)
         assert front_end.stop_queue(1) == 0

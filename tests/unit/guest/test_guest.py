@@ -239,9 +239,7 @@ def test_time_plays_no_part_for_who_checks(aware: Guest, monkeypatch: pytest.Mon
 # --- by time -------------------------------------------------------------------------------------
 
 
-def test_time_expires_names_and_attributes(
-    timed: Guest, server: FuseServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_expires_names_and_attributes(timed: Guest, server: FuseServer, monkeypatch: pytest.MonkeyPatch) -> None:
     timed.stat("/d/f")
     server.inodes[server.inodes[server.inodes[1].children[b"d"]].children[b"f"]].data = b"longer content"
     assert timed.stat("/d/f").st_size == 7
@@ -377,9 +375,7 @@ def header(length: int, error: int, unique: int) -> bytes:
         lambda reply: header(len(reply), 0, 999) + reply[16:],
     ],
 )
-def test_a_reply_that_is_none_is_an_error(
-    guest: Guest, server: FuseServer, spoil: Callable[[bytes], bytes]
-) -> None:
+def test_a_reply_that_is_none_is_an_error(guest: Guest, server: FuseServer, spoil: Callable[[bytes], bytes]) -> None:
     server.spoil = lambda opcode, reply: spoil(reply) if opcode != Opcode.DESTROY else reply
     for path in ("/", "/d"):
         with pytest.raises(OSError, match="reply") as raised:

@@ -98,9 +98,7 @@ def queue_on(front_end: FakeFrontEnd, timeout: float = 5.0) -> Queue:
 def test_each_of_many_threads_gets_its_own_reply(event_idx: bool) -> None:
     front_end = FakeFrontEnd(event_idx)
     try:
-        front_end.serve(
-            lambda chain: front_end.device.answer(chain, chain.request[::-1] if chain.writable else b"")
-        )
+        front_end.serve(lambda chain: front_end.device.answer(chain, chain.request[::-1] if chain.writable else b""))
         queue = queue_on(front_end)
         finished: list[int] = []
 
