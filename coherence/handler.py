@@ -74,9 +74,13 @@ class Handler:
         """Whether this is a backend that is a member."""
         return self._since is not None
 
-    async def backend(self, seconds: float) -> Backend:
-        """This member for the status, asking it for its counters and waiting so long for them at most."""
-        assert self._join is not None and self._since is not None
+    async def backend(self, seconds: float) -> Backend | None:
+        """This member for the status, asking it for its counters and waiting so long for them at most.
+
+        None when it is no member any more: it may have gone since whoever called this was asked.
+        """
+        if self._join is None or self._since is None:
+            return None
         member_seconds = time.monotonic() - self._since
         counters: dict[str, int] | None = None
         try:

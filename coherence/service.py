@@ -137,7 +137,7 @@ class Service:
             dax=[],
         )
         end = first + len(page)
-        return StatusPage(status, list(backends), end if end < len(members) else None)
+        return StatusPage(status, [b for b in backends if b is not None], end if end < len(members) else None)
 
     def _accept(self) -> None:
         try:

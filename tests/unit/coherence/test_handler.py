@@ -1,14 +1,15 @@
-"""Clients that are too slow, on a loop of the test's own; other misbehaviour is in tests/integration."""
+"""Clients that are too slow or go at a bad moment, on a loop of the test's own; other misbehaviour is in tests/integration."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from coherence import handler
+from coherence import handler, holder
 from coherence.connection import Connection
 from coherence.messages import (
     CLIENT_DECODER,
@@ -17,11 +18,13 @@ from coherence.messages import (
     FromClient,
     Hello,
     Join,
+    Ready,
     StatusPage,
     StatusQuestion,
 )
 from coherence.places import Places
 from coherence.registry import Registry
+from coherence.service import Service
 from coherence.table import Table
 
 ExpectLog = Callable[[str], None]
@@ -72,3 +75,37 @@ def test_a_client_that_does_not_go_on_is_dropped(
 
     asyncio.run(serve())
     assert places.journal_keys() == []
+
+
+def test_a_backend_that_goes_while_the_status_is_gathered(places: Places, tmp_path: Path) -> None:
+    async def serve(service: Service) -> None:
+        async with asyncio.timeout(10):
+            end: asyncio.Future[handler.Handler] = asyncio.get_running_loop().create_future()
+            page = await member_that_goes(service, end)
+            assert (page.backends, page.next) == ([], None)
+            await end
+
+    with Service(places, 1024, tmp_path / "s", 0o600, None) as service:
+        asyncio.run(serve(service))
+
+
+async def member_that_goes(service: Service, end: asyncio.Future[handler.Handler]) -> StatusPage:
+    """The status that was asked for just before its only backend went, but not gathered yet."""
+    client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.setblocking(False)
+    with client:
+        member = handler.Handler(service, Connection(server, CLIENT_DECODER), end.set_result)
+        service._handlers.append(member)
+        client.send(ENCODER.encode(Hello(PROTOCOL, "backend")))
+        client.send(ENCODER.encode(Join("going", "none", 1, 2)))
+        while not (keys := service.registry.places.journal_keys()):
+            await asyncio.sleep(0)
+        holder.take(keys[0])
+        client.send(ENCODER.encode(Ready()))
+        while not member.registered:
+            await asyncio.sleep(0)
+        asking = asyncio.create_task(service.status_page(0))
+        await asyncio.sleep(0)
+        holder.let_go(keys[0])
+        member.close()
+        return await asking
