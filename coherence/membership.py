@@ -136,11 +136,12 @@ class Membership:
     def close(self) -> None:
         """Leave the domain. Table and journal stay mapped as long as somebody holds them."""
         self._over = True
-        self._disconnect()
+        # Before the connection ends: a backend that still holds its journal then makes everybody ask.
         if self._key is not None:
             self.journal.clear()
             holder.let_go(self._key)
             self._key = None
+        self._disconnect()
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from coherence import ctl, daemon
+from coherence import ctl, daemon, holder
 from coherence.errors import UserError
 from coherence.membership import Membership
 from coherence.service import Service
@@ -74,6 +74,31 @@ def test_a_backend_that_leaves_is_forgotten_and_the_table_stays_trusted(coherenc
         report = coherenced.status()
         assert report.status.trusted
         assert report.backends == []
+
+
+def test_a_backend_that_leaves_makes_nobody_ask(coherenced: Coherenced, monkeypatch: pytest.MonkeyPatch) -> None:
+    coherenced.start()
+    with coherenced.table() as table:
+        membership = Membership.join(
+            str(coherenced.places.table),
+            share_root=(1, 2),
+            guest="one",
+            cache="shared",
+            socket_path=str(coherenced.socket),
+        )
+        stamp = table.stamp()
+
+        def let_go(key: int) -> None:
+            # An answer means that the daemon has seen whatever came before.
+            coherenced.status()
+            real_let_go(key)
+
+        real_let_go = holder.let_go
+        monkeypatch.setattr(holder, "let_go", let_go)
+        membership.close()
+        eventually(lambda: not coherenced.places.journal_keys())
+        assert table.valid(5, stamp)
+    assert coherenced.status().status.distrusts == 1
 
 
 def test_bumps_are_counted_per_second(coherenced: Coherenced) -> None:

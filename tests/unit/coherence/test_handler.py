@@ -1,4 +1,4 @@
-"""Clients that are too slow or go at a bad moment, on a loop of the test's own; other misbehaviour is in tests/integration."""
+"""Clients that are too slow or go at a bad moment; other misbehaviour is in tests/integration."""
 
 from __future__ import annotations
 
