@@ -14,7 +14,7 @@ help: ## Show this
 demo: build lab ## Two virtual machines share a directory: who sees what, after how long, in each cache mode
 	$(BIN)/python -m demo
 
-test: build lab lint ## Lint, types, and all tests but the slow ones, real guests included
+test: build lab-all lint ## Lint, types, and all tests but the slow ones, real guests included
 	$(BIN)/pytest -m 'not slow'
 
 test-long: build lab-all ## The tests that take long: large trees, full user lands, User-Mode Linux
@@ -50,7 +50,7 @@ $(VENV)/.packages:
 	@DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq --no-install-recommends $(PACKAGES) >/dev/null
 	@mkdir -p $(VENV) && touch $@
 
-setup: build lab ## Everything that the demo and the tests need, without running them
+setup: build lab-all ## Everything that the demo and the tests need, without running them
 
 lab: build ## What QEMU guests need: QEMU, a kernel, busybox
 	$(BIN)/python -m tests.lab.setup
