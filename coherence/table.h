@@ -159,32 +159,46 @@ static inline int vt_is_root(const vt_t *vt, uint64_t slot)
     return 0;
 }
 
+/*
+ * A floor with the highest bit set is a distrust. vt_lift_floor takes one off such a floor, so that a
+ * vt_raise_floor on its way, whose sequence number may be too low for that change, begins again.
+ */
+static inline int vt_distrusted(uint64_t floor)
+{
+    return floor >> 63 != 0;
+}
+
 /* Invalidate everything older than now. A distrust, and a higher floor, stay. */
 static inline void vt_lift_floor(vt_t *vt)
 {
     _Atomic uint64_t *floor = &vt->words[VT_WORD_FLOOR];
-    uint64_t old = atomic_load(floor);
     uint64_t g = atomic_fetch_add(&vt->words[VT_WORD_SEQUENCE], 1) + 1;
+    uint64_t old = atomic_load(floor);
 
-    while (old < g && !atomic_compare_exchange_weak(floor, &old, g))
+    while ((vt_distrusted(old) || old < g) &&
+           !atomic_compare_exchange_weak(floor, &old, vt_distrusted(old) ? old - 1 : g))
         ;
 }
 
-/* The same, and end a distrust, which is why only coherenced calls it; one that arrives meanwhile stays. */
+/* The same, and end a distrust, which is why only coherenced calls it. */
 static inline void vt_raise_floor(vt_t *vt)
 {
     _Atomic uint64_t *floor = &vt->words[VT_WORD_FLOOR];
-    uint64_t old = VT_DISTRUST;
-    uint64_t g = atomic_fetch_add(&vt->words[VT_WORD_SEQUENCE], 1) + 1;
+    uint64_t old, g;
 
-    if (!atomic_compare_exchange_strong(floor, &old, g))
-        while (old < g && !atomic_compare_exchange_weak(floor, &old, g))
-            ;
+    do {
+        old = atomic_load(floor);
+        g = atomic_fetch_add(&vt->words[VT_WORD_SEQUENCE], 1) + 1;
+    } while (!atomic_compare_exchange_strong(floor, &old, g));
 }
 
 static inline void vt_distrust(vt_t *vt)
 {
-    atomic_store(&vt->words[VT_WORD_FLOOR], VT_DISTRUST);
+    _Atomic uint64_t *floor = &vt->words[VT_WORD_FLOOR];
+    uint64_t old = atomic_load(floor);
+
+    while (!vt_distrusted(old) && !atomic_compare_exchange_weak(floor, &old, VT_DISTRUST))
+        ;
 }
 
 /*

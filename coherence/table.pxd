@@ -49,6 +49,7 @@ cdef extern from "table.h" nogil:
     uint64_t vt_stamp(const vt_t *vt)
     bint vt_valid(const vt_t *vt, uint64_t slot, uint64_t stamp)
     bint vt_is_root(const vt_t *vt, uint64_t slot)
+    bint vt_distrusted(uint64_t floor)
     void vt_lift_floor(vt_t *vt)
     void vt_raise_floor(vt_t *vt)
     void vt_distrust(vt_t *vt)

@@ -201,7 +201,8 @@ cdef class Table:
     @property
     def floor(self):
         self.check_open()
-        return vt_load(&self.vt, VT_WORD_FLOOR)
+        cdef uint64_t floor = vt_load(&self.vt, VT_WORD_FLOOR)
+        return VT_DISTRUST if vt_distrusted(floor) else floor
 
     @property
     def roots(self):

@@ -82,6 +82,13 @@ def test_distrust_lasts_until_the_floor_is_raised(table: Table) -> None:
     assert table.valid(6, table.stamp())
 
 
+def test_a_floor_lifted_while_a_distrust_is_ended_is_not_lost(tmp_path: Path) -> None:
+    program = tmp_path / "floor_race"
+    source = Path(__file__).with_name("floor_race.c")
+    subprocess.run(["cc", "-std=gnu11", "-Wall", "-Werror", f"-I{ROOT}/coherence", "-o", program, source], check=True)
+    assert subprocess.run([program]).returncode == 0
+
+
 def test_two_mappings_see_the_same_words(table: Table, places: Places) -> None:
     other = Table.open(places.name)
     table.bump(5)
