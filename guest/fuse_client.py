@@ -120,7 +120,9 @@ class FuseClient:
         if not self.forgotten:
             return
         with self._lock:
-            batch, self.forgotten[:] = self.forgotten[:128], self.forgotten[128:]
+            batch = self.forgotten[:128]
+            # Whatever a node that goes right now puts at the end stays there.
+            del self.forgotten[: len(batch)]
         if len(batch) == 1:
             self._post(Opcode.FORGET, batch[0][0], p.FORGET_IN.pack(batch[0][1]))
         elif batch:

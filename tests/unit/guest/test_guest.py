@@ -10,10 +10,12 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coherence.table import Table
+from guest.fuse_client import FuseClient
 from guest.guest import Guest
 from server.fuse import protocol as p
 from server.fuse.protocol import InitFlag, Opcode, OpenFlag
@@ -162,6 +164,30 @@ def test_everything_is_forgotten_exactly_once(guest: Guest, server: FuseServer) 
     guest.drop_caches()
     assert not any(inode.lookups for inode in server.inodes.values())
     assert guest.requests[Opcode.BATCH_FORGET] + guest.requests[Opcode.FORGET] > 0
+
+
+class LateList(list[tuple[int, int]]):
+    """A list to which another thread appends while it is being read."""
+
+    late: tuple[int, int] | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        part = super().__getitem__(key)
+        if self.late is not None:
+            late, self.late = self.late, None
+            self.append(late)
+        return part
+
+
+def test_what_goes_while_the_last_is_being_forgotten_is_forgotten_next(server: FuseServer) -> None:
+    client = FuseClient(server)
+    first, second = (client.lookup(p.ROOT_ID, name).nodeid for name in (b"d", b"l"))
+    client.forgotten = late = LateList([(first, 1)])
+    late.late = (second, 1)
+    client.send_forgets()
+    assert (server.inodes[first].lookups, server.inodes[second].lookups) == (0, 1)
+    client.send_forgets()
+    assert server.inodes[second].lookups == 0
 
 
 # --- by the table --------------------------------------------------------------------------------
