@@ -276,14 +276,16 @@ class FileSystem:
         with Naming(path):
             if flags & os.O_TMPFILE == os.O_TMPFILE:
                 return self._open_nameless(path, flags, mode)
-            place = self.tree.walk(path, follow=not flags & os.O_NOFOLLOW and not _exclusive(flags))
-            if place.node is None:
-                if not flags & os.O_CREAT:
-                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-                return self._create(path, place, flags, mode)
-            if _exclusive(flags):
-                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-            return self._open(path, place.node, flags & ~os.O_CREAT)
+            follow = not flags & os.O_NOFOLLOW and not _exclusive(flags)
+            place = self.tree.walk(path, follow=follow)
+            try:
+                return self._open_place(path, place, flags, mode)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+            # The name has come or gone meanwhile: as Linux does, look it up again, once (LOOKUP_REVAL).
+            self.tree.cache.keep_name(place.directory, place.name, None, 0, 0)
+            return self._open_place(path, self.tree.walk(path, follow=follow), flags, mode)
 
     def read_bytes(self, path: Path) -> bytes:
         """The content of a file."""
@@ -372,6 +374,15 @@ class FileSystem:
     def _removed(self, place: Place) -> None:
         self.tree.changed_name(place.directory, place.name, place.node)
         self.tree.cache.keep_name(place.directory, place.name, None, 0, 0)
+
+    def _open_place(self, path: Path, place: Place, flags: int, mode: int) -> File:
+        if place.node is None:
+            if not flags & os.O_CREAT:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return self._create(path, place, flags, mode)
+        if _exclusive(flags):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return self._open(path, place.node, flags & ~os.O_CREAT)
 
     def _open(self, path: Path, node: Node, flags: int) -> File:
         if node.kind == stat.S_IFLNK:

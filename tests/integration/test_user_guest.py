@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from coherence.errors import UserError
+from guest.fuse_client import Entry, Opened
 from guest.guest import Guest
 from server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced, eventually
@@ -249,6 +250,35 @@ def test_new_files_belong_to_the_caller(guest: Guest, share: Path) -> None:
         seen = guest.stat(name)
         assert (seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode)) == (1000, 1001, mode)
     assert (share / "l").lstat().st_uid == 1000
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_a_file_that_another_makes_between_lookup_and_create(
+    guest: Guest, share: Path, monkeypatch: pytest.MonkeyPatch, vanishes: bool
+) -> None:
+    """The server answers ESTALE to anybody but root, whose right to open it nobody has checked."""
+    share.chmod(0o777)
+    create = guest.client.create
+    lookup = guest.client.lookup
+
+    def late(directory: int, name: bytes, flags: int, mode: int) -> tuple[Entry, Opened]:
+        if guest.requests[Opcode.CREATE] == before:
+            (share / "f").write_bytes(b"theirs")
+        return create(directory, name, flags, mode)
+
+    def gone(directory: int, name: bytes) -> Entry:
+        if vanishes:
+            (share / "f").unlink(missing_ok=True)
+        return lookup(directory, name)
+
+    assert not guest.exists("/f")
+    before = guest.requests[Opcode.CREATE]
+    monkeypatch.setattr(guest.client, "create", late)
+    monkeypatch.setattr(guest.client, "lookup", gone)
+    with guest.caller(1000, 1000), guest.open("/f", os.O_RDWR | os.O_CREAT) as file:
+        assert file.read() == (b"" if vanishes else b"theirs")
+        assert file.stat().st_uid == (1000 if vanishes else 0)
+    assert guest.requests[Opcode.CREATE] == before + 1 + vanishes
 
 
 def test_a_large_directory(guest: Guest, share: Path) -> None:
