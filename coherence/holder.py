@@ -7,6 +7,9 @@ docs/locks.md says which primitive serves what and why.
 
 from __future__ import annotations
 
+import errno
+import os
+
 import sysv_ipc  # type: ignore[import-not-found]
 
 from coherence.errors import UserError
@@ -52,15 +55,26 @@ def let_go(key: int) -> None:
 def holder(key: int) -> int | None:
     """The process that holds the semaphore, as numbered in this pid namespace; None when it has none.
 
-    A semaphore that may not be read counts as held, by process 0: its holder cannot be proved dead.
+    A semaphore that may not be read counts as held, by process 0: its holder cannot be proved dead. One that was
+    taken without SEM_UNDO, by a process that wants to seem alive for ever, is held no longer than that process lives.
     """
     try:
         semaphore = sysv_ipc.Semaphore(key)
-        return int(semaphore.last_pid) if semaphore.value == 0 else None
+        pid = int(semaphore.last_pid)
+        return pid if semaphore.value == 0 and (pid == 0 or _lives(pid)) else None
     except sysv_ipc.ExistentialError:
         return None
     except sysv_ipc.PermissionsError:
         return 0
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        # EPERM: it lives, as another user.
+        return error.errno != errno.ESRCH
+    return True
 
 
 def remove(key: int) -> None:

@@ -148,6 +148,18 @@ def test_a_fork_of_the_holder_does_not_hold(key: int) -> None:
     os.close(write)
 
 
+def test_a_semaphore_taken_without_undo_is_not_held_by_the_dead(key: int) -> None:
+    taker = os.fork()
+    if taker == 0:
+        semaphore = sysv_ipc.Semaphore(key)
+        semaphore.block = False
+        semaphore.acquire()
+        os._exit(0)
+    os.waitpid(taker, 0)
+    assert sysv_ipc.Semaphore(key).value == 0
+    assert holder.holder(key) is None
+
+
 def test_a_semaphore_is_held_once_and_let_go(key: int) -> None:
     holder.take(key)
     assert holder.holder(key) == os.getpid()
