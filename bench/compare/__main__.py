@@ -38,7 +38,8 @@ def write_document(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("--kind", choices=("uml", "qemu"), default="uml", help="guests to measure in (default: uml)")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds to take medians over (default: 9)")
+    parser.add_argument("--boots", type=int, default=3, help="how often guests are booted anew (default: 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after each boot (default: 5)")
     parser.add_argument("--backends", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)")
     parser.add_argument("--operations", default="", help="only these, comma-separated names of latency.c")
     parser.add_argument(
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
     options = parser.parse_args(arguments)
+    if options.boots < 1 or options.rounds < 1:
+        parser.error("--boots and --rounds must be 1 or more")
     names = options.backends.split(",")
     if unknown := set(names) - set(PEERS):
         parser.error(f"no backend {', '.join(sorted(unknown))}: use {', '.join(PEERS)}")
@@ -57,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = compare(
             names,
             kind=options.kind,
+            boots=options.boots,
             rounds=options.rounds,
             cpu=options.cpu,
             operations=[operation for operation in OPERATIONS if operation.name in wanted],
@@ -72,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if options.write_docs:
-        write_document(account(options.kind, options.rounds, results))
+        write_document(account(options.kind, options.boots, options.rounds, results))
         say(f"wrote {DOCUMENT}")
     return 0
 

@@ -26,22 +26,25 @@ def table(results: Mapping[str, Mapping[str, Cost]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def account(kind: str, rounds: int, results: Mapping[str, Mapping[str, Cost]]) -> str:
+def account(kind: str, boots: int, rounds: int, results: Mapping[str, Mapping[str, Cost]]) -> str:
     """How it was measured, and the table.
 
     Args:
         kind: Of the guests, "uml" or "qemu".
-        rounds: Over which the medians are taken.
+        boots: How often the guests were booted anew.
+        rounds: How often each was measured after each boot.
         results: For each backend, for each operation, its cost.
     """
     kernel = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
     guest = {"uml": "User-Mode Linux", "qemu": "QEMU"}[kind]
     return f"""\
-Latency in the guest / processor time of the backend for one operation, in microseconds: medians of {rounds}
-rounds in one run in which the backends alternate, with new guests in each. Guests: {guest}, Linux
-{kernel.modules.name}; cache=none (never); share in tmpfs; guests and backends pinned to one processor. Host:
-Linux {platform.release()}, Python {platform.python_version()}. The last columns are ratios: below 1.00 ours costs less.
-Measured with `python -m bench.compare --write-docs`.
+Latency in the guest / processor time of the backend for one operation, in microseconds: medians of {boots * rounds}
+rounds, {rounds} after each of {boots} boots of all guests, in one run in which the backends take turns. Guests:
+{guest}, Linux {kernel.modules.name}; cache=none (never) where nothing else is said; share in tmpfs; guests and backends
+pinned to one processor. Listing cold: the guest's cached names and inodes are dropped before each listing, outside of
+the latency; with cache=auto names and attributes come by READDIRPLUS. Host: Linux {platform.release()}, Python
+{platform.python_version()}. The last columns are ratios: below 1.00 ours costs less. Measured with
+`python -m bench.compare --write-docs`.
 
 {table(results)}"""
 
