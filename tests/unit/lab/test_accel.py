@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -34,9 +35,26 @@ def test_probe_that_hangs_is_left_after_the_time_limit() -> None:
     assert len(accel._stuck) == 1
 
 
-@pytest.mark.parametrize(("status", "works"), [(0, True), (1, False)])
-def test_probe_tells_by_the_exit_status(status: int, works: bool) -> None:
-    assert accel.probe([sys.executable, "-c", f"raise SystemExit({status})"]) is works
+QUITS = "import sys; sys.exit(0 if sys.stdin.readline() == 'quit\\n' else 1)"
+
+
+@pytest.mark.parametrize(
+    ("program", "works"),
+    [(QUITS, True), ("raise SystemExit(1)", False), ("import os; os.abort()", False)],
+    ids=["fine", "refused", "aborts"],
+)
+def test_probe_tells_by_the_exit_status(program: str, works: bool) -> None:
+    assert accel.probe([sys.executable, "-c", program]) is works
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="no QEMU: python -m tests.lab.setup")
+@pytest.mark.parametrize(
+    ("options", "works"), [(["tcg", "-cpu", "max"], True), (["tcg", "-cpu", "none-such"], False)], ids=["fine", "not"]
+)
+def test_qemu_of_the_probe_ends_when_it_is_told(options: list[str], works: bool) -> None:
+    """The probe's own command line, but without KVM."""
+    rest = accel._PROBE[1 + len(accel._KVM) :]
+    assert accel.probe(["qemu-system-x86_64", "-accel", *options, *rest], timeout=30) is works
 
 
 @pytest.mark.parametrize(("works", "name"), [(True, "kvm"), (False, "tcg")])
