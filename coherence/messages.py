@@ -15,7 +15,8 @@ from msgspec import Meta, Struct
 PROTOCOL = 1
 
 UInt = Annotated[int, Meta(ge=0)]
-Label = Annotated[str, Meta(max_length=64)]
+# Labels are shown on terminals: no control characters.
+Label = Annotated[str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
 Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]
 
 

@@ -15,6 +15,8 @@ from coherence.table import Table
 
 log = get_logger(__name__)
 
+MAX_BACKENDS = 1024
+
 
 class Registry:
     """The journals of one table and their holders.
@@ -58,11 +60,15 @@ class Registry:
             held: the key of the journal that it says it holds.
 
         Returns:
-            The journal's key. UserError when the table has no room for the root, or no journal can be made.
+            The journal's key. UserError when the table has no room for the root, there are MAX_BACKENDS, or no
+            journal can be made.
         """
         self.table.add_root(self.table.inode_slot(*root))
         if held is not None and held in self.missing and holder.holder(held) == pid:
             return held
+        # Clients are bounded, but one that takes a semaphore and goes, again and again, leaves a journal each time.
+        if len(self.members | self.missing) >= MAX_BACKENDS:
+            raise UserError(f"there are {MAX_BACKENDS} backends already: end one, or use another table")
         return journals.create(self.places, self.table.domain, uid)
 
     def register(self, key: int, pid: int) -> None:

@@ -27,7 +27,8 @@ log = get_logger(__name__)
 
 MAX_CLIENTS = 1024
 ANSWER_SECONDS = 0.3
-PAGE_BACKENDS = 16
+# What a packet holds (MAX_BYTES) even when every label is as long as it may be.
+PAGE_BACKENDS = 5
 SWEEP_SECONDS = 0.1
 SAMPLE_SECONDS = 1.0
 ACCEPT_AGAIN_SECONDS = 1.0

@@ -10,7 +10,21 @@ from pathlib import Path
 import pytest
 
 from coherence.connection import MAX_BYTES, Closed, Connection, Dropped
-from coherence.messages import CLIENT_DECODER, Answer, FromClient, Hello, Ready, Welcome
+from coherence.messages import (
+    CLIENT_DECODER,
+    ENCODER,
+    Answer,
+    Backend,
+    FromClient,
+    Hello,
+    Join,
+    Ready,
+    Status,
+    StatusPage,
+    Welcome,
+)
+from coherence.registry import MAX_BACKENDS
+from coherence.service import PAGE_BACKENDS
 
 Pair = tuple[socket.socket, Connection[FromClient]]
 
@@ -106,3 +120,34 @@ def test_a_closed_peer_is_told_from_a_bad_one(pair: Pair) -> None:
 
 def test_the_peer_is_who_the_kernel_says(pair: Pair) -> None:
     assert pair[1].peer() == (os.getpid(), os.getuid())
+
+
+def test_a_status_page_fits_a_packet_whatever_the_backends_are_called() -> None:
+    highest, longest = (1 << 64) - 1, "\U0001f600" * 64
+    counters = {chr(0x10000 + number) + longest[1:]: highest for number in range(32)}
+    backend = Backend(highest, longest, longest, highest, highest, 1.5, counters)
+    status = Status(
+        table="/dev/shm/" + "x" * 200,
+        domain="f" * 32,
+        pid=highest,
+        seconds=1.5,
+        slots=highest,
+        sequence=highest,
+        floor=highest,
+        trusted=False,
+        roots=highest,
+        missing=[highest] * MAX_BACKENDS,
+        bumps_per_second=1.5,
+        floor_raises=highest,
+        distrusts=highest,
+        dax=[],
+    )
+    page = StatusPage(status, [backend] * PAGE_BACKENDS, highest)
+    assert len(ENCODER.encode(page)) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\n", "\x1b[2J", "\x9b2J"])
+def test_a_name_that_would_play_tricks_on_a_terminal_is_dropped(pair: Pair, name: str) -> None:
+    pair[0].send(ENCODER.encode(Join(name, "none", 1, 2)))
+    with pytest.raises(Dropped, match="malformed"):
+        pair[1].receive()

@@ -124,3 +124,14 @@ def test_a_backend_of_another_table_is_not_waited_for(table: Table, places: Plac
 def test_the_end_of_the_daemon_distrusts(registry: Registry, table: Table) -> None:
     registry.close()
     assert table.floor == TRUST_NOTHING
+
+
+def test_one_that_joins_and_goes_again_and_again_does_not_use_up_the_semaphores(
+    registry: Registry, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coherence.registry.MAX_BACKENDS", 3)
+    for _ in range(3):
+        registry.leave(join(registry))
+    with pytest.raises(UserError, match="3 backends already"):
+        join(registry)
+    assert len(places.journal_keys()) == 3
