@@ -29,7 +29,8 @@ class Registry:
     def __init__(self, table: Table, places: Places) -> None:
         self.table = table
         self.places = places
-        self.members: set[int] = set()
+        # By key: how many roots the table had when the backend became a member.
+        self.members: dict[int, int] = {}
         self.missing: set[int] = set()
         self.trusted = False
         self.floor_raises = 0
@@ -44,7 +45,7 @@ class Registry:
                 # Of a table that is gone: its backend, if it lives, will be told so when it comes.
                 journals.remove(self.places, key)
             elif holder.holder(key) is None:
-                self._bury(key)
+                self._bury(key, 0)
             else:
                 self.missing.add(key)
         if self.missing:
@@ -67,7 +68,7 @@ class Registry:
         if held is not None and held in self.missing and holder.holder(held) == pid:
             return held
         # Clients are bounded, but one that takes a semaphore and goes, again and again, leaves a journal each time.
-        if len(self.members | self.missing) >= MAX_BACKENDS:
+        if len(self.members) + len(self.missing) >= MAX_BACKENDS:
             raise UserError(f"there are {MAX_BACKENDS} backends already: end one, or use another table")
         return journals.create(self.places, self.table.domain, uid)
 
@@ -76,14 +77,14 @@ class Registry:
         if holder.holder(key) != pid:
             raise UserError("the journal's semaphore is not held by this backend: report this as a bug")
         self.missing.discard(key)
-        self.members.add(key)
+        self.members[key] = len(self.table.roots)
         self._settle()
 
     def leave(self, key: int) -> None:
         """The connection of the journal's backend is over: it died, or it will have to come back."""
-        self.members.discard(key)
+        roots = self.members.pop(key, len(self.table.roots))
         if holder.holder(key) is None:
-            self._bury(key)
+            self._bury(key, roots)
         else:
             self.missing.add(key)
             self._distrust()
@@ -92,7 +93,7 @@ class Registry:
         """See whether a missing backend has died meanwhile."""
         for key in [key for key in self.missing if holder.holder(key) is None]:
             self.missing.discard(key)
-            self._bury(key)
+            self._bury(key, 0)
         self._settle()
 
     def missing_pids(self) -> list[int]:
@@ -103,8 +104,11 @@ class Registry:
         """The daemon ends: nobody watches over the table, so nobody may trust it."""
         self._distrust()
 
-    def _bury(self, key: int) -> None:
+    def _bury(self, key: int, roots: int) -> None:
         _, announced = journals.read(self.places.journal(key))
+        if announced and len(self.table.roots) > roots:
+            # A directory that has become a root meanwhile has its names under slot 1 as well; it did not know.
+            self._raise_floor()
         if announced is None:
             log.warning("a dead backend may have changed anything", journal=f"{key:08x}")
             self._raise_floor()

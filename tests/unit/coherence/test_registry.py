@@ -10,7 +10,7 @@ from coherence import holder, journals
 from coherence.errors import UserError
 from coherence.places import Places
 from coherence.registry import Registry
-from coherence.table import TRUST_NOTHING, Table
+from coherence.table import TRUST_NOTHING, Journal, Table
 
 PID = os.getpid()
 ROOT = (1, 2)
@@ -135,3 +135,20 @@ def test_one_that_joins_and_goes_again_and_again_does_not_use_up_the_semaphores(
     with pytest.raises(UserError, match="3 backends already"):
         join(registry)
     assert len(places.journal_keys()) == 3
+
+
+@pytest.mark.parametrize("new_root", [(1, 3), ROOT])
+def test_a_change_begun_before_its_directory_became_a_root_makes_everybody_ask_at_a_death(
+    registry: Registry, table: Table, places: Places, new_root: tuple[int, int]
+) -> None:
+    key = join(registry)
+    journal = os.open(places.journal(key), os.O_RDWR)
+    try:
+        Journal.from_fd(journal).announce([table.name_slot(table.inode_slot(*new_root), b"name")])
+    finally:
+        os.close(journal)
+    registry.grant(PID, os.getuid(), new_root, None)
+    stamp = table.stamp()
+    holder.let_go(key)
+    registry.leave(key)
+    assert table.valid(table.name_slot(1, b"name"), stamp) == (new_root == ROOT)
