@@ -262,11 +262,13 @@ cdef class FileSystem:
         return path_fd if path_fd >= 0 else -errno
 
     cdef bint make_room(self) noexcept:
-        """After a system call: whether it failed for want of descriptors and, as some were idle, may succeed now."""
-        if errno not in (EMFILE, ENFILE) or self.inodes.idle == 0:
+        """After a system call: whether it failed for want of descriptors and, as some could be closed, may succeed."""
+        if errno not in (EMFILE, ENFILE):
             return False
-        self.inodes.drop_all_idle()
-        return True
+        if self.inodes.idle_ones.count:
+            self.inodes.drop_all_idle()
+            return True
+        return self.inodes.close_some(1)
 
     cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept:
         """Find a name in a directory and count the lookup: 0 or an errno. The name is one component."""
@@ -274,7 +276,7 @@ cdef class FileSystem:
         if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, stx) < 0:
             return errno
         inode = self.inodes.find(stx)
-        if inode != NULL:
+        if inode != NULL and inode.fd >= 0:
             self.inodes.revive(inode)
             found[0] = inode
             return 0
@@ -297,8 +299,10 @@ cdef class FileSystem:
             close(fd)
             return error
         inode = self.inodes.find(stx)
-        if inode != NULL:
+        if inode != NULL and inode.fd >= 0:
             close(fd)
+            self.inodes.revive(inode)
+        elif inode != NULL and self.inodes.reunite(inode, fd):
             self.inodes.revive(inode)
         else:
             inode = self.inodes.refer(stx, fd)

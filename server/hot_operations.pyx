@@ -62,6 +62,7 @@ cdef int serve(FileSystem fs, request_t *request):
     cdef uint32_t opcode = request.header.opcode
     if opcode < 64:
         fs.counters[opcode] += 1
+    fs.inodes.begin_request()
     if not fs.initialized and opcode != FUSE_INIT:
         return NO_REPLY if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT) else EIO
     if opcode == FUSE_LOOKUP:
@@ -468,7 +469,7 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
     fs.change_name(&change, parent, name, length)
     fs.change_inode(&change, parent.slot)
     # The victim's link count changes; and if it is only held open as idle here, its blocks are to be freed.
-    known = (fs.table is not None or fs.inodes.idle) and statx(
+    known = (fs.table is not None or fs.inodes.idle_ones.count) and statx(
         parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx
     ) == 0
     if known:

@@ -1,21 +1,30 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from coherence.table cimport Table
-from server.libc cimport statx_t
+from server.libc cimport file_handle, statx_t
 
 cdef struct inode_t:
     uint64_t nodeid
     uint64_t nlookup
     uint64_t dev, ino, mnt_id
     uint64_t slot          # in the version table; 0 without one
-    int fd                 # O_PATH
+    int fd                 # O_PATH; -1 while only the handle is kept
+    file_handle *handle    # NULL until the descriptor was closed once
+    bint hashed            # false once another inode has taken the number
+    bint used              # since the clock came by
+    uint64_t request       # the last one that used it
     uint32_t type          # S_IFMT bits
     uint32_t generation
     uint32_t idle_tick     # when it became idle
     uint64_t index         # in the array of records
     inode_t *next          # in its hash chain, or in the list of free records
-    inode_t *idle_older
-    inode_t *idle_newer
+    inode_t *older         # in the list of idle or of open ones
+    inode_t *newer
+
+cdef struct list_t:
+    inode_t *oldest
+    inode_t *newest
+    uint64_t count
 
 cdef class InodeTable:
     cdef Table table
@@ -27,22 +36,32 @@ cdef class InodeTable:
     cdef inode_t **buckets
     cdef uint64_t bucket_count
     cdef readonly uint64_t live
-    cdef readonly uint64_t idle
-    cdef inode_t *oldest_idle
-    cdef inode_t *newest_idle
+    cdef list_t idle_ones      # forgotten, and open
+    cdef list_t open_ones      # live, and open
     cdef uint32_t tick
     cdef uint64_t tick_began
+    cdef public uint64_t max_open
+    cdef int mount_fd
+    cdef uint64_t request
 
     cdef uint64_t slot_of(self, const statx_t *stx) noexcept
+    cdef void begin_request(self) noexcept
+    cdef inode_t *record(self, uint64_t nodeid) noexcept
     cdef inode_t *get(self, uint64_t nodeid) noexcept
     cdef inode_t *find(self, const statx_t *stx) noexcept
     cdef inode_t *find_ino(self, const inode_t *sibling, uint64_t ino) noexcept
     cdef inode_t *refer(self, const statx_t *stx, int fd) noexcept
+    cdef bint reunite(self, inode_t *inode, int fd) noexcept
+    cdef bint reopen(self, inode_t *inode) noexcept
+    cdef void set_open(self, inode_t *inode, int fd) noexcept
+    cdef bint set_closed(self, inode_t *inode) noexcept
+    cdef bint close_some(self, uint64_t wanted) noexcept
+    cdef void unhash(self, inode_t *inode) noexcept
+    cdef void free_record(self, inode_t *inode) noexcept
     cdef void revive(self, inode_t *inode) noexcept
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept
     cdef void drop_all_idle(self) noexcept
     cdef void drop_idle(self, inode_t *inode) noexcept
     cdef void evict(self, const statx_t *stx) noexcept
     cdef void expire_idle(self, uint64_t now) noexcept
-    cdef void unlink_idle(self, inode_t *inode) noexcept
     cdef int grow(self) noexcept

@@ -8,21 +8,32 @@ id of a forgotten inode useless.
 
 A forgotten inode stays open, idle, for a moment: a guest that caches nothing forgets each inode right after its
 use and looks it up again at once.
+
+A guest that caches much may know more inodes than we may have descriptors. Then those that it has not used for long
+are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may.
 """
 
+from libc.errno cimport EMFILE, ENFILE, errno
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp
 from posix.unistd cimport close
 
 from coherence.table cimport Table, vt_inode_slot
-from server.libc cimport AT_EMPTY_PATH, STATX_BASIC_STATS, STATX_MNT_ID, statx, statx_dev, statx_t
+from server.libc cimport (
+    AT_EMPTY_PATH, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, file_handle,
+    name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
+)
 
 import os
+import resource
 
 cdef enum:
     INDEX_BITS = 28
     MAX_IDLE = 4096
     IDLE_NS = 1_000_000_000
+    SEARCH = 128           # open inodes that are looked at for some to close
+    LEAST_OPEN = 32
     S_IFMT = 0o170000
     ROOT_NODEID = 1
 
@@ -58,11 +69,16 @@ cdef class InodeTable:
         self.root.dev, self.root.ino, self.root.mnt_id = statx_dev(&stx), stx.stx_ino, stx.stx_mnt_id
         self.root.type = stx.stx_mode & S_IFMT
         self.root.slot = self.slot_of(&stx)
+        # The other half is for what the guest opens.
+        self.max_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, LEAST_OPEN)
+        self.mount_fd = open_for_handles(self.root.fd)
 
     def __dealloc__(self):
         if self.records != NULL and self.buckets != NULL:
             self.clear()
             close(self.root.fd)
+            if self.mount_fd >= 0:
+                close(self.mount_fd)
         free(self.records)
         free(self.buckets)
 
@@ -72,20 +88,36 @@ cdef class InodeTable:
         for i in range(2, self.record_count):
             if self.records[i].fd >= 0:
                 close(self.records[i].fd)
+            free(self.records[i].handle)
             free(self.records[i])
         for i in range(self.bucket_count):
             self.buckets[i] = NULL
         self.record_count = 2
-        self.free_records = self.oldest_idle = self.newest_idle = NULL
-        self.live = self.idle = 0
+        self.free_records = NULL
+        self.idle_ones = self.open_ones = list_t(NULL, NULL, 0)
+        self.live = 0
+
+    @property
+    def idle(self) -> int:
+        """Inodes that the guest has forgotten and that are still open."""
+        return self.idle_ones.count
+
+    @property
+    def open(self) -> int:
+        """Inodes that are open, idle ones included; the root is not counted."""
+        return self.open_ones.count + self.idle_ones.count
 
     cdef uint64_t slot_of(self, const statx_t *stx) noexcept:
         if self.table is None:
             return 0
         return vt_inode_slot(&self.table.vt, statx_dev(stx), stx.stx_ino)
 
-    cdef inode_t *get(self, uint64_t nodeid) noexcept:
-        """The live inode of a node id from the guest, or NULL."""
+    cdef void begin_request(self) noexcept:
+        """What get() gives from here on keeps its descriptor until the next request."""
+        self.request += 1
+
+    cdef inode_t *record(self, uint64_t nodeid) noexcept:
+        """The inode with a node id from the guest, live, but perhaps not open; or NULL."""
         cdef uint64_t index = nodeid >> self.slot_bits & ((1 << INDEX_BITS) - 1)
         cdef inode_t *inode
         if nodeid == ROOT_NODEID:
@@ -95,8 +127,20 @@ cdef class InodeTable:
         inode = self.records[index]
         return inode if inode.nodeid == nodeid and inode.nlookup else NULL
 
+    cdef inode_t *get(self, uint64_t nodeid) noexcept:
+        """The live inode of a node id from the guest, open; NULL where there is none, or none any more."""
+        cdef inode_t *inode = self.record(nodeid)
+        if inode == NULL:
+            return NULL
+        inode.used = True
+        inode.request = self.request
+        if inode.fd < 0 and not self.reopen(inode):
+            return NULL
+        return inode
+
     cdef inode_t *find(self, const statx_t *stx) noexcept:
-        """The inode with this identity, live or idle, or NULL."""
+        """The inode with this identity, live or idle, or NULL. If it is not open, it may be an older inode that had
+        the same number: reunite() tells."""
         cdef inode_t *inode
         cdef uint64_t dev = statx_dev(stx)
         if stx.stx_ino == self.root.ino and dev == self.root.dev and stx.stx_mnt_id == self.root.mnt_id:
@@ -129,8 +173,8 @@ cdef class InodeTable:
         inode.dev, inode.ino, inode.mnt_id = statx_dev(stx), stx.stx_ino, stx.stx_mnt_id
         inode.slot = self.slot_of(stx)
         inode.type = stx.stx_mode & S_IFMT
-        inode.fd = fd
         inode.nlookup = 1
+        inode.handle = NULL
         inode.generation += 1
         inode.nodeid = (
             inode.slot
@@ -140,8 +184,87 @@ cdef class InodeTable:
         bucket = bucket_of(self, inode.ino)
         inode.next = self.buckets[bucket]
         self.buckets[bucket] = inode
+        inode.hashed = True
         self.live += 1
+        self.set_open(inode, fd)
         return inode
+
+    cdef bint reunite(self, inode_t *inode, int fd) noexcept:
+        """Whether an O_PATH descriptor, just opened, is that of an inode that find() gave and that is not open.
+
+        If so the inode takes it. If not, the inode is gone from the host, and its number has a new owner.
+        """
+        cdef file_handle *handle = handle_of(fd)
+        cdef bint same = (
+            handle != NULL
+            and handle.handle_bytes == inode.handle.handle_bytes
+            and handle.handle_type == inode.handle.handle_type
+            and memcmp(&handle.f_handle, &inode.handle.f_handle, handle.handle_bytes) == 0
+        )
+        free(handle)
+        if same:
+            self.set_open(inode, fd)
+        else:
+            self.unhash(inode)
+            free(inode.handle)
+            inode.handle = NULL
+        return same
+
+    cdef bint reopen(self, inode_t *inode) noexcept:
+        """Open a live inode that is not; false where it is gone from the host."""
+        cdef int fd
+        if inode.handle == NULL:
+            return False
+        fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0 and errno in (EMFILE, ENFILE) and self.close_some(1):
+            fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0:
+            return False
+        self.set_open(inode, fd)
+        return True
+
+    cdef void set_open(self, inode_t *inode, int fd) noexcept:
+        inode.fd = fd
+        inode.used = True
+        inode.request = self.request
+        append(&self.open_ones, inode)
+        if self.open_ones.count + self.idle_ones.count > self.max_open:
+            if self.idle_ones.count:
+                self.drop_idle(self.idle_ones.oldest)
+            else:
+                self.close_some(self.open_ones.count - self.max_open)
+
+    cdef bint set_closed(self, inode_t *inode) noexcept:
+        """Keep only the handle of an inode; false where there is none to be had."""
+        if inode.handle == NULL:
+            inode.handle = handle_of(inode.fd)
+        if inode.handle == NULL:
+            return False
+        remove(&self.open_ones, inode)
+        close(inode.fd)
+        inode.fd = -1
+        return True
+
+    cdef bint close_some(self, uint64_t wanted) noexcept:
+        """Close so many open inodes, or fewer where that would take long: the oldest that were not used since they
+        were looked at the last time. False when none was closed."""
+        cdef uint64_t closed = 0, i
+        cdef inode_t *inode
+        if self.mount_fd < 0:
+            return False
+        for i in range(min(2 * self.open_ones.count, <uint64_t>SEARCH)):
+            if closed == wanted or self.open_ones.count == 0:
+                break
+            inode = self.open_ones.oldest
+            # The current request needs its own; those of other mounts cannot be opened by handle from the root's.
+            if not inode.used and inode.request != self.request and inode.mnt_id == self.root.mnt_id:
+                if self.set_closed(inode):
+                    closed += 1
+                    continue
+            inode.used = False
+            remove(&self.open_ones, inode)
+            append(&self.open_ones, inode)
+        return closed > 0
 
     cdef int grow(self) noexcept:
         """Make one more free record, and more buckets where they have become few."""
@@ -187,60 +310,58 @@ cdef class InodeTable:
         if inode.nodeid == ROOT_NODEID:
             return
         if inode.nlookup == 0:
-            self.unlink_idle(inode)
+            remove(&self.idle_ones, inode)
+            append(&self.open_ones, inode)
             self.live += 1
         inode.nlookup += 1
 
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept:
         """Take lookups back; with the last one the inode becomes idle. Unknown ids and excess are ignored."""
-        cdef inode_t *inode = self.get(nodeid)
+        cdef inode_t *inode = self.record(nodeid)
         if inode == NULL or nodeid == ROOT_NODEID:
             return
         inode.nlookup -= min(nlookup, inode.nlookup)
         if inode.nlookup:
             return
         self.live -= 1
-        self.idle += 1
+        if inode.fd < 0:
+            self.free_record(inode)
+            return
+        remove(&self.open_ones, inode)
+        append(&self.idle_ones, inode)
         inode.idle_tick = self.tick
-        inode.idle_older = self.newest_idle
-        inode.idle_newer = NULL
-        if self.newest_idle != NULL:
-            self.newest_idle.idle_newer = inode
-        else:
-            self.oldest_idle = inode
-        self.newest_idle = inode
-        if self.idle > MAX_IDLE:
-            self.drop_idle(self.oldest_idle)
-
-    cdef void unlink_idle(self, inode_t *inode) noexcept:
-        if inode.idle_older != NULL:
-            inode.idle_older.idle_newer = inode.idle_newer
-        else:
-            self.oldest_idle = inode.idle_newer
-        if inode.idle_newer != NULL:
-            inode.idle_newer.idle_older = inode.idle_older
-        else:
-            self.newest_idle = inode.idle_older
-        self.idle -= 1
+        if self.idle_ones.count > MAX_IDLE:
+            self.drop_idle(self.idle_ones.oldest)
 
     cdef void drop_idle(self, inode_t *inode) noexcept:
         """Close an idle inode and free its record."""
-        cdef uint64_t bucket = bucket_of(self, inode.ino)
-        cdef inode_t **link = &self.buckets[bucket]
-        self.unlink_idle(inode)
+        remove(&self.idle_ones, inode)
+        close(inode.fd)
+        inode.fd = -1
+        self.free_record(inode)
+
+    cdef void unhash(self, inode_t *inode) noexcept:
+        """Let find() not give an inode any more."""
+        cdef inode_t **link = &self.buckets[bucket_of(self, inode.ino)]
         while link[0] != inode:
             link = &link[0].next
         link[0] = inode.next
-        close(inode.fd)
-        inode.fd = -1
+        inode.hashed = False
+
+    cdef void free_record(self, inode_t *inode) noexcept:
+        """Free the record of an inode that the guest has forgotten and that is not open."""
+        if inode.hashed:
+            self.unhash(inode)
+        free(inode.handle)
+        inode.handle = NULL
         inode.nodeid = 0
         inode.next = self.free_records
         self.free_records = inode
 
     cdef void drop_all_idle(self) noexcept:
         """Close all idle inodes: descriptors are short."""
-        while self.oldest_idle != NULL:
-            self.drop_idle(self.oldest_idle)
+        while self.idle_ones.count:
+            self.drop_idle(self.idle_ones.oldest)
 
     cdef void evict(self, const statx_t *stx) noexcept:
         """Close this inode if it is idle: it was unlinked, and its blocks are to be freed."""
@@ -253,9 +374,65 @@ cdef class InodeTable:
         if now - self.tick_began < IDLE_NS:
             return
         self.tick_began = now
-        while self.oldest_idle != NULL and self.oldest_idle.idle_tick != self.tick:
-            self.drop_idle(self.oldest_idle)
+        while self.idle_ones.count and self.idle_ones.oldest.idle_tick != self.tick:
+            self.drop_idle(self.idle_ones.oldest)
         self.tick += 1
+
+
+cdef void append(list_t *list, inode_t *inode) noexcept:
+    inode.older = list.newest
+    inode.newer = NULL
+    if list.newest != NULL:
+        list.newest.newer = inode
+    else:
+        list.oldest = inode
+    list.newest = inode
+    list.count += 1
+
+
+cdef void remove(list_t *list, inode_t *inode) noexcept:
+    if inode.older != NULL:
+        inode.older.newer = inode.newer
+    else:
+        list.oldest = inode.newer
+    if inode.newer != NULL:
+        inode.newer.older = inode.older
+    else:
+        list.newest = inode.older
+    list.count -= 1
+
+
+cdef file_handle *handle_of(int fd) noexcept:
+    """The file handle of what a descriptor is open on, to be freed; NULL where there is none."""
+    cdef file_handle *handle = <file_handle *>malloc(sizeof(file_handle) + MAX_HANDLE_SZ)
+    cdef file_handle *fitting
+    cdef int mount_id
+    if handle == NULL:
+        return NULL
+    handle.handle_bytes = MAX_HANDLE_SZ
+    if name_to_handle_at(fd, b"", handle, &mount_id, AT_EMPTY_PATH) < 0:
+        free(handle)
+        return NULL
+    fitting = <file_handle *>realloc(handle, sizeof(file_handle) + handle.handle_bytes)
+    return fitting if fitting != NULL else handle
+
+
+cdef int open_for_handles(int root_fd):
+    """A descriptor of the root through which handles can be opened; -1 where that is not possible or permitted."""
+    cdef file_handle *handle
+    cdef int mount_fd, fd
+    try:
+        mount_fd = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    handle = handle_of(root_fd)
+    fd = open_by_handle_at(mount_fd, handle, O_PATH | O_CLOEXEC) if handle != NULL else -1
+    free(handle)
+    if fd < 0:
+        close(mount_fd)
+        return -1
+    close(fd)
+    return mount_fd
 
 
 cdef inline uint64_t bucket_of(InodeTable self, uint64_t ino) noexcept:

@@ -55,6 +55,7 @@ cdef extern from *:
         O_DIRECT
         STATX_BASIC_STATS
         STATX_MNT_ID
+        MAX_HANDLE_SZ
 
     struct statx_timestamp:
         int64_t tv_sec
@@ -83,6 +84,13 @@ cdef extern from *:
         unsigned char d_type
         char d_name[256]
 
+    struct file_handle:
+        unsigned handle_bytes
+        int handle_type
+        unsigned char *f_handle
+
+    int name_to_handle_at(int dir_fd, const char *path, file_handle *handle, int *mount_id, int flags) noexcept nogil
+    int open_by_handle_at(int mount_fd, file_handle *handle, int flags) noexcept nogil
     int statx(int dir_fd, const char *path, int flags, unsigned mask, statx_t *stx) noexcept nogil
     int open_beneath(int dir_fd, const char *name, int flags, mode_t mode) noexcept nogil
     int openat(int dir_fd, const char *path, int flags, ...) noexcept nogil

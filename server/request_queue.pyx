@@ -175,7 +175,7 @@ cdef class RequestQueue:
             return -1
         if self.enabled and self.polling:
             due = self.last_tick + POLL_NS
-        elif self.fs.inodes.idle:
+        elif self.fs.inodes.idle_ones.count:
             due = self.last_tick + IDLE_NS
         else:
             return -1
