@@ -69,8 +69,13 @@ def agent() -> Path:
 
 
 def compile_static(source: Path) -> Path:
-    """Compile a C program so that it runs in any guest; done once for each content of the source."""
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    """Compile a C program so that it runs in any guest; done once for each content of the source.
+
+    Args:
+        source: The program's only file, or a folder of files (*.c and *.h) that are built together.
+    """
+    files = sorted(source.glob("*.[ch]")) if source.is_dir() else [source]
+    digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
     program = BUILT / f"{source.stem}-{digest}"
     if program.exists():
         return program
@@ -79,7 +84,7 @@ def compile_static(source: Path) -> Path:
     BUILT.mkdir(parents=True, exist_ok=True)
     partial = program.with_suffix(f".{os.getpid()}")
     options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
-    command = ["gcc", *options, "-o", str(partial), str(source)]
+    command = ["gcc", *options, "-o", str(partial), *(str(file) for file in files if file.suffix == ".c")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise LabError(f"{source} does not compile:\n{result.stderr}")

@@ -9,7 +9,7 @@ import pytest
 from tests.lab import assets, backends
 from tests.lab.guest import boot
 
-PROGRAM = Path(__file__).with_name("programs") / "operations.c"
+PROGRAM = Path(__file__).with_name("programs") / "operations"
 
 # What a mode cannot do: without a page cache there are no shared mappings.
 SKIPPED = {"none": {"mapped"}, "auto": set[str](), "always": set[str]()}
