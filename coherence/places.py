@@ -32,6 +32,9 @@ class Places:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", self.name):
             raise UserError(f"table name {self.name!r}: use one such as /vt, with no further slash")
+        # What belongs to another table must not be taken for a table that was never finished, and be replaced.
+        if re.search(r"\.lock$|\.journal\.", self.name):
+            raise UserError(f"table name {self.name!r}: use one without .lock at its end and .journal. in it")
 
     @property
     def table(self) -> Path:

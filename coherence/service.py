@@ -189,7 +189,10 @@ def _lock(places: Places) -> int:
     try:
         fd = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise UserError(f"{places.lock}: {error.strerror}: run coherenced as the user that owns it") from None
+        raise UserError(f"{places.lock}: {error.strerror}: remove it, or run coherenced as its owner") from None
+    if os.fstat(fd).st_uid != os.geteuid():
+        os.close(fd)
+        raise UserError(f"{places.lock} belongs to another user: remove it, or choose another --table")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

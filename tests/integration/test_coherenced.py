@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -79,13 +81,7 @@ def test_a_backend_that_leaves_is_forgotten_and_the_table_stays_trusted(coherenc
 def test_a_backend_that_leaves_makes_nobody_ask(coherenced: Coherenced, monkeypatch: pytest.MonkeyPatch) -> None:
     coherenced.start()
     with coherenced.table() as table:
-        membership = Membership.join(
-            str(coherenced.places.table),
-            share_root=(1, 2),
-            guest="one",
-            cache="shared",
-            socket_path=str(coherenced.socket),
-        )
+        membership = join(coherenced, "one")
         stamp = table.stamp()
 
         def let_go(key: int) -> None:
@@ -99,6 +95,16 @@ def test_a_backend_that_leaves_makes_nobody_ask(coherenced: Coherenced, monkeypa
         eventually(lambda: not coherenced.places.journal_keys())
         assert table.valid(5, stamp)
     assert coherenced.status().status.distrusts == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_a_lock_of_another_user_is_no_running_daemon(coherenced: Coherenced) -> None:
+    with coherenced.places.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.chown(coherenced.places.lock, 65534, -1)
+        # With sysctl fs.protected_regular even root may not open it.
+        line = refusal(coherenced.spawn(), coherenced)
+        assert re.search(r"\.lock(: Permission denied| belongs to another user): remove it", line)
 
 
 def test_bumps_are_counted_per_second(coherenced: Coherenced) -> None:

@@ -51,6 +51,8 @@ def test_flags_overrule_the_file(tmp_path: Path) -> None:
         ('table = "vt"', "table name"),
         ('table = "/a/b"', "table name"),
         ('table = "/.."', "table name"),
+        ('table = "/vt.lock"', "table name"),
+        ('table = "/vt.journal.00000001"', "table name"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it_and_the_file(tmp_path: Path, text: str, says: str) -> None:
