@@ -14,7 +14,8 @@ from guest.guest import Guest
 from tests.lab import assets, backends
 
 pytestmark = pytest.mark.skipif(
-    not (assets.UML_TREE / "usr/libexec/virtiofsd").exists(), reason="no Rust virtiofsd: python -m tests.lab.setup"
+    not (assets.UML_TREE / "usr/libexec/virtiofsd").exists(),
+    reason="no Rust virtiofsd: python -m tests.lab.setup --all",
 )
 
 
