@@ -11,7 +11,7 @@ from tests.lab.guest import boot
 
 PROGRAM = Path(__file__).with_name("programs") / "operations"
 
-# What a mode cannot do: without a page cache there are no shared mappings.
+# What a mode cannot do: without a page cache there are no shared mappings (but with --allow-mmap).
 SKIPPED = {"none": {"mapped"}, "auto": set[str](), "always": set[str]()}
 
 
@@ -42,6 +42,18 @@ def test_system_calls(kind: str, cache: str, share: Path, run_dir: Path) -> None
         assert skipped == SKIPPED[cache]
         assert len(lines) > 30
         assert backend.process.output() == ""
+
+
+@pytest.mark.parametrize("kind", ["uml"], indirect=True)
+def test_shared_mapping_without_a_cache_where_it_is_allowed(kind: str, share: Path, run_dir: Path) -> None:
+    with (
+        backends.ours(share, run_dir, cache="none", options=["--allow-mmap"]) as backend,
+        boot(kind, shares={"share": backend.socket}) as vm,
+    ):
+        vm.mount("share", "/mnt")
+        vm.put_file("/operations", assets.compile_static(PROGRAM).read_bytes())
+        assert vm.check("/operations /mnt mapped") == b"ok mapped\n"
+        assert (share / "mapped/f").read_bytes()[4096:4112] == b"through the map\0"
 
 
 # Busybox stands for the shell tools; each line must succeed in the mounted directory.
