@@ -123,7 +123,7 @@ def check(path: str) -> str:
         if any(root >= table.slot_count for root in table.roots):
             faults.append("a root slot does not exist")
         if faults:
-            raise UserError(f"{path}: {', '.join(faults)}: remove the file and restart coherenced")
+            raise UserError(f"{path}: {', '.join(faults)}: stop all that uses it and remove it")
         return (
             f"{path}: sound: ABI {ABI_VERSION}, {table.slot_count} slots, sequence {table.sequence}, "
             f"{len(table.roots)} roots, domain {table.domain.hex()}"

@@ -48,10 +48,10 @@ def check_header(header, size, what):
             "uses the table and remove the file, or use programs of one version"
         )
     if not MIN_SLOT_COUNT <= slot_count <= MAX_SLOT_COUNT or slot_count & (slot_count - 1):
-        raise UserError(f"{what} has a slot count of {slot_count}: remove the file and restart coherenced")
+        raise UserError(f"{what} has a slot count of {slot_count}: stop all that uses it and remove it")
     if size < SLOTS_OFFSET + 8 * slot_count:
         raise UserError(
-            f"{what} is cut off, {size} bytes for {slot_count} slots: remove the file and restart coherenced"
+            f"{what} is cut off, {size} bytes for {slot_count} slots: stop all that uses it and remove it"
         )
 
 
