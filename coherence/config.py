@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     table: str = "/vt"
     slots: Annotated[int, Meta(ge=MIN_SLOT_COUNT, le=MAX_SLOT_COUNT)] = DEFAULT_SLOT_COUNT
     socket: str | None = None
-    socket_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$")] = "0660"
+    socket_mode: str = "0660"
     socket_group: str | None = None
     log_level: Level = "warn"
     log_json: bool = False
@@ -39,6 +40,8 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.slots & (self.slots - 1):
             raise ValueError(f"slots is {self.slots}: use a power of two")
+        if not re.fullmatch("0?[0-7]{3}", self.socket_mode):
+            raise ValueError(f"socket-mode is {self.socket_mode!r}: use octal digits such as 0660")
         try:
             Places(self.table)
         except UserError as error:

@@ -45,7 +45,7 @@ def test_flags_overrule_the_file(tmp_path: Path) -> None:
         ("slots = 3000", "use a power of two"),
         ('slots = "1024"', "slots"),
         ("slot = 1024", "slot"),
-        ('socket-mode = "rwx"', "socket-mode"),
+        ('socket-mode = "rwx"', "socket-mode is 'rwx': use octal"),
         ("socket-mode = 660", "socket-mode"),
         ('log-level = "loud"', "log-level"),
         ('table = "vt"', "table name"),
