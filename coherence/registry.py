@@ -11,7 +11,7 @@ from coherence import holder, journals
 from coherence.errors import UserError
 from coherence.log import get_logger
 from coherence.places import Places
-from coherence.table import Table
+from coherence.table import TRUST_NOTHING, Table
 
 log = get_logger(__name__)
 
@@ -90,11 +90,14 @@ class Registry:
             self._distrust()
 
     def sweep(self) -> None:
-        """See whether a missing backend has died meanwhile."""
+        """See whether a missing backend has died meanwhile, and end a distrust that nobody else will end."""
         for key in [key for key in self.missing if holder.holder(key) is None]:
             self.missing.discard(key)
             self._bury(key, 0)
         self._settle()
+        if self.trusted and self.table.floor == TRUST_NOTHING:
+            # Of a backend that took this daemon for gone and died before it came back.
+            self._raise_floor()
 
     def missing_pids(self) -> list[int]:
         """The processes that are waited for."""

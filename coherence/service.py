@@ -98,7 +98,7 @@ class Service:
             loop.add_signal_handler(number, _finish, end)
         loop.add_signal_handler(signal.SIGHUP, reload)
         loop.add_reader(self._listener.fileno(), self._accept)
-        self._repeat(SWEEP_SECONDS, self._sweep)
+        self._repeat(SWEEP_SECONDS, self.registry.sweep)
         self._repeat(SAMPLE_SECONDS, self._sample)
         if notifier.alive_every is not None:
             self._repeat(notifier.alive_every, notifier.alive)
@@ -158,10 +158,6 @@ class Service:
             return
         sock.setblocking(False)
         self._handlers.append(Handler(self, Connection(sock, CLIENT_DECODER), self._handlers.remove))
-
-    def _sweep(self) -> None:
-        if self.registry.missing:
-            self.registry.sweep()
 
     def _sample(self) -> None:
         sequence, now = self.registry.table.sequence, time.monotonic()

@@ -20,7 +20,7 @@ import pytest
 from coherence import ctl, daemon, holder
 from coherence.errors import UserError
 from coherence.membership import Membership
-from coherence.service import Service
+from coherence.registry import Registry
 from coherence.table import SLOTS_OFFSET, TRUST_NOTHING
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
 
@@ -293,10 +293,10 @@ def test_an_error_that_was_not_expected_ends_it_distrusted(
 ) -> None:
     expect_log("an error that was not expected")
 
-    def bug(_: Service) -> None:
+    def bug(_: Registry) -> None:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
 
-    monkeypatch.setattr(Service, "_sweep", bug)
+    monkeypatch.setattr(Registry, "sweep", bug)
     arguments = ["--table", coherenced.places.name, "--slots", "1024", "--socket", str(coherenced.socket)]
     assert daemon.main(arguments) == 1
     with coherenced.table() as table:

@@ -152,3 +152,13 @@ def test_a_change_begun_before_its_directory_became_a_root_makes_everybody_ask_a
     holder.let_go(key)
     registry.leave(key)
     assert table.valid(table.name_slot(1, b"name"), stamp) == (new_root == ROOT)
+
+
+def test_a_distrust_of_a_backend_that_died_before_it_came_back_ends(registry: Registry, table: Table) -> None:
+    key = join(registry)
+    stamp = table.stamp()
+    table.distrust()
+    holder.let_go(key)
+    registry.leave(key)
+    registry.sweep()
+    assert table.floor == table.sequence > stamp
