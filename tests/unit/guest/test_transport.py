@@ -64,6 +64,8 @@ class FakeFrontEnd:
                 self.device.want_kick(True, self._event_idx)
                 while self.device.waiting:
                     handle(self.device.take())
+                    if self._theirs.fileno() < 0:
+                        return
                     self.device.want_kick(True, self._event_idx)
                 self.call()
 
