@@ -15,6 +15,7 @@ cdef enum:
 cdef struct change_t:
     uint64_t slots[SLOTS_MAX]    # names first
     uint64_t seen[NAMES_MAX]   # the names' slots as they were at the beginning
+    uint64_t roots             # how many roots the table had at the beginning
     unsigned names
     unsigned count
 
@@ -48,7 +49,7 @@ cdef class FileSystem:
     cdef void change_inode(self, change_t *change, uint64_t slot) noexcept
     cdef void announce(self, change_t *change) noexcept
     cdef void acknowledge(self, change_t *change) noexcept
-    cdef void withdraw(self, change_t *change) noexcept
+    cdef void withdraw(self, change_t *change, int error) noexcept
     cdef int serve_rarely(self, request_t *request)
     cdef bint make_room(self) noexcept
 

@@ -6,7 +6,10 @@ The operations themselves are elsewhere: server.hot_operations and server.hot_di
 compiled, server.operations the others; all of them work on this.
 """
 
-from libc.errno cimport EBADF, EINVAL, EIO, EMFILE, ENAMETOOLONG, ENFILE, ENOMEM, ENOSYS, ERANGE, ESTALE, errno
+from libc.errno cimport (
+    EACCES, EBADF, EDQUOT, EEXIST, EINVAL, EIO, EISDIR, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS,
+    ENOTDIR, EPERM, ERANGE, EROFS, ESTALE, errno,
+)
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -14,8 +17,8 @@ from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDWR, O_WRONLY
 from posix.unistd cimport close
 
 from coherence.table cimport (
-    VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root, vt_lift_floor, vt_load,
-    vt_name_slot,
+    VT_WORD_ROOT_COUNT, VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root, vt_lift_floor,
+    vt_load, vt_name_slot,
 )
 from server.fuse.wire cimport FUSE_ROOT_ID, fuse_attr, fuse_attr_out, fuse_entry_out, fuse_open_out
 from server.handles cimport HandleTable, handle_t
@@ -341,6 +344,8 @@ cdef class FileSystem:
         cdef uint64_t slot
         if self.table is None:
             return
+        if change.count == 0:
+            change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
         slot = vt_name_slot(&self.table.vt, parent.slot, name, length)
         change_name_slot(self, change, slot)
         # To a guest, whose root is always node id 1, the same name is found under slot 1.
@@ -351,6 +356,8 @@ cdef class FileSystem:
         """Count an inode as changed."""
         if self.table is None:
             return
+        if change.count == 0:
+            change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
         add_slot(change, slot)
         if vt_is_root(&self.table.vt, slot):
             add_slot(change, FUSE_ROOT_ID)
@@ -378,13 +385,19 @@ cdef class FileSystem:
                 overtaken = True
         for i in range(change.count):
             vt_bump(&self.table.vt, change.slots[i])
-        if overtaken:
+        # What has become the root of a share since the beginning has slot 1, too, for that share's guest.
+        if overtaken or vt_load(&self.table.vt, VT_WORD_ROOT_COUNT) != change.roots:
             vt_lift_floor(&self.table.vt)
         vj_clear(&self.journal.vj)
 
-    cdef void withdraw(self, change_t *change) noexcept:
-        """After a system call that failed without effect: there is nothing to bump."""
-        if self.table is not None:
+    cdef void withdraw(self, change_t *change, int error) noexcept:
+        """After a system call that failed: there is nothing to bump where the error says that nothing happened.
+
+        Others, as EIO of a network file system, may come after the change took effect.
+        """
+        if error not in (EEXIST, ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, EROFS, ENOSPC, EDQUOT):
+            self.acknowledge(change)
+        elif self.table is not None:
             vj_clear(&self.journal.vj)
 
     cdef int serve_rarely(self, request_t *request):

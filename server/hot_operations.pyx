@@ -420,7 +420,7 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
             fs.change_inode(&change, inode.slot)
         fs.acknowledge(&change)
     else:
-        fs.withdraw(&change)
+        fs.withdraw(&change, error)
         if error == EEXIST and not ask.flags & O_EXCL:
             # What vanished again since is for the guest's kernel to try once more, too.
             if request.header.uid or fs.look_up(parent, name, &inode, &stx):
@@ -477,7 +477,7 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
     fs.announce(&change)
     error = errno if unlinkat(parent.fd, name, 0) < 0 else 0
     if error:
-        fs.withdraw(&change)
+        fs.withdraw(&change, error)
     else:
         fs.acknowledge(&change)
     if known and error == 0:

@@ -243,6 +243,24 @@ def test_a_name_that_another_backend_changed_meanwhile(domain: Domain, monkeypat
     assert domain.table.floor > floor
 
 
+def test_a_directory_that_becomes_the_root_of_a_share_meanwhile(
+    domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new share's guest finds things under slot 1, of which nobody knew when the change began."""
+    parent, mkdir = domain.nodeid("d"), os.mkdir
+    stamps: list[int] = []
+
+    def joined(*args: object, **options: object) -> None:
+        domain.table.add_root(domain.inode("d"))
+        stamps.append(domain.table.stamp())
+        mkdir(*args, **options)  # type: ignore[arg-type]  # passed on as it came
+
+    monkeypatch.setattr(os, "mkdir", joined)
+    assert domain.guest.request(Opcode.MKDIR, parent, MKDIR_IN.pack(0o755, 0) + b"new\0")[0] == 0
+    assert not domain.table.valid(domain.table.name_slot(1, b"new"), stamps[0])
+    assert not domain.table.valid(1, stamps[0])
+
+
 def test_names_are_bumped_before_inodes(domain: Domain) -> None:
     parent = domain.nodeid("d")
     name, inodes = domain.name("d", "f"), (domain.inode("d"), domain.inode("d/f"))
