@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -22,3 +23,12 @@ def expect_log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], Non
     records = [r for r in caplog.get_records("call") if r.levelno >= logging.WARNING]
     surprising = [r.getMessage() for r in records if not any(part in r.getMessage() for part in expected)]
     assert not surprising, f"unexpected log output: {surprising}"
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """Give the umask back that a server in this process took away (server.credentials.prepare)."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield
+    os.umask(umask)
