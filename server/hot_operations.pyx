@@ -173,7 +173,8 @@ cdef int getattr_(FileSystem fs, request_t *request) noexcept:
         return ESTALE
     if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
         return errno
-    out.attr_valid, out.attr_valid_nsec, out.dummy = fs.valid, fs.valid_nsec, 0
+    memset(out, 0, sizeof(fuse_attr_out))
+    out.attr_valid, out.attr_valid_nsec = fs.valid, fs.valid_nsec
     fs.fill_attr(&out.attr, &stx)
     request.reply_size = sizeof(fuse_attr_out)
     return 0
@@ -184,8 +185,8 @@ cdef int opened(FileSystem fs, const inode_t *inode, int fd, uint32_t flags, fus
     cdef handle_t *handle = fs.handles.open(inode.nodeid, fd)
     if handle == NULL:
         return ENOMEM
+    memset(out, 0, sizeof(fuse_open_out))
     out.fh = handle.fh
-    out.padding = 0
     if inode.type == S_IFDIR:
         out.open_flags = fs.directory_flags
     else:
@@ -361,8 +362,8 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
     fs.acknowledge(&change)
     if error:
         return error
+    memset(out, 0, sizeof(fuse_write_out))
     out.size = done
-    out.padding = 0
     request.reply_size = sizeof(fuse_write_out)
     return 0
 

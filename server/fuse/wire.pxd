@@ -71,7 +71,6 @@ cdef extern from "<linux/fuse.h>" nogil:
     struct fuse_attr_out:
         uint64_t attr_valid
         uint32_t attr_valid_nsec
-        uint32_t dummy
         fuse_attr attr
 
     struct fuse_forget_in:
@@ -97,7 +96,6 @@ cdef extern from "<linux/fuse.h>" nogil:
     struct fuse_open_out:
         uint64_t fh
         uint32_t open_flags
-        uint32_t padding
 
     struct fuse_release_in:
         uint64_t fh
@@ -118,7 +116,6 @@ cdef extern from "<linux/fuse.h>" nogil:
 
     struct fuse_write_out:
         uint32_t size
-        uint32_t padding
 
     struct fuse_dirent:
         uint64_t ino
