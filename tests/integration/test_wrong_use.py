@@ -59,7 +59,7 @@ def assert_says(line: str, *parts: object) -> None:
 
 def test_bad_options(share: Path, tmp_path: Path) -> None:
     line = complaint("--shared-dir", share, "--socket-path", tmp_path / "s", "--cache", "bogus", status=2)
-    assert_says(line, "--cache", "'bogus'", "'shared'", "--help")
+    assert_says(line, "--cache", "'bogus'", "shared", "--help")
     assert_says(complaint("--shared-dir", share, "--bogus", status=2), "--bogus", "--help")
     assert_says(complaint(status=2), "--shared-dir", "--help")
 
