@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: build lab ## Two virtual machines share a directory: who sees what, after how long, in each cache mode
+demo: build ## Two virtual machines share a directory: who sees what, after how long, in each cache mode
 	$(BIN)/python -m demo
 
 test: build lab-all lint ## Lint, types, and all tests but the slow ones, real guests included
