@@ -38,6 +38,7 @@ cdef class FileSystem:
     cdef uint32_t file_flags, directory_flags
     cdef uint64_t counters[64]
 
+    cdef int host_flags(self, int flags) noexcept
     cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept
     cdef int path_fd(self, int fd) noexcept
     cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept
@@ -52,5 +53,3 @@ cdef class FileSystem:
     cdef void withdraw(self, change_t *change, int error) noexcept
     cdef int serve_rarely(self, request_t *request)
     cdef bint make_room(self) noexcept
-
-cdef int name_error(const char *name, size_t length) noexcept

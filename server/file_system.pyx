@@ -7,7 +7,7 @@ compiled, server.operations the others; all of them work on this.
 """
 
 from libc.errno cimport (
-    EACCES, EBADF, EDQUOT, EEXIST, EINVAL, EIO, EISDIR, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS,
+    EACCES, EBADF, EDQUOT, EEXIST, EIO, EISDIR, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS,
     ENOTDIR, EPERM, ERANGE, EROFS, ESTALE, errno,
 )
 from libc.stddef cimport size_t
@@ -189,7 +189,7 @@ cdef class FileSystem:
             raise oserror(-fd)
         return fd
 
-    def open_handle(self, nodeid: int, fd: int, flags: int) -> bytes:
+    def open_handle(self, nodeid: int, fd: int) -> bytes:
         """Make an open handle of a descriptor, which it takes: an encoded fuse_open_out."""
         cdef fuse_open_out out
         cdef handle_t *handle = self.handles.open(nodeid, fd)
@@ -239,15 +239,20 @@ cdef class FileSystem:
 
     # --- for the compiled operations --------------------------------------------------------------
 
-    cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept:
-        """A new descriptor of an inode, or a negative errno."""
-        cdef char number[16]
-        cdef int fd
+    cdef int host_flags(self, int flags) noexcept:
+        """The flags to open a file with on the host, for a guest that opens it with these."""
         if self.writeback:
             # The guest's kernel reads to fill pages of files that are open for writing, and places appends.
             if flags & O_ACCMODE == O_WRONLY:
                 flags = flags & ~O_ACCMODE | O_RDWR
             flags &= ~O_APPEND
+        return flags
+
+    cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept:
+        """A new descriptor of an inode, or a negative errno."""
+        cdef char number[16]
+        cdef int fd
+        flags = self.host_flags(flags)
         snprintf(number, sizeof(number), b"%d", inode.fd)
         fd = openat(self.proc_fd, number, (flags & ~O_NOFOLLOW) | O_CLOEXEC)
         if fd < 0 and self.make_room():
@@ -428,19 +433,6 @@ cdef class FileSystem:
         memcpy(request.reply, <char *>reply, len(reply))
         request.reply_size = len(reply)
         return 0
-
-
-cdef int name_error(const char *name, size_t length) noexcept:
-    """0, or why these bytes are not the name of a directory entry."""
-    cdef size_t i
-    if length > 255:
-        return ENAMETOOLONG
-    if length == 0 or (name[0] == c"." and (length == 1 or (length == 2 and name[1] == c"."))):
-        return EINVAL
-    for i in range(length):
-        if name[i] == c"/" or name[i] == 0:
-            return EINVAL
-    return 0
 
 
 cdef inode_t *live(FileSystem fs, uint64_t nodeid) except NULL:

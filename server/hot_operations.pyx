@@ -10,13 +10,13 @@ from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport (
-    F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_RDWR, O_SYNC, O_TRUNC, O_WRONLY, fcntl,
+    F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_SYNC, O_TRUNC, fcntl,
 )
 from posix.unistd cimport close, dup
 from posix.uio cimport iovec
 
 from server.credentials cimport become, come_back, drop_fsetid, restore_fsetid
-from server.file_system cimport FileSystem, change_t, name_error
+from server.file_system cimport FileSystem, change_t
 from server.fuse.wire cimport *
 from server.handles cimport handle_t
 from server.hot_directories cimport readdir
@@ -25,6 +25,7 @@ from server.libc cimport (
     AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_DIRECT, O_DIRECTORY, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath, preadv,
     pwritev, statx, statx_t, strnlen, unlinkat,
 )
+from server.names cimport name_error
 from server.request cimport request_t
 
 from server.fuse.protocol import OpenFlag
@@ -195,7 +196,7 @@ cdef int opened(FileSystem fs, const inode_t *inode, int fd, uint32_t flags, fus
     return 0
 
 
-cdef int host_flags(FileSystem fs, uint32_t flags) noexcept:
+cdef int allowed_flags(FileSystem fs, uint32_t flags) noexcept:
     return flags & (OPEN_FLAGS | (O_DIRECT if fs.allow_direct_io else 0))
 
 
@@ -229,7 +230,7 @@ cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
     # Opening a device or a FIFO does something by itself; the guest's kernel never asks for it.
     if inode.type != type:
         return EISDIR if inode.type == S_IFDIR else EINVAL
-    flags = host_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
+    flags = allowed_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
     if fs.readonly and (flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY):
         return EROFS
     fd = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID)
@@ -391,11 +392,7 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
         return error
     if fs.readonly:
         return EROFS
-    flags = host_flags(fs, ask.flags)
-    if fs.writeback:
-        if flags & O_ACCMODE == O_WRONLY:
-            flags = flags & ~O_ACCMODE | O_RDWR
-        flags &= ~O_APPEND
+    flags = fs.host_flags(allowed_flags(fs, ask.flags))
     # An ordinary user does not make a file that runs with a group he is not in (inode_init_owner() of the kernel).
     kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
     memset(&change, 0, sizeof(change))

@@ -135,10 +135,9 @@ cdef class RequestQueue:
         if served == BUDGET:
             self.ready = True
         if self.patient:
-            if served and not self.polling:
+            if served:
                 self.polling = True
-                self.ring.suppress_kicks()
-            elif self.polling and self.kick_fd >= 0:
+            if self.polling and self.kick_fd >= 0:
                 self.ring.suppress_kicks()
             if self.unsignalled >= <uint32_t>self.ring.size // 4:
                 self.signal()

@@ -3,10 +3,10 @@
 import os
 
 from server.fuse.protocol import LINK_IN, Opcode
+from server.names import checked_name
 from server.operations.request import (
     FileSystem,
     Request,
-    checked_name,
     operation,
     proc_path,
     strings,

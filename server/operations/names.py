@@ -18,7 +18,8 @@ from server.fuse.protocol import (
     EntryOut,
     Opcode,
 )
-from server.operations.request import FileSystem, Request, checked_name, error, operation, strings, unpack
+from server.names import checked_name
+from server.operations.request import FileSystem, Request, error, operation, strings, unpack
 from server.syscalls import renameat2
 
 RENAME_FLAGS: Final = 0b111
@@ -71,7 +72,7 @@ def tmpfile(fs: FileSystem, request: Request) -> bytes:
     except OSError:
         os.close(fd)
         raise
-    return entry + fs.open_handle(EntryOut._make(ENTRY_OUT.unpack_from(entry)).nodeid, fd, flags)
+    return entry + fs.open_handle(EntryOut._make(ENTRY_OUT.unpack_from(entry)).nodeid, fd)
 
 
 @operation(Opcode.RMDIR, changes=True)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from struct import Struct
 from typing import Any, Final, Protocol
 
-from server.fuse.protocol import NAME_MAX, Opcode
+from server.fuse.protocol import Opcode
 
 OFFSET_MAX: Final = (1 << 63) - 1
 """Largest file offset and size, bytes."""
@@ -69,7 +69,7 @@ class FileSystem(Protocol):
         """Fresh attributes: an encoded fuse_attr_out."""
         ...
 
-    def open_handle(self, nodeid: int, fd: int, flags: int) -> bytes:
+    def open_handle(self, nodeid: int, fd: int) -> bytes:
         """Take over a descriptor as an open handle: an encoded fuse_open_out."""
         ...
 
@@ -145,19 +145,6 @@ def strings(body: bytes, offset: int, count: int) -> list[bytes]:
     if len(parts) != count + 1 or parts.pop() != b"":
         raise error(errno.EINVAL)
     return parts
-
-
-def checked_name(name: bytes) -> bytes:
-    """A name in a directory, after making sure that it is one component and no way out of the directory.
-
-    Raises:
-        OSError: EINVAL for an empty name, '.', '..', and a name with a slash or a NUL; ENAMETOOLONG.
-    """
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        raise error(errno.EINVAL)
-    if len(name) > NAME_MAX:
-        raise error(errno.ENAMETOOLONG)
-    return name
 
 
 def checked_offset(value: int) -> int:

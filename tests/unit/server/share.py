@@ -71,7 +71,7 @@ class Share:
     def open(self, name: str, flags: int = os.O_RDWR) -> tuple[int, int]:
         """Open a name in the root: node id and handle."""
         nodeid = self.nodeid(name)
-        return nodeid, OPEN_OUT.unpack(self.open_handle(nodeid, self.reopen(nodeid, flags), flags))[0]
+        return nodeid, OPEN_OUT.unpack(self.open_handle(nodeid, self.reopen(nodeid, flags)))[0]
 
     # --- what operations use
 
@@ -90,8 +90,8 @@ class Share:
     def attr_out(self, nodeid: int) -> bytes:
         return self._fs.attr_out(nodeid)
 
-    def open_handle(self, nodeid: int, fd: int, flags: int) -> bytes:
-        return self._fs.open_handle(nodeid, fd, flags)
+    def open_handle(self, nodeid: int, fd: int) -> bytes:
+        return self._fs.open_handle(nodeid, fd)
 
     def reopen(self, nodeid: int, flags: int) -> int:
         return self._fs.reopen(nodeid, flags)
