@@ -15,7 +15,7 @@ import msgspec
 from coherence.messages import ENCODER, Message
 
 MAX_BYTES = 65536
-MAX_FDS = 2
+MAX_FDS = 3
 
 Received = TypeVar("Received")
 

@@ -40,6 +40,7 @@ class Daemon(Protocol):
 
     registry: Registry
     table_fd: int
+    leases_fd: int
 
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
@@ -174,7 +175,7 @@ class Handler:
         self._join = join
         fd = journals.open_fd(registry.places, self._key)
         try:
-            self._connection.send(Granted(self._key), [self._daemon.table_fd, fd])
+            self._connection.send(Granted(self._key), [self._daemon.table_fd, self._daemon.leases_fd, fd])
         finally:
             os.close(fd)
 

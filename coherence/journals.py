@@ -15,11 +15,11 @@ import posix_ipc  # type: ignore[import-not-found]
 from coherence import holder
 from coherence.errors import UserError
 from coherence.places import Places
-from coherence.table import JOURNAL_BYTES, journal_header, journal_slots
+from coherence.table import JOURNAL_BYTES, JournalContent, journal_content, parse_journal
 
 
-def create(places: Places, domain: bytes, uid: int) -> int:
-    """Make a journal and its semaphore for a process of this user.
+def create(places: Places, domain: bytes, uid: int, holder_id: int) -> int:
+    """Make a journal and its semaphore for a process of this user, a backend with this number.
 
     Returns:
         The key of both. UserError when there is no memory or no semaphore left.
@@ -35,7 +35,7 @@ def create(places: Places, domain: bytes, uid: int) -> int:
             raise UserError(f"no journal can be made: {error}: free shared memory") from None
         try:
             os.posix_fallocate(memory.fd, 0, JOURNAL_BYTES)
-            os.pwrite(memory.fd, journal_header(domain), 0)
+            os.pwrite(memory.fd, journal_content(domain, holder_id), 0)
             if holder.create(key, uid):
                 return key
             places.journal(key).unlink()
@@ -57,18 +57,13 @@ def open_fd(places: Places, key: int) -> int:
         raise UserError(f"{places.journal(key)}: {error.strerror}: restart the backend") from None
 
 
-def read(path: Path) -> tuple[bytes | None, tuple[int, ...] | None]:
-    """What a journal says.
-
-    Returns:
-        The domain of its table, None when that cannot be told. The slots that its backend announced, None
-        when it may have been about to change anything: more slots than fit, or no journal any more.
-    """
+def read(path: Path) -> JournalContent | None:
+    """What a journal says; None when that cannot be told: its backend may have been about to change anything."""
     try:
         with path.open("rb", buffering=0) as file:
-            return journal_slots(file.read(JOURNAL_BYTES))
+            return parse_journal(file.read(JOURNAL_BYTES))
     except (OSError, UserError):
-        return None, None
+        return None
 
 
 def remove(places: Places, key: int) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from coherence import holder
 from coherence.connection import Connection, Dropped
 from coherence.errors import UserError
+from coherence.leases import Leases
 from coherence.log import get_logger
 from coherence.messages import (
     DAEMON_DECODER,
@@ -60,10 +61,12 @@ class Membership:
 
     Attributes:
         table: the domain's table, writable. The same object over every restart of coherenced.
+        leases: its lease table; likewise.
         journal: this backend's journal; likewise.
     """
 
     table: Table
+    leases: Leases
     journal: Journal
 
     def __init__(self, table_path: str, socket_path: Path, request: Join) -> None:
@@ -176,14 +179,14 @@ class Membership:
         finally:
             os.fchdir(before)
             os.close(before)
-        return Connection(sock, DAEMON_DECODER, fds=2)
+        return Connection(sock, DAEMON_DECODER, fds=3)
 
     def _handle(self, connection: Connection[FromDaemon], message: FromDaemon, fds: list[int]) -> None:
         try:
             match message:
                 case Welcome():
                     self._welcome(connection, message)
-                case Granted() if len(fds) == 2:
+                case Granted() if len(fds) == 3:
                     self._take(message.key, *fds)
                     connection.send(Ready())
                 case Registered() if self._key is not None:
@@ -209,11 +212,14 @@ class Membership:
             raise UserError(f"coherenced has a new table for {self._table_path}: restart this backend")
         connection.send(msgspec.structs.replace(self._request, key=self._key))
 
-    def _take(self, key: int, table_fd: int, journal_fd: int) -> None:
+    def _take(self, key: int, table_fd: int, leases_fd: int, journal_fd: int) -> None:
         if self._domain is None:
             self._check_same_file(table_fd)
             self.table = Table.from_fd(table_fd, True, self._table_path)
+            self.leases = Leases.from_fd(leases_fd, self.table)
             self._domain = self.table.domain
+        else:
+            self.leases.move(leases_fd)
         if key == self._key:
             return
         holder.take(key)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 UInt = Annotated[int, Meta(ge=0)]
 # Labels are shown on terminals: no control characters.
@@ -74,7 +74,7 @@ class Refused(Struct, tag="refused", frozen=True):
 
 
 class Granted(Struct, tag="granted", frozen=True):
-    """With two descriptors: the table and the journal with this key, both writable."""
+    """With three descriptors: the table, its leases, and the journal with this key, all writable."""
 
     key: int
 

@@ -33,13 +33,18 @@ class Places:
         if not re.fullmatch(r"/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", self.name):
             raise UserError(f"table name {self.name!r}: use one such as /vt, with no further slash")
         # What belongs to another table must not be taken for a table that was never finished, and be replaced.
-        if re.search(r"\.lock$|\.journal\.", self.name):
-            raise UserError(f"table name {self.name!r}: use one without .lock at its end and .journal. in it")
+        if re.search(r"\.lock$|\.leases$|\.journal\.", self.name):
+            raise UserError(f"table name {self.name!r}: use one without .lock, .leases or .journal. in it")
 
     @property
     def table(self) -> Path:
         """The table's file."""
         return SHARED_MEMORY / self.name[1:]
+
+    @property
+    def leases(self) -> Path:
+        """The lease table's file."""
+        return SHARED_MEMORY / f"{self.name[1:]}.leases"
 
     @property
     def lock(self) -> Path:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from coherence import holder, journals
 from coherence.errors import UserError
+from coherence.leases import Leases
 from coherence.log import get_logger
 from coherence.places import Places
 from coherence.table import TRUST_NOTHING, Table
 
 log = get_logger(__name__)
 
-MAX_BACKENDS = 1024
+# Below HOLDER_MAX, so that the number of a dead one, whose leases may run on, is not given out again at once.
+MAX_BACKENDS = 1000
 
 
 class Registry:
@@ -23,12 +25,16 @@ class Registry:
 
     Args:
         table: mapped writable.
+        leases: of the same table.
         places: of the same table.
     """
 
-    def __init__(self, table: Table, places: Places) -> None:
+    def __init__(self, table: Table, leases: Leases, places: Places) -> None:
         self.table = table
+        self.leases = leases
         self.places = places
+        # By key: the backend's number in the lease table.
+        self.holders: dict[int, int] = {}
         # By key: how many roots the table had when the backend became a member.
         self.members: dict[int, int] = {}
         self.missing: set[int] = set()
@@ -40,11 +46,14 @@ class Registry:
         """Start over with what an earlier daemon left, or with nothing: bury the dead, await the living."""
         self._distrust()
         for key in self.places.journal_keys():
-            domain, _ = journals.read(self.places.journal(key))
-            if domain not in (None, self.table.domain):
+            journal = journals.read(self.places.journal(key))
+            if journal is not None and journal.domain != self.table.domain:
                 # Of a table that is gone: its backend, if it lives, will be told so when it comes.
                 journals.remove(self.places, key)
-            elif holder.holder(key) is None:
+                continue
+            if journal is not None:
+                self.holders[key] = journal.holder
+            if holder.holder(key) is None:
                 self._bury(key, 0)
             else:
                 self.missing.add(key)
@@ -70,7 +79,10 @@ class Registry:
         # Clients are bounded, but one that takes a semaphore and goes, again and again, leaves a journal each time.
         if len(self.members) + len(self.missing) >= MAX_BACKENDS:
             raise UserError(f"there are {MAX_BACKENDS} backends already: end one, or use another table")
-        return journals.create(self.places, self.table.domain, uid)
+        number = self.leases.next_holder(self.holders.values())
+        key = journals.create(self.places, self.table.domain, uid, number)
+        self.holders[key] = number
+        return key
 
     def register(self, key: int, pid: int) -> None:
         """Make the backend a member. UserError when it does not hold the journal's semaphore."""
@@ -108,7 +120,9 @@ class Registry:
         self._distrust()
 
     def _bury(self, key: int, roots: int) -> None:
-        _, announced = journals.read(self.places.journal(key))
+        journal = journals.read(self.places.journal(key))
+        announced = None if journal is None else journal.announced
+        number = self.holders.pop(key, 0)
         if announced and len(self.table.roots) > roots:
             # A directory that has become a root meanwhile has its names under slot 1 as well; it did not know.
             self._raise_floor()
@@ -121,6 +135,7 @@ class Registry:
             self.table.bump(inside)
             if self.table.is_root(inside):
                 self.table.bump(1)
+            self.leases.release(inside, number)
         journals.remove(self.places, key)
         log.info("backend buried", journal=f"{key:08x}", announced=len(announced or ()))
 

@@ -15,6 +15,7 @@ from typing import Any
 from coherence.connection import Connection
 from coherence.errors import UserError
 from coherence.handler import Handler
+from coherence.leases import Leases
 from coherence.listener import open_listener, permit
 from coherence.log import get_logger
 from coherence.messages import CLIENT_DECODER, Status, StatusPage
@@ -62,9 +63,13 @@ class Service:
             self.table_fd = os.open(places.table, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, self.table_fd)
             self.permit_table(socket_group)
+            leases = _open_leases(places, table)
+            stack.callback(leases.close)
+            self.leases_fd = os.open(places.leases, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            stack.callback(os.close, self.leases_fd)
             self._listener = open_listener(socket_path, socket_bits, socket_group)
             stack.callback(self._listener.close)
-            self.registry = Registry(table, places)
+            self.registry = Registry(table, leases, places)
             self.registry.recover()
             self._sampled = table.sequence, self._started
             self._stack = stack.pop_all()
@@ -215,3 +220,20 @@ def _open_table(places: Places, slots: int) -> Table:
     if table.slot_count != slots:
         log.warning("the table keeps its slot count until its file is removed", slots=table.slot_count)
     return table
+
+
+def _open_leases(places: Places, table: Table) -> Leases:
+    """The lease table that an earlier daemon left for this version table, or a new one."""
+    try:
+        with places.leases.open("r+b", buffering=0) as file:
+            if os.fstat(file.fileno()).st_uid == os.geteuid():
+                return Leases.from_fd(file.fileno(), table)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{places.leases}: {error.strerror}: remove it") from None
+    except UserError:
+        # Of a table that is gone, or never finished.
+        pass
+    places.leases.unlink(missing_ok=True)
+    return Leases.create(f"/{places.leases.name}", table)

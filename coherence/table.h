@@ -114,14 +114,25 @@ static inline uint64_t vt_siphash(const vt_t *vt, uint64_t first, const void *da
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
+/* The low bits of a hash are the slot; leases tell things of one slot apart by the others. */
+static inline uint64_t vt_inode_hash(const vt_t *vt, uint64_t dev, uint64_t ino)
+{
+    return vt_siphash(vt, dev, &ino, sizeof ino);
+}
+
 static inline uint64_t vt_inode_slot(const vt_t *vt, uint64_t dev, uint64_t ino)
 {
-    return vt_siphash(vt, dev, &ino, sizeof ino) & vt->mask;
+    return vt_inode_hash(vt, dev, ino) & vt->mask;
+}
+
+static inline uint64_t vt_name_hash(const vt_t *vt, uint64_t dir_slot, const char *name, size_t len)
+{
+    return vt_siphash(vt, dir_slot, name, len);
 }
 
 static inline uint64_t vt_name_slot(const vt_t *vt, uint64_t dir_slot, const char *name, size_t len)
 {
-    return vt_siphash(vt, dir_slot, name, len) & vt->mask;
+    return vt_name_hash(vt, dir_slot, name, len) & vt->mask;
 }
 
 /* After the change took effect and before it is acknowledged. Returns the new sequence. */
@@ -203,15 +214,19 @@ static inline void vt_distrust(vt_t *vt)
 
 /*
  * A backend's journal: a page of shared memory of its own, so that no backend can spoil another's. A header
- * that coherenced writes, then the lane: word 0 the count, words 1 to VJ_MAX the slots about to be changed.
+ * that coherenced writes, but for the count of changes; then the lane: word 0 how many slots are about to be
+ * changed, words 1 to VJ_MAX which.
  */
 enum {
     VJ_WORD_MAGIC = 0,
     VJ_WORD_ABI = 1,
-    VJ_WORD_DOMAIN = 6, /* 2 words, those of the table */
-    VJ_WORD_LANE = 16,  /* byte 128: two cache lines */
+    VJ_WORD_DOMAIN = 6,  /* 2 words, those of the table */
+    VJ_WORD_HOLDER = 8,  /* the backend's number in the lease table */
+    VJ_WORD_CHANGES = 9, /* how many changes it has made; written with pwrite(2), which the host watch sees */
+    VJ_WORD_LANE = 16,   /* byte 128: two cache lines */
     VJ_BYTES = 4096,
     VJ_MAX = 15,
+    VJ_ABI = 2,
 };
 #define VJ_MAGIC UINT64_C(0x004c4e524a534656) /* the bytes "VFSJRNL\0" */
 

@@ -24,9 +24,12 @@ cdef extern from "table.h" nogil:
         VJ_WORD_MAGIC
         VJ_WORD_ABI
         VJ_WORD_DOMAIN
+        VJ_WORD_HOLDER
+        VJ_WORD_CHANGES
         VJ_WORD_LANE
         VJ_BYTES
         VJ_MAX
+        VJ_ABI
     const uint64_t VT_MAGIC
     const uint64_t VJ_MAGIC
     const uint64_t VT_DISTRUST
@@ -43,6 +46,8 @@ cdef extern from "table.h" nogil:
     void vt_store(vt_t *vt, unsigned word, uint64_t value)
     uint64_t vt_siphash(const vt_t *vt, uint64_t first, const void *data, size_t len)
 
+    uint64_t vt_inode_hash(const vt_t *vt, uint64_t dev, uint64_t ino)
+    uint64_t vt_name_hash(const vt_t *vt, uint64_t dir_slot, const char *name, size_t len)
     uint64_t vt_inode_slot(const vt_t *vt, uint64_t dev, uint64_t ino)
     uint64_t vt_name_slot(const vt_t *vt, uint64_t dir_slot, const char *name, size_t len)
     uint64_t vt_bump(vt_t *vt, uint64_t slot)
@@ -74,5 +79,6 @@ cdef class Table:
 cdef class Journal:
     cdef vj_t vj
     cdef void *mapping
+    cdef int fd
 
     cdef int check_open(self) except -1

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 SLOTS_OFFSET: int
 DEFAULT_SLOT_COUNT: int
@@ -29,14 +30,26 @@ def check_header(header: bytes, size: int, what: str) -> None:
         UserError: not a table, another ABI version, a bad slot count, or a file too short for it.
     """
 
-def journal_header(domain: bytes) -> bytes:
-    """The content of a new journal of the table with this domain."""
+class JournalContent(NamedTuple):
+    """What a journal says.
 
-def journal_slots(content: bytes) -> tuple[bytes, tuple[int, ...] | None]:
-    """What a journal's content says: its table's domain, and the slots it announces, not to be trusted.
-
-    None for the slots means that more were announced than fit. UserError for anything but a journal.
+    Attributes:
+        domain: of its table.
+        holder: its backend's number in the lease table.
+        changes: how many changes its backend has made.
+        announced: the slots that its backend may be changing; None: more than fit, so any.
     """
+
+    domain: bytes
+    holder: int
+    changes: int
+    announced: tuple[int, ...] | None
+
+def journal_content(domain: bytes, holder: int) -> bytes:
+    """The content of a new journal, for the table with this domain and the backend with this number."""
+
+def parse_journal(content: bytes) -> JournalContent:
+    """What a journal's content says. UserError when it is not a journal of this version."""
 
 class Table:
     """A mapped version table. Slots are integers from 0 to slot_count - 1, stamps are values of sequence."""
@@ -92,6 +105,9 @@ class Table:
     def add_root(self, slot: int) -> None:
         """Add a share's root slot; only coherenced does. UserError when the list is full."""
 
+    def inode_hash(self, dev: int, ino: int) -> int:
+        """The hash of an inode, of whose low bits its slot is made: 64 bits."""
+
     def inode_slot(self, dev: int, ino: int) -> int:
         """The slot of an inode: st_dev and st_ino."""
 
@@ -135,7 +151,7 @@ class Journal:
 
     @staticmethod
     def from_fd(fd: int) -> Journal:
-        """Map the journal that coherenced handed out; the caller goes on owning fd."""
+        """Map the journal that coherenced handed out; fd is duplicated."""
 
     def move(self, fd: int) -> None:
         """Go on in another journal, taking along what is announced."""
@@ -148,6 +164,10 @@ class Journal:
 
     def clear(self) -> None:
         """After the bumps."""
+
+    @property
+    def holder(self) -> int:
+        """The backend's number in the lease table."""
 
     @property
     def entries(self) -> tuple[int, ...]:

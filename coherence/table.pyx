@@ -6,9 +6,11 @@ The operations themselves are in table.h, for compiled code of any package; the 
 shared memory, check it once, and give Python the same operations with bounds checked.
 """
 
+import fcntl
 import os
 import secrets
 import struct
+from collections import namedtuple
 from pathlib import Path
 
 import posix_ipc
@@ -17,6 +19,7 @@ from coherence.errors import UserError
 
 from libc.stdint cimport uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close as posix_close
 
 SLOTS_OFFSET = VT_WORD_SLOTS * 8
 DEFAULT_SLOT_COUNT = 1 << 20
@@ -27,6 +30,8 @@ ABI_VERSION = VT_ABI
 TRUST_NOTHING = VT_DISTRUST
 JOURNAL_MAX = VJ_MAX
 JOURNAL_BYTES = VJ_BYTES
+
+JournalContent = namedtuple("JournalContent", "domain holder changes announced")
 
 
 def shared_memory_path(path_or_name):
@@ -55,21 +60,23 @@ def check_header(header, size, what):
         )
 
 
-def journal_header(domain):
-    """The content of a new journal of the table with this domain."""
+def journal_content(domain, holder):
+    """The content of a new journal; see table.pyi."""
     content = bytearray(VJ_BYTES)
-    struct.pack_into("<2Q", content, 0, VJ_MAGIC, VT_ABI)
+    struct.pack_into("<2Q", content, 0, VJ_MAGIC, VJ_ABI)
     content[8 * VJ_WORD_DOMAIN : 8 * VJ_WORD_DOMAIN + 16] = domain
+    struct.pack_into("<Q", content, 8 * VJ_WORD_HOLDER, holder)
     return bytes(content)
 
 
-def journal_slots(content):
-    """The domain of a journal and the slots it announces, None for "more than fit"; from a file's content."""
-    if len(content) != VJ_BYTES or struct.unpack_from("<2Q", content) != (VJ_MAGIC, VT_ABI):
+def parse_journal(content):
+    """What a journal's content says; see table.pyi."""
+    if len(content) != VJ_BYTES or struct.unpack_from("<2Q", content) != (VJ_MAGIC, VJ_ABI):
         raise UserError("the journal is not one of this version: restart coherenced")
     domain = content[8 * VJ_WORD_DOMAIN : 8 * VJ_WORD_DOMAIN + 16]
+    holder, changes = struct.unpack_from("<2Q", content, 8 * VJ_WORD_HOLDER)
     count, *slots = struct.unpack_from(f"<{1 + VJ_MAX}Q", content, 8 * VJ_WORD_LANE)
-    return domain, tuple(slots[:count]) if count <= VJ_MAX else None
+    return JournalContent(domain, holder, changes, tuple(slots[:count]) if count <= VJ_MAX else None)
 
 
 cdef void *map_shared(int fd, size_t size, bint writable) except NULL:
@@ -221,6 +228,9 @@ cdef class Table:
         vt_store(&self.vt, <unsigned>(VT_WORD_ROOTS + count), root)
         vt_store(&self.vt, VT_WORD_ROOT_COUNT, count + 1)
 
+    def inode_hash(self, uint64_t dev, uint64_t ino):
+        return vt_inode_hash(&self.vt, dev, ino)
+
     def inode_slot(self, uint64_t dev, uint64_t ino):
         return vt_inode_slot(&self.vt, dev, ino)
 
@@ -274,6 +284,7 @@ cdef class Journal:
     def __dealloc__(self):
         if self.mapping != NULL:
             munmap(self.mapping, VJ_BYTES)
+            posix_close(self.fd)
 
     cdef int check_open(self) except -1:
         if self.mapping == NULL:
@@ -283,13 +294,15 @@ cdef class Journal:
     @staticmethod
     def from_fd(fd):
         cdef Journal journal = Journal.__new__(Journal)
+        journal.fd = -1
         journal.move(fd)
         return journal
 
     def move(self, fd):
-        journal_slots(os.pread(fd, JOURNAL_BYTES, 0))
+        parse_journal(os.pread(fd, JOURNAL_BYTES, 0))
         cdef void *mapping = map_shared(fd, VJ_BYTES, True)
         cdef void *old = self.mapping
+        cdef int old_fd = self.fd
         cdef uint64_t entries[VJ_MAX]
         cdef unsigned i
         cdef uint64_t count = vj_load(&self.vj, 0) if old != NULL else 0
@@ -297,14 +310,23 @@ cdef class Journal:
             entries[i] = vj_load(&self.vj, 1 + i)
         vj_attach(&self.vj, <uint64_t *>mapping + VJ_WORD_LANE)
         self.mapping = mapping
+        self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         if old != NULL:
             vj_announce(&self.vj, entries, <unsigned>count)
             munmap(old, VJ_BYTES)
+            os.close(old_fd)
 
     def close(self):
         if self.mapping != NULL:
             munmap(self.mapping, VJ_BYTES)
             self.mapping = NULL
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def holder(self):
+        self.check_open()
+        return parse_journal(os.pread(self.fd, JOURNAL_BYTES, 0)).holder
 
     def announce(self, slots):
         cdef uint64_t entries[VJ_MAX]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from coherence import holder
+from coherence.leases import Leases
 from coherence.places import Places
 from coherence.table import Table
 
@@ -21,6 +22,7 @@ def places() -> Iterator[Places]:
         holder.remove(key)
         places.journal(key).unlink()
     places.table.unlink(missing_ok=True)
+    places.leases.unlink(missing_ok=True)
     places.lock.unlink(missing_ok=True)
 
 
@@ -29,3 +31,10 @@ def table(places: Places) -> Iterator[Table]:
     table = Table.create(places.name, 1024)
     yield table
     table.close()
+
+
+@pytest.fixture
+def leases(places: Places, table: Table) -> Iterator[Leases]:
+    leases = Leases.create(f"/{places.leases.name}", table)
+    yield leases
+    leases.close()

@@ -11,6 +11,7 @@ import pytest
 
 from coherence import handler, holder
 from coherence.connection import Connection
+from coherence.leases import Leases
 from coherence.messages import (
     CLIENT_DECODER,
     ENCODER,
@@ -35,7 +36,7 @@ class Daemon:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.table_fd = 0
+        self.table_fd = self.leases_fd = 0
 
     async def status_page(self, first: int) -> StatusPage:
         await asyncio.Event().wait()
@@ -54,6 +55,7 @@ class Daemon:
 )
 def test_a_client_that_does_not_go_on_is_dropped(
     table: Table,
+    leases: Leases,
     places: Places,
     expect_log: ExpectLog,
     monkeypatch: pytest.MonkeyPatch,
@@ -61,7 +63,7 @@ def test_a_client_that_does_not_go_on_is_dropped(
 ) -> None:
     expect_log("too slow")
     monkeypatch.setattr(handler, "DEADLINE_SECONDS", 0.05)
-    registry = Registry(table, places)
+    registry = Registry(table, leases, places)
 
     async def serve() -> None:
         client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

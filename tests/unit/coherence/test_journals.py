@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sysv_ipc  # type: ignore[import-not-found]
@@ -17,7 +18,13 @@ from coherence.table import JOURNAL_BYTES, Journal, Table
 
 @pytest.fixture
 def key(places: Places, table: Table) -> int:
-    return journals.create(places, table.domain, os.getuid())
+    return journals.create(places, table.domain, os.getuid(), 3)
+
+
+def announced(path: Path) -> tuple[int, ...] | None:
+    journal = journals.read(path)
+    assert journal is not None
+    return journal.announced
 
 
 @pytest.fixture
@@ -33,30 +40,30 @@ def test_what_is_announced_is_read_until_it_is_cleared(
     places: Places, table: Table, key: int, journal: Journal
 ) -> None:
     path = places.journal(key)
-    assert journals.read(path) == (table.domain, ())
+    assert journals.read(path) == (table.domain, 3, 0, ())
     journal.announce([5, 1 << 63, 7])
-    assert journals.read(path)[1] == journal.entries == (5, 1 << 63, 7)
+    assert announced(path) == journal.entries == (5, 1 << 63, 7)
     journal.announce(range(15))
-    assert journals.read(path)[1] == tuple(range(15))
+    assert announced(path) == tuple(range(15))
     journal.clear()
     assert not journal.entries
-    assert journals.read(path) == (table.domain, ())
+    assert journals.read(path) == (table.domain, 3, 0, ())
 
 
 def test_more_than_fits_is_read_as_anything(places: Places, table: Table, key: int, journal: Journal) -> None:
     journal.announce(range(16))
-    assert journals.read(places.journal(key)) == (table.domain, None)
+    assert journals.read(places.journal(key)) == (table.domain, 3, 0, None)
 
 
 @pytest.mark.parametrize("size", [0, 127, 136, JOURNAL_BYTES - 1])
 def test_a_journal_that_was_cut_off_is_read_as_anything(places: Places, table: Table, key: int, size: int) -> None:
     os.truncate(places.journal(key), size)
-    assert journals.read(places.journal(key)) == (None, None)
+    assert journals.read(places.journal(key)) is None
 
 
 def test_a_journal_that_was_removed_is_read_as_anything(places: Places, table: Table, key: int) -> None:
     journals.remove(places, key)
-    assert journals.read(places.journal(key)) == (None, None)
+    assert journals.read(places.journal(key)) is None
     assert holder.holder(key) is None
     with pytest.raises(UserError, match="restart the backend"):
         journals.open_fd(places, key)
@@ -72,14 +79,14 @@ def test_another_file_is_not_mapped_as_a_journal(places: Places, table: Table) -
 
 
 def test_a_move_takes_along_what_is_announced(places: Places, table: Table, journal: Journal) -> None:
-    other = journals.create(places, table.domain, os.getuid())
+    other = journals.create(places, table.domain, os.getuid(), 3)
     journal.announce([5, 6])
     fd = journals.open_fd(places, other)
     journal.move(fd)
     os.close(fd)
-    assert journals.read(places.journal(other)) == (table.domain, (5, 6))
+    assert announced(places.journal(other)) == (5, 6)
     journal.announce([8])
-    assert journals.read(places.journal(other)) == (table.domain, (8,))
+    assert announced(places.journal(other)) == (8,)
 
 
 def test_a_closed_journal_says_so(journal: Journal) -> None:
@@ -97,7 +104,7 @@ def test_no_shared_memory_is_told_and_leaves_nothing(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left"):
-        journals.create(places, table.domain, 0)
+        journals.create(places, table.domain, 0, 3)
     assert places.journal_keys() == []
 
 
@@ -109,7 +116,7 @@ def test_no_semaphore_left_is_told_and_leaves_nothing(
 
     monkeypatch.setattr(sysv_ipc, "Semaphore", none_left)
     with pytest.raises(UserError, match=r"no SysV semaphore.*kernel\.sem"):
-        journals.create(places, table.domain, 0)
+        journals.create(places, table.domain, 0, 3)
     assert places.journal_keys() == []
 
 

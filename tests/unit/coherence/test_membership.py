@@ -12,6 +12,7 @@ import pytest
 from coherence import membership
 from coherence.connection import Connection
 from coherence.errors import UserError
+from coherence.leases import Leases
 from coherence.membership import Membership
 from coherence.messages import (
     CLIENT_DECODER,
@@ -100,13 +101,13 @@ def test_a_table_of_another_version(listener: socket.socket, table: Table, place
         file.seek(8)
         file.write(b"\x07")
         file.flush()
-        says = join(listener, places.table, [WELCOME, Granted(1)], [file.fileno(), file.fileno()])
+        says = join(listener, places.table, [WELCOME, Granted(1)], [file.fileno()] * 3)
     assert "ABI 7" in says
 
 
-def test_a_semaphore_that_is_not_there(listener: socket.socket, table: Table, places: Places) -> None:
-    with places.table.open("r+b") as file:
-        says = join(listener, places.table, [WELCOME, Granted(1)], [file.fileno(), file.fileno()])
+def test_a_semaphore_that_is_not_there(listener: socket.socket, table: Table, leases: Leases, places: Places) -> None:
+    with places.table.open("r+b") as file, places.leases.open("r+b") as lease_file:
+        says = join(listener, places.table, [WELCOME, Granted(1)], [file.fileno(), lease_file.fileno(), file.fileno()])
     assert "IPC namespace" in says
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from coherence import holder, journals
 from coherence.errors import UserError
+from coherence.leases import Leases
 from coherence.places import Places
 from coherence.registry import Registry
 from coherence.table import TRUST_NOTHING, Journal, Table
@@ -17,8 +18,8 @@ ROOT = (1, 2)
 
 
 @pytest.fixture
-def registry(table: Table, places: Places) -> Registry:
-    registry = Registry(table, places)
+def registry(table: Table, leases: Leases, places: Places) -> Registry:
+    registry = Registry(table, leases, places)
     registry.recover()
     return registry
 
@@ -35,9 +36,9 @@ def test_a_table_without_backends_is_trusted_at_once(registry: Registry, table: 
     assert table.floor == table.sequence
 
 
-def test_what_was_cached_before_a_restart_is_not_trusted(table: Table, places: Places) -> None:
+def test_what_was_cached_before_a_restart_is_not_trusted(table: Table, leases: Leases, places: Places) -> None:
     stamp = table.stamp()
-    Registry(table, places).recover()
+    Registry(table, leases, places).recover()
     assert not table.valid(5, stamp)
 
 
@@ -112,10 +113,10 @@ def test_an_overflow_while_distrusted_does_not_end_the_distrust(
     assert table.floor == TRUST_NOTHING
 
 
-def test_a_backend_of_another_table_is_not_waited_for(table: Table, places: Places) -> None:
-    key = journals.create(places, bytes(16), os.getuid())
+def test_a_backend_of_another_table_is_not_waited_for(table: Table, leases: Leases, places: Places) -> None:
+    key = journals.create(places, bytes(16), os.getuid(), 3)
     holder.take(key)
-    registry = Registry(table, places)
+    registry = Registry(table, leases, places)
     registry.recover()
     assert registry.trusted
     assert places.journal_keys() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coherence.table import Journal, Table, journal_header
+from coherence.table import Journal, Table, journal_content
 from server.fuse.protocol import (
     CREATE_IN,
     ENTRY_OUT,
@@ -79,7 +79,7 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
     Path(f"/dev/shm{name}").unlink()
     memory = os.memfd_create("journal")
     os.truncate(memory, 4096)
-    os.pwrite(memory, journal_header(table.domain), 0)
+    os.pwrite(memory, journal_content(table.domain, 1), 0)
     journal = Journal.from_fd(memory)
     os.close(memory)
     root = share.stat()
