@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from coherence import holder
 from coherence.leases import Leases
 from coherence.places import Places
 from coherence.table import Table
+from tests.unit.coherence.watch_world import Backend, World
 
 
 @pytest.fixture
@@ -38,3 +40,21 @@ def leases(places: Places, table: Table) -> Iterator[Leases]:
     leases = Leases.create(f"/{places.leases.name}", table)
     yield leases
     leases.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path, table: Table) -> Iterator[World]:
+    directory = tmp_path / "share"
+    directory.mkdir()
+    world = World(directory, table)
+    yield world
+    world.watch.close()
+
+
+@pytest.fixture
+def backend(world: World) -> Iterator[Backend]:
+    """A backend that has asked for the world's directory."""
+    backend = Backend(world, 1, 5, "red")
+    assert backend.ask(world.directory)
+    yield backend
+    backend.close()

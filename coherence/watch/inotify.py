@@ -1,0 +1,462 @@
+"""The host watch by inotify: directories are watched when a backend asks for it, before it relies on that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import stat
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from inotify_simple import INotify, flags  # type: ignore[import-untyped]
+
+from coherence.errors import UserError
+from coherence.log import get_logger
+from coherence.watch.domain import HOST, Domain, What
+from coherence.watch.own import Member, OwnChanges
+from coherence.watch.tree import Tree, Watched
+
+log = get_logger(__name__)
+
+WHAT: dict[int, What] = {
+    int(flags.CREATE): "create",
+    int(flags.DELETE): "delete",
+    int(flags.MODIFY): "modify",
+    int(flags.ATTRIB): "attrib",
+    int(flags.MOVED_FROM): "move from",
+    int(flags.MOVED_TO): "move to",
+    int(flags.MOVE_SELF): "attrib",
+}
+CHANGES = sum(WHAT)
+MASK = CHANGES | int(flags.EXCL_UNLINK)
+APPEARS = int(flags.CREATE | flags.MOVED_TO)
+RENAMES = int(APPEARS | flags.DELETE | flags.MOVED_FROM)
+MODIFY = int(flags.MODIFY)
+MOVED_FROM, MOVED_TO = int(flags.MOVED_FROM), int(flags.MOVED_TO)
+ISDIR = int(flags.ISDIR)
+Q_OVERFLOW, IGNORED, UNMOUNT = int(flags.Q_OVERFLOW), int(flags.IGNORED), int(flags.UNMOUNT)
+
+# How long a change waits for a lock on its slots to end, to be seen as that backend's; then it is bumped.
+LOCK_SECONDS = 0.01
+# How long a name that was moved away may take to turn up in another watched directory.
+MOVE_SECONDS = 0.002
+AGAIN_SECONDS = 0.0005
+# Removing the watches of a backend that has gone takes time: so many between two turns of the loop.
+REMOVED_AT_ONCE = 256
+# Descriptors that are left for everything but watches.
+OTHER_DESCRIPTORS = 4096
+MAX_USER_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """What an event, or several equal ones, told.
+
+    Args:
+        watched: where.
+        name: in that directory; empty for the watched inode itself.
+        mask: of the event.
+        position: of the last of the events in the queue.
+        since: when the first was read, monotonic.
+        child: the slot of the inode that has the name; None where there is none, or it was not looked up yet.
+        looked_up: whether it was.
+    """
+
+    watched: Watched
+    name: bytes
+    mask: int
+    position: int
+    since: float
+    child: int | None = None
+    looked_up: bool = False
+
+    def inodes(self) -> dict[int, bool]:
+        """The inode slots to bump, with whether data or a directory's list has changed."""
+        if not self.name:
+            return {self.watched.slot: bool(self.mask & MODIFY)}
+        slots = {self.watched.slot: True} if self.mask & RENAMES else {}
+        if self.child is not None:
+            # A write to the file under the name that it had before may not have been told apart: so data, too.
+            slots[self.child] = bool(self.mask & (MODIFY | APPEARS))
+        return slots
+
+
+class InotifyWatch:
+    """Watches, and bumps what changes on the host.
+
+    Args:
+        domain: to tell.
+        limit: how many watches at most, None for as many as the system allows.
+
+    Raises:
+        UserError: the system gives no inotify instance.
+    """
+
+    kind = "inotify"
+
+    def __init__(self, domain: Domain, limit: int | None = None) -> None:
+        self._domain = domain
+        self.limit = min(limit or _system_limit(), _descriptor_limit())
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as error:
+            raise UserError(
+                f"inotify: {error.strerror}: raise fs.inotify.max_user_instances, or use --watch none"
+            ) from None
+        self._tree = Tree()
+        self._own = OwnChanges(domain.leases)
+        self._members: dict[int, Member] = {}
+        self._journals: dict[int, Member] = {}
+        self._asked: defaultdict[int, set[Watched]] = defaultdict(set)
+        self._unused: deque[Watched] = deque()
+        # Watch descriptors that were removed here, until the kernel's last event of them has been read.
+        self._ended: set[int] = set()
+        self._position = 0
+        self._changes: dict[tuple[int, int, int, str], Change] = {}
+        # By cookie: what was moved away, until when it may turn up; the directory it was in; itself, if it is watched.
+        self._moving: dict[int, tuple[float, Watched, Watched | None]] = {}
+        self._told: set[str] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._again: asyncio.Handle | None = None
+
+    @property
+    def watches(self) -> int:
+        """How many directories and files are watched."""
+        return len(self._tree)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was read is not told yet."""
+        return bool(self._changes or self._moving)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read events in this loop from now on."""
+        self._loop = loop
+        loop.add_reader(self._inotify.fileno(), self.process)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._inotify.fileno())
+        if self._again is not None:
+            self._again.cancel()
+        for key in list(self._members):
+            os.close(self._members.pop(key).journal)
+        self._tree.close()
+        self._inotify.close()
+
+    # --- backends -------------------------------------------------------------------------------------------
+
+    def join(self, key: int, holder: int, guest: str, journal: Path) -> None:
+        """Tell apart the changes of a backend that has become a member.
+
+        Args:
+            key: by which the caller knows it.
+            holder: its number in the lease table.
+            guest: what people call its guest.
+            journal: the file of its journal.
+        """
+        try:
+            fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            member = self._members[key] = Member(holder, guest, fd)
+            wd = self._inotify.add_watch(f"/proc/self/fd/{fd}", flags.MODIFY)
+        except OSError as error:
+            self._warn("changes of a backend cannot be told from those of the host", error)
+            return
+        self._journals[wd] = member
+        self._own.add(member)
+
+    def leave(self, key: int) -> None:
+        """The backend's connection is over: nobody watches for it any more."""
+        member = self._members.pop(key, None)
+        if member is not None:
+            for wd in [wd for wd, one in self._journals.items() if one is member]:
+                del self._journals[wd]
+                self._remove_watch(wd)
+            self._own.remove(member)
+            os.close(member.journal)
+        for watched in self._asked.pop(key, ()):
+            watched.asked_by.discard(key)
+            if not watched.asked_by:
+                self._unused.append(watched)
+        self._remove_unused()
+
+    def watch(self, key: int, fd: int) -> bool:
+        """Watch a directory, or a file with several links, for a backend.
+
+        Args:
+            key: of the backend.
+            fd: an O_PATH descriptor of it, which is this object's from now on.
+
+        Returns:
+            Whether it is watched from now on.
+        """
+        kept = False
+        try:
+            status = os.fstat(fd)
+            watched = self._tree.by_identity.get((status.st_dev, status.st_ino))
+            if watched is None and self._may_watch(key, status):
+                watched = self._add(fd, status)
+                kept = True
+        except OSError as error:
+            self._warn("a directory cannot be watched", error)
+            watched = None
+        finally:
+            if not kept:
+                os.close(fd)
+        if watched is None:
+            self._domain.counts.refused += 1
+            return False
+        self._rely(key, watched)
+        return True
+
+    def _rely(self, key: int, watched: Watched) -> None:
+        watched.asked_by.add(key)
+        self._asked[key].add(watched)
+
+    def _may_watch(self, key: int, status: os.stat_result) -> bool:
+        if status.st_nlink < (1 if stat.S_ISDIR(status.st_mode) else 2):
+            return False
+        # The second half of the watches is for backends that have less than their share: none can take them all.
+        share = self.limit // max(len(self._members), 1)
+        if len(self._tree) >= self.limit or (
+            2 * len(self._tree) >= self.limit and len(self._asked.get(key, ())) >= share
+        ):
+            self._warn_of_limit(f"there are {len(self._tree)} of {self.limit} watches")
+            return False
+        return True
+
+    def _add(self, fd: int, status: os.stat_result) -> Watched:
+        wd = self._inotify.add_watch(f"/proc/self/fd/{fd}", MASK)
+        return self._tree.add(wd, fd, status, self._domain.table.inode_slot(status.st_dev, status.st_ino))
+
+    def _warn(self, what: str, error: OSError) -> None:
+        if error.errno == errno.ENOSPC:
+            self._warn_of_limit("the kernel gives no more watches")
+        elif what not in self._told:
+            self._told.add(what)
+            log.warning(what, reason=error.strerror)
+
+    def _warn_of_limit(self, reason: str) -> None:
+        if "limit" not in self._told:
+            self._told.add("limit")
+            log.warning(
+                "not every directory is watched: guests do not cache the others; raise --max-watches, "
+                "fs.inotify.max_user_watches and the limit of open files",
+                reason=reason,
+            )
+
+    def _remove_unused(self) -> None:
+        for _ in range(min(len(self._unused), REMOVED_AT_ONCE)):
+            watched = self._unused.popleft()
+            if not watched.asked_by and self._is_watched(watched):
+                self._remove(watched)
+        if self._unused and self._loop is not None:
+            self._loop.call_soon(self._remove_unused)
+
+    def _remove(self, watched: Watched) -> None:
+        self._tree.remove(watched)
+        self._remove_watch(watched.wd)
+        for key in watched.asked_by:
+            self._asked[key].discard(watched)
+
+    def _remove_watch(self, wd: int) -> None:
+        # The kernel has removed the watch already when the file system was unmounted.
+        with contextlib.suppress(OSError):
+            self._inotify.rm_watch(wd)
+            self._ended.add(wd)
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def process(self) -> None:
+        """Read what has happened, and bump what no backend bumps."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self._read()
+        self._look_up()
+        # Markers of changes whose slots have been unlocked meanwhile: they must not be missed.
+        self._read()
+        self._judge()
+        self._end_moves()
+        if self._loop is None:
+            return
+        if any(not change.looked_up for change in self._changes.values()):
+            self._again = self._loop.call_soon(self.process)
+        elif self._changes or self._moving:
+            self._again = self._loop.call_later(AGAIN_SECONDS, self.process)
+
+    def _read(self) -> None:
+        now = time.monotonic()
+        for event in self._inotify.read(timeout=0):
+            self._position += 1
+            wd, mask = event.wd, event.mask
+            journal = self._journals.get(wd)
+            if mask & Q_OVERFLOW:
+                self._overflow()
+            elif mask & IGNORED:
+                self._ignored(wd)
+            elif journal is not None:
+                journal.markers.append(self._position)
+            elif (watched := self._tree.by_wd.get(wd)) is not None:
+                if mask & UNMOUNT:
+                    self._domain.uncover()
+                else:
+                    self._note(watched, event.name, mask, event.cookie, now)
+
+    def _note(self, watched: Watched, name: str, mask: int, cookie: int, now: float) -> None:
+        key = (watched.wd, mask, cookie, name)
+        change = self._changes.get(key)
+        if change is not None:
+            change.position = self._position
+            change.looked_up = False
+            return
+        change = self._changes[key] = Change(watched, os.fsencode(name), mask, self._position, now)
+        if mask & MOVED_FROM:
+            self._moving[cookie] = now + MOVE_SECONDS, watched, watched.children.get(change.name)
+        elif mask & MOVED_TO and cookie in self._moving:
+            _, source, _ = self._moving.pop(cookie)
+            # Who relies on the watch where the thing was now relies on this one.
+            for asker in source.asked_by - watched.asked_by:
+                self._rely(asker, watched)
+
+    def _look_up(self) -> None:
+        found: dict[tuple[int, bytes], int | None] = {}
+        for change in self._changes.values():
+            if change.looked_up:
+                continue
+            change.looked_up = True
+            if not change.name:
+                self._look_after(change.watched)
+                continue
+            place = change.watched.wd, change.name
+            if place not in found:
+                found[place] = self._slot_of(change)
+            change.child = found[place]
+
+    def _slot_of(self, change: Change) -> int | None:
+        """The slot of the inode that has the name now; where directories are is kept right on the way."""
+        if not self._is_watched(change.watched):
+            return None
+        known = change.watched.children.get(change.name) if change.mask & ISDIR and change.mask & RENAMES else None
+        if known is not None:
+            self._look_after(known)
+        try:
+            status = os.stat(change.name, dir_fd=change.watched.fd, follow_symlinks=False)
+        except OSError:
+            return None
+        if change.mask & ISDIR and change.mask & APPEARS:
+            moved = self._tree.by_identity.get((status.st_dev, status.st_ino))
+            if moved is not None:
+                self._tree.attach(moved, change.watched, change.name)
+        return self._domain.table.inode_slot(status.st_dev, status.st_ino)
+
+    def _look_after(self, watched: Watched) -> None:
+        """Our descriptor keeps a removed inode alive: let it go."""
+        if self._is_watched(watched) and watched.removed():
+            self._remove(watched)
+
+    def _is_watched(self, watched: Watched) -> bool:
+        return self._tree.by_wd.get(watched.wd) is watched
+
+    def _judge(self) -> None:
+        self._own.read_anew()
+        locked = self._domain.leases.locked
+        now = time.monotonic()
+        names: dict[tuple[int, bytes], None] = {}
+        inodes: dict[int, bool] = {}
+        for key, change in list(self._changes.items()):
+            if not change.looked_up:
+                continue
+            slots = change.inodes()
+            busy = any(map(locked, slots)) or (change.mask & RENAMES != 0 and locked(self._name_slot(change)))
+            if busy and now < change.since + LOCK_SECONDS:
+                continue
+            del self._changes[key]
+            self._settle(change, busy, slots, names, inodes)
+        self._domain.bump(names, inodes)
+        self._own.forget_markers(min((change.position for change in self._changes.values()), default=self._position))
+
+    def _settle(
+        self,
+        change: Change,
+        busy: bool,
+        slots: dict[int, bool],
+        names: dict[tuple[int, bytes], None],
+        inodes: dict[int, bool],
+    ) -> None:
+        """Put what nobody else bumps into names and inodes, and tell who made the change."""
+        changers = [] if not change.mask & RENAMES else [self._changer(change, self._name_slot(change), busy)]
+        if None in changers:
+            names[change.watched.slot, change.name] = None
+        for slot, data in slots.items():
+            changers.append(self._changer(change, slot, busy))
+            if changers[-1] is None:
+                inodes[slot] = inodes.get(slot, False) or data
+        counts = self._domain.counts
+        counts.events += 1
+        counts.bumped += None in changers
+        counts.own += bool(changers) and None not in changers
+        if self._domain.on_change is not None:
+            # A file that was written and is gone: told as the change of whoever changed its name since.
+            who = changers[0] if changers else self._changer(change, self._name_slot(change), busy)
+            path = change.watched.full_path()
+            self._domain.on_change(
+                HOST if who is None else who.guest,
+                WHAT[change.mask & CHANGES],
+                path.rstrip(b"/") + b"/" + change.name if change.name else path,
+            )
+
+    def _changer(self, change: Change, slot: int, busy: bool) -> Member | None:
+        return None if busy else self._own.changer(slot, change.position)
+
+    def _name_slot(self, change: Change) -> int:
+        return self._domain.table.name_slot(change.watched.slot, change.name)
+
+    def _end_moves(self) -> None:
+        now = time.monotonic()
+        gone = [cookie for cookie, (until, _, _) in self._moving.items() if until <= now]
+        for cookie in gone:
+            _, source, moved = self._moving.pop(cookie)
+            if moved is not None and moved.parent is source and self._is_watched(moved):
+                self._tree.detach(moved)
+        if gone:
+            log.debug("something was moved away from what is watched")
+            self._domain.uncover()
+
+    def _overflow(self) -> None:
+        log.info("inotify has lost events: nothing cached counts")
+        self._domain.counts.overflows += 1
+        self._moving.clear()
+        self._domain.uncover()
+        for watched in list(self._tree.by_wd.values()):
+            if watched.removed():
+                self._remove(watched)
+            else:
+                self._tree.place(watched)
+
+    def _ignored(self, wd: int) -> None:
+        if wd in self._ended:
+            self._ended.discard(wd)
+        elif (watched := self._tree.by_wd.get(wd)) is not None:
+            # Its file system was unmounted.
+            self._remove(watched)
+
+
+def _system_limit() -> int:
+    try:
+        return int(MAX_USER_WATCHES.read_text())
+    except OSError:
+        return 8192
+
+
+def _descriptor_limit() -> int:
+    """How many watches there can be, as each keeps a descriptor; asks for as many of those as may be had."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(hard - OTHER_DESCRIPTORS, 16)

@@ -1,0 +1,149 @@
+"""Backends' own changes are not bumped again, and no host change is ever taken for one."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from coherence.watch import inotify
+from tests.unit.coherence.watch_world import Backend, World
+
+
+def test_an_own_change_is_not_bumped_again(world: World, backend: Backend) -> None:
+    path = world.directory / "f"
+    directory = world.inode(world.directory)
+    path.touch()
+    backend.mark(world.name(path), directory, world.inode(path))
+    for _ in range(10):
+        backend.change(lambda: path.write_text("x"), world.inode(path))
+    world.settle()
+    sequence = world.table.sequence
+    backend.change(lambda: path.chmod(0o600), world.inode(path))
+    name = world.name(path)
+    slots = name, directory, world.inode(path)
+    backend.change(path.unlink, *slots)
+    world.settle()
+    assert world.table.sequence == sequence + 4
+    assert world.domain.counts.bumped == 0
+    assert world.domain.counts.own >= 3
+    assert {who for who, _, _ in world.seen} == {"red"}
+
+
+def test_a_host_change_after_the_marker_is_bumped(world: World, backend: Backend) -> None:
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+    backend.change(lambda: path.write_text("guest"), world.inode(path))
+    assert world.bumped(lambda: path.write_text("host")) == {world.inode(path)}
+
+
+def test_a_host_change_between_an_own_one_and_its_bump_needs_none(world: World, backend: Backend) -> None:
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+    before = world.domain.counts.bumped
+    path.write_text("host")
+    path.chmod(0o600)
+    backend.change(lambda: path.write_text("guest"), world.inode(path))
+    world.settle()
+    assert world.domain.counts.bumped == before
+
+
+def test_an_own_change_of_another_file_proves_nothing(world: World, backend: Backend) -> None:
+    path, other = world.directory / "f", world.directory / "g"
+    path.touch()
+    other.touch()
+    world.settle()
+
+    def call() -> None:
+        path.write_text("host")
+        backend.mark(world.inode(other))
+
+    assert world.bumped(call) == {world.inode(path)}
+
+
+def test_markers_of_another_backend_prove_nothing(world: World, backend: Backend) -> None:
+    other = Backend(world, 2, 6, "blue")
+    path = world.directory / "f"
+    path.touch()
+    backend.change(lambda: path.write_text("guest"), world.inode(path))
+    world.settle()
+
+    def call() -> None:
+        path.write_text("host")
+        for _ in range(5):
+            other.mark()
+
+    assert world.bumped(call) == {world.inode(path)}
+    other.close()
+
+
+def test_markers_that_the_kernel_has_merged(world: World, backend: Backend) -> None:
+    """Fewer markers than changes: a needless bump, never a missing one."""
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+    path.write_text("guest")
+    for _ in range(3):
+        backend.mark(world.inode(path))
+    world.settle()
+    backend.change(lambda: path.write_text("again"), world.inode(path))
+    world.settle()
+    assert world.bumped(lambda: path.write_text("host")) == {world.inode(path)}
+
+
+def test_a_spoilt_journal_proves_nothing(world: World, backend: Backend) -> None:
+    path = world.directory / "f"
+    path.touch()
+    os.truncate(backend.journal, 0)
+    world.settle()
+
+    def call() -> None:
+        path.write_text("guest")
+        backend.mark(world.inode(path))
+
+    assert world.inode(path) in world.bumped(call)
+
+
+def test_a_change_waits_for_the_lock_on_its_slot(world: World, backend: Backend) -> None:
+    """Whose it is cannot be told before the origin is written, and that is so once the slot is unlocked."""
+    path = world.directory / "f"
+    path.touch()
+    slot = world.inode(path)
+    world.settle()
+    sequence = world.table.sequence
+    world.leases.locks.add(slot)
+    path.write_text("guest")
+    world.watch.process()
+    assert world.watch.busy
+    backend.mark(slot)
+    world.watch.process()
+    world.leases.locks.clear()
+    world.settle()
+    assert world.table.sequence == sequence
+
+
+def test_a_lock_that_is_held_for_long_keeps_no_bump_back(world: World, backend: Backend) -> None:
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+    world.leases.locks.add(world.inode(path))
+    begun = time.monotonic()
+    assert world.bumped(lambda: path.write_text("host")) == {world.inode(path)}
+    assert time.monotonic() - begun >= inotify.LOCK_SECONDS
+
+
+def test_a_backend_that_has_gone_proves_nothing(world: World, backend: Backend) -> None:
+    other = Backend(world, 2, 6, "blue")
+    assert other.ask(world.directory)
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+
+    def call() -> None:
+        path.write_text("host")
+        backend.mark(world.inode(path))
+        world.watch.leave(1)
+
+    assert world.bumped(call) == {world.inode(path)}
+    other.close()
