@@ -14,6 +14,7 @@ from coherence.errors import UserError
 from coherence.log import Level
 from coherence.places import Places, socket_of
 from coherence.table import DEFAULT_SLOT_COUNT, MAX_SLOT_COUNT, MIN_SLOT_COUNT
+from coherence.watch.host import Kind
 
 
 class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
@@ -25,6 +26,8 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
         socket: path of the control socket, None for the one that belongs to the table.
         socket_mode: its permission bits, octal digits.
         socket_group: group of the socket and, for reading, of the table; None for the daemon's own.
+        watch: how changes on the host are seen.
+        max_watches: how many directories and files are watched at most, None for as many as the system allows.
         log_level: the least severe level to log.
         log_json: whether logs are JSON objects.
     """
@@ -34,6 +37,8 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     socket: str | None = None
     socket_mode: str = "0660"
     socket_group: str | None = None
+    watch: Kind = "inotify"
+    max_watches: Annotated[int, Meta(ge=1)] | None = None
     log_level: Level = "warn"
     log_json: bool = False
 

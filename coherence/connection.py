@@ -34,13 +34,13 @@ class Connection(Generic[Received]):
     Args:
         sock: a connected SOCK_SEQPACKET Unix socket, owned by this from now on.
         decoder: of the messages that the peer may send.
-        fds: how many descriptors the peer may send along; more, or any when 0, never enter this process.
+        fds: how many descriptors the peer may send along with a message. When 0, none enters this process.
     """
 
     def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[Received], fds: int = 0) -> None:
         self._sock = sock
         self._decoder = decoder
-        self._fds = fds
+        self.fds = fds
 
     def fileno(self) -> int:
         """The socket's descriptor, to wait for."""
@@ -77,7 +77,7 @@ class Connection(Generic[Received]):
         try:
             # Not socket.recv_fds: that one loses its flags.
             data, ancillary, flags, _ = self._sock.recvmsg(
-                MAX_BYTES, socket.CMSG_SPACE(4 * self._fds) if self._fds else 0, socket.MSG_CMSG_CLOEXEC
+                MAX_BYTES, socket.CMSG_SPACE(4 * self.fds) if self.fds else 0, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, TimeoutError):
             raise
@@ -87,6 +87,8 @@ class Connection(Generic[Received]):
         try:
             if not data:
                 raise Closed("closed by the peer")
+            if self.fds and len(fds) + bool(flags & socket.MSG_CTRUNC) > self.fds:
+                raise Dropped("too many descriptors")
             if flags & socket.MSG_TRUNC:
                 raise Dropped(f"a message of more than {MAX_BYTES} bytes")
             return self._decoder.decode(data), fds

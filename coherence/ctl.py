@@ -22,6 +22,7 @@ from coherence.messages import (
     Status,
     StatusPage,
     StatusQuestion,
+    Watching,
     Welcome,
 )
 from coherence.parser import Parser
@@ -98,6 +99,7 @@ def render(report: Report) -> str:
         f"floor     {'trust nothing' if status.floor == TRUST_NOTHING else status.floor}, "
         f"raised {status.floor_raises} times, distrusted {status.distrusts} times",
         f"roots     {status.roots}",
+        f"watch     {watching(status.watch)}",
         f"DAX       {', '.join(status.dax) or 'none'}",
         f"backends  {len(report.backends)}",
     ]
@@ -109,6 +111,16 @@ def render(report: Report) -> str:
             f"root {backend.device}:{backend.inode}, up {backend.seconds:.0f} s{', ' if told else ''}{told}"
         )
     return "\n".join(lines)
+
+
+def watching(watch: Watching) -> str:
+    """The host watch for people."""
+    told = f"{watch.kind}, {watch.watches} of {watch.limit} watches"
+    if watch.refused:
+        told += f", {watch.refused} refused"
+    if watch.overflows:
+        told += f", {watch.overflows} overflows"
+    return f"{told}, {watch.events} changes: {watch.bumped} bumped, {watch.own} of backends"
 
 
 def check(path: str) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from coherence import log
 from coherence.config import Config, load
@@ -15,6 +15,7 @@ from coherence.errors import UserError
 from coherence.notify import Notifier
 from coherence.parser import Parser
 from coherence.service import Service
+from coherence.watch.host import Kind
 
 EPILOG = """\
 One coherenced serves one version table, and so one domain: the guests, backends and host watches that must
@@ -47,6 +48,13 @@ def _parser() -> Parser:
         metavar="GROUP",
         help="group that may connect, and read the table (default: its own)",
     )
+    parser.add_argument("--watch", choices=get_args(Kind), help="how to see changes on the host (default inotify)")
+    parser.add_argument(
+        "--max-watches",
+        metavar="N",
+        type=int,
+        help="watch so many directories at most; guests do not cache the others (default: what the system allows)",
+    )
     parser.add_argument("--log-level", choices=list(log.LEVELS), help="least severe level to log (default warn)")
     parser.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
     return parser
@@ -56,7 +64,8 @@ def _reload(path: Path | None, flags: dict[str, Any], old: Config, service: Serv
     notifier.reloading()
     try:
         config = load(path, flags)
-        fixed = [name for name in ("table", "slots", "socket") if getattr(config, name) != getattr(old, name)]
+        names = "table", "slots", "socket", "watch", "max_watches"
+        fixed = [name for name in names if getattr(config, name) != getattr(old, name)]
         log.configure(config.log_level, json=config.log_json)
         service.permit_socket(config.socket_bits, config.socket_group)
         if fixed:
@@ -82,7 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.configure(config.log_level, json=config.log_json)
         notifier = Notifier()
         with Service(
-            config.places, config.slots, config.socket_path, config.socket_bits, config.socket_group
+            config.places,
+            config.slots,
+            config.socket_path,
+            config.socket_bits,
+            config.socket_group,
+            config.watch,
+            config.max_watches,
         ) as service:
             asyncio.run(service.run(notifier, lambda: _reload(path, flags, config, service, notifier)))
     except UserError as error:

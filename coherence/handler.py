@@ -26,9 +26,12 @@ from coherence.messages import (
     Registered,
     StatusPage,
     StatusQuestion,
+    Watch,
+    Watched,
     Welcome,
 )
 from coherence.registry import Registry
+from coherence.watch.host import HostWatch
 
 log = get_logger(__name__)
 
@@ -41,6 +44,7 @@ class Daemon(Protocol):
     registry: Registry
     table_fd: int
     leases_fd: int
+    watch: HostWatch
 
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
@@ -117,6 +121,7 @@ class Handler:
             self._task.cancel()
         self._since = None
         if self._key is not None:
+            self._daemon.watch.leave(self._key)
             self._daemon.registry.leave(self._key)
         self._on_close(self)
 
@@ -126,8 +131,12 @@ class Handler:
 
     def _readable(self) -> None:
         try:
-            message, _ = self._connection.receive()
-            self._handle(message)
+            message, fds = self._connection.receive()
+            try:
+                self._handle(message, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
         except BlockingIOError:
             return
         except Closed:
@@ -145,7 +154,7 @@ class Handler:
             reason = f"{reason} ({error})"
         self._drop(reason)
 
-    def _handle(self, message: FromClient) -> None:
+    def _handle(self, message: FromClient, fds: list[int]) -> None:
         match message, self._role:
             case Hello(), None:
                 self._hello(message)
@@ -153,6 +162,10 @@ class Handler:
                 self._grant(message)
             case Ready(), "backend" if self._key is not None and not self.registered:
                 self._register(self._key)
+            case Watch(), "backend" if self.registered:
+                self._watch(message.token, fds)
+            case _ if fds:
+                raise Dropped("a descriptor that nobody asked for")
             case Answer(), "backend" if self._answer is not None:
                 self._answer.set_result(message.counters)
                 self._answer = None
@@ -181,11 +194,19 @@ class Handler:
 
     def _register(self, key: int) -> None:
         assert self._join is not None
-        self._daemon.registry.register(key, self._pid)
+        registry = self._daemon.registry
+        registry.register(key, self._pid)
+        self._daemon.watch.join(key, registry.holders.get(key, 0), self._join.guest, registry.places.journal(key))
+        self._connection.fds = 1
         self._since = time.monotonic()
         self._deadline.cancel()
         self._connection.send(Registered())
         log.info("backend registered", guest=self._join.guest, cache=self._join.cache, pid=self._pid)
+
+    def _watch(self, token: int, fds: list[int]) -> None:
+        # Without a descriptor where this process has too many of them.
+        ok = bool(fds) and self._daemon.watch.watch(self._key or 0, fds.pop())
+        self._connection.send(Watched(token, ok))
 
     async def _send_status(self, first: int) -> None:
         page = await self._daemon.status_page(first)

@@ -32,6 +32,8 @@ from coherence.messages import (
     Ready,
     Refused,
     Registered,
+    Watch,
+    Watched,
     Welcome,
 )
 from coherence.places import socket_of
@@ -41,6 +43,8 @@ log = get_logger(__name__)
 
 JOIN_SECONDS = 10.0
 RETRY_SECONDS = 0.1
+# Unanswered requests for watches: so few answers always find room in the socket, however late they are read.
+MAX_ASKED = 64
 
 
 class Loop(Protocol):
@@ -75,6 +79,9 @@ class Membership:
         self._request = request
         self._loop: Loop | None = None
         self._counters: Callable[[], Mapping[str, int]] = dict
+        self._watched: Callable[[int, bool], None] = lambda token, ok: None
+        self._forgotten: Callable[[], None] = lambda: None
+        self._asked = 0
         self._connection: Connection[FromDaemon] | None = None
         self._domain: bytes | None = None
         self._key: int | None = None
@@ -123,18 +130,48 @@ class Membership:
             raise
         return membership
 
-    def attach(self, loop: Loop, counters: Callable[[], Mapping[str, int]] = dict) -> None:
+    def attach(
+        self,
+        loop: Loop,
+        counters: Callable[[], Mapping[str, int]] = dict,
+        watched: Callable[[int, bool], None] = lambda token, ok: None,
+        forgotten: Callable[[], None] = lambda: None,
+    ) -> None:
         """From now on notice the end of coherenced, come back to the next one, and answer its questions.
 
         Args:
             loop: calls back in the thread that serves the guest.
             counters: called when somebody asks for the status; at most 32 names of at most 64 characters.
+            watched: called with a token that was given to watch, and whether the thing is watched from now on.
+            forgotten: called when coherenced is gone: nothing is watched any more.
         """
         self._loop = loop
         self._counters = counters
+        self._watched = watched
+        self._forgotten = forgotten
         if self._connection is not None:
             self._connection.settimeout(0)
             loop.add_reader(self._connection.fileno(), self._readable)
+
+    def watch(self, fd: int, token: int) -> bool:
+        """Ask coherenced to watch a directory, or a file with several links. It never waits.
+
+        Args:
+            fd: an O_PATH descriptor of it, which the caller goes on owning.
+            token: given to the callback `watched` with the answer.
+
+        Returns:
+            Whether an answer will come; otherwise ask again at the next occasion.
+        """
+        if self._loop is None or self._connection is None or not self._registered or self._asked >= MAX_ASKED:
+            return False
+        try:
+            self._connection.send(Watch(token), [fd])
+        except Dropped:
+            # Its queue is full; or it is gone, which its socket tells.
+            return False
+        self._asked += 1
+        return True
 
     def close(self) -> None:
         """Leave the domain. Table and journal stay mapped as long as somebody holds them."""
@@ -192,6 +229,9 @@ class Membership:
                 case Registered() if self._key is not None:
                     self._registered = True
                     self._complaint = None
+                case Watched() if self._asked:
+                    self._asked -= 1
+                    self._watched(message.token, message.ok)
                 case Ask():
                     connection.send(Answer(dict(self._counters())))
                 case Refused():
@@ -260,6 +300,8 @@ class Membership:
         self._disconnect()
         if self._registered:
             self._registered = False
+            self._asked = 0
+            self._forgotten()
             log.warning("coherenced is gone: nothing is trusted until it is back", reason=reason)
         self._retry_later()
 

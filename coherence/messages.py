@@ -2,7 +2,8 @@
 
 A client says Hello and is told Welcome or Refused. A backend then asks to Join, is granted a journal, takes
 its semaphore, says Ready, and is a member once it is told Registered; from then on coherenced may Ask for
-its counters. A control client asks for StatusPage after StatusPage.
+its counters, and it may ask coherenced to Watch what its guest is to cache. A control client asks for
+StatusPage after StatusPage.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ class Ready(Struct, tag="ready", frozen=True):
     """The backend has mapped what it was granted and holds the semaphore."""
 
 
+class Watch(Struct, tag="watch", frozen=True):
+    """With one descriptor, O_PATH: the backend asks for a watch on this directory, or file with several links.
+
+    Args:
+        token: comes back with the answer.
+    """
+
+    token: UInt
+
+
 class Answer(Struct, tag="answer", frozen=True):
     """The backend's counters, for Ask."""
 
@@ -83,6 +94,17 @@ class Registered(Struct, tag="registered", frozen=True):
     """The backend is a member: its death is noticed and its share's root is in the table."""
 
 
+class Watched(Struct, tag="watched", frozen=True):
+    """The answer to Watch.
+
+    Args:
+        ok: whether the thing is watched from now on, as long as this connection lasts.
+    """
+
+    token: UInt
+    ok: bool
+
+
 class Ask(Struct, tag="ask", frozen=True):
     """The daemon asks for the backend's counters."""
 
@@ -97,6 +119,29 @@ class Backend(Struct, frozen=True):
     inode: int
     seconds: float
     counters: dict[str, int] | None
+
+
+class Watching(Struct, frozen=True):
+    """The host watch in the status.
+
+    Args:
+        kind: how it watches.
+        watches, limit: how much is watched, and how much can be.
+        refused: requests of backends that were refused, since this daemon started.
+        overflows: how often events were lost.
+        events: changes seen; of these
+        bumped: were made on the host, or may have been;
+        own: were surely bumped by a backend.
+    """
+
+    kind: str
+    watches: int
+    limit: int
+    refused: int
+    overflows: int
+    events: int
+    bumped: int
+    own: int
 
 
 class Status(Struct, frozen=True):
@@ -123,6 +168,7 @@ class Status(Struct, frozen=True):
     bumps_per_second: float
     floor_raises: int
     distrusts: int
+    watch: Watching
     dax: list[str]
 
 
@@ -134,8 +180,8 @@ class StatusPage(Struct, tag="status", frozen=True):
     next: int | None
 
 
-FromClient = Hello | Join | Ready | Answer | StatusQuestion
-FromDaemon = Welcome | Refused | Granted | Registered | Ask | StatusPage
+FromClient = Hello | Join | Ready | Watch | Answer | StatusQuestion
+FromDaemon = Welcome | Refused | Granted | Registered | Watched | Ask | StatusPage
 Message = FromClient | FromDaemon
 
 CLIENT_DECODER: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)

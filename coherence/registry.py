@@ -109,7 +109,7 @@ class Registry:
         self._settle()
         if self.trusted and self.table.floor == TRUST_NOTHING:
             # Of a backend that took this daemon for gone and died before it came back.
-            self._raise_floor()
+            self.raise_floor()
 
     def missing_pids(self) -> list[int]:
         """The processes that are waited for."""
@@ -125,17 +125,19 @@ class Registry:
         number = self.holders.pop(key, 0)
         if announced and len(self.table.roots) > roots:
             # A directory that has become a root meanwhile has its names under slot 1 as well; it did not know.
-            self._raise_floor()
+            self.raise_floor()
         if announced is None:
             log.warning("a dead backend may have changed anything", journal=f"{key:08x}")
-            self._raise_floor()
-        for slot in announced or ():
-            # What a backend wrote is not trusted: any number names some slot.
-            inside = slot & (self.table.slot_count - 1)
-            self.table.bump(inside)
-            if self.table.is_root(inside):
+            self.raise_floor()
+        # What a backend wrote is not trusted: any number names some slot.
+        slots = [slot & (self.table.slot_count - 1) for slot in announced or ()]
+        for slot in slots:
+            self.table.bump(slot)
+            if self.table.is_root(slot):
                 self.table.bump(1)
-            self.leases.release(inside, number)
+        # After all bumps: slots share their locks, and an open one lets leases be given.
+        for slot in slots:
+            self.leases.release(slot, number)
         journals.remove(self.places, key)
         log.info("backend buried", journal=f"{key:08x}", announced=len(announced or ()))
 
@@ -147,10 +149,11 @@ class Registry:
     def _settle(self) -> None:
         if not self.trusted and not self.missing:
             self.trusted = True
-            self._raise_floor()
+            self.raise_floor()
             log.info("the table is trusted", sequence=self.table.sequence)
 
-    def _raise_floor(self) -> None:
+    def raise_floor(self) -> None:
+        """Make everything that is cached invalid."""
         # While the table is distrusted the floor cannot be higher, and _settle will set it anew.
         if self.trusted:
             self.table.raise_floor()

@@ -18,11 +18,13 @@ from coherence.handler import Handler
 from coherence.leases import Leases
 from coherence.listener import open_listener, permit
 from coherence.log import get_logger
-from coherence.messages import CLIENT_DECODER, Status, StatusPage
+from coherence.messages import CLIENT_DECODER, Status, StatusPage, Watching
 from coherence.notify import Notifier
 from coherence.places import Places
 from coherence.registry import Registry
 from coherence.table import Table
+from coherence.watch.domain import Domain
+from coherence.watch.host import Kind, open_watch
 
 log = get_logger(__name__)
 
@@ -42,13 +44,23 @@ class Service:
         places: of the table.
         slots: slot count of a table that has to be made.
         socket_path, socket_bits, socket_group: of the control socket.
+        watch: how to see changes on the host.
+        max_watches: how many watches at most, None for as many as the system allows.
 
     Raises:
-        UserError: another daemon has the table, the table cannot be used, or the socket cannot be had.
+        UserError: another daemon has the table, the table cannot be used, the socket cannot be had, or the host
+            cannot be watched so.
     """
 
     def __init__(
-        self, places: Places, slots: int, socket_path: Path, socket_bits: int, socket_group: str | None
+        self,
+        places: Places,
+        slots: int,
+        socket_path: Path,
+        socket_bits: int,
+        socket_group: str | None,
+        watch: Kind = "inotify",
+        max_watches: int | None = None,
     ) -> None:
         self._places = places
         self._socket_path = socket_path
@@ -70,6 +82,9 @@ class Service:
             self._listener = open_listener(socket_path, socket_bits, socket_group)
             stack.callback(self._listener.close)
             self.registry = Registry(table, leases, places)
+            self.domain = Domain(table, leases, self.registry.raise_floor)
+            self.watch = open_watch(watch, self.domain, max_watches)
+            stack.callback(self.watch.close)
             self.registry.recover()
             self._sampled = table.sequence, self._started
             self._stack = stack.pop_all()
@@ -103,6 +118,7 @@ class Service:
             loop.add_signal_handler(number, _finish, end)
         loop.add_signal_handler(signal.SIGHUP, reload)
         loop.add_reader(self._listener.fileno(), self._accept)
+        self.watch.start(loop)
         self._repeat(SWEEP_SECONDS, self.registry.sweep)
         self._repeat(SAMPLE_SECONDS, self._sample)
         if notifier.alive_every is not None:
@@ -140,10 +156,24 @@ class Service:
             bumps_per_second=self._rate,
             floor_raises=registry.floor_raises,
             distrusts=registry.distrusts,
+            watch=self._watching(),
             dax=[],
         )
         end = first + len(page)
         return StatusPage(status, [b for b in backends if b is not None], end if end < len(members) else None)
+
+    def _watching(self) -> Watching:
+        counts, watch = self.domain.counts, self.watch
+        return Watching(
+            kind=watch.kind,
+            watches=watch.watches,
+            limit=watch.limit,
+            refused=counts.refused,
+            overflows=counts.overflows,
+            events=counts.events,
+            bumped=counts.bumped,
+            own=counts.own,
+        )
 
     def _accept(self) -> None:
         try:

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
@@ -97,7 +98,7 @@ class InotifyWatch:
         UserError: the system gives no inotify instance.
     """
 
-    kind = "inotify"
+    kind: Literal["inotify"] = "inotify"
 
     def __init__(self, domain: Domain, limit: int | None = None) -> None:
         self._domain = domain

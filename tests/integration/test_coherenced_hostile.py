@@ -79,7 +79,7 @@ class Client:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(SECONDS)
         self.sock.connect(str(coherenced.socket))
-        self.connection: Connection[FromDaemon] = Connection(self.sock, DAEMON_DECODER, fds=2)
+        self.connection: Connection[FromDaemon] = Connection(self.sock, DAEMON_DECODER, fds=3)
 
     def __enter__(self) -> Client:
         return self
@@ -232,15 +232,15 @@ def test_an_answer_that_nobody_asked_for(coherenced: Coherenced) -> None:
 def test_a_spoilt_journal_makes_everything_invalid(coherenced: Coherenced, spoil: str) -> None:
     with Client(coherenced) as client, coherenced.table() as table:
         client.ask(Hello(PROTOCOL, "backend"), Welcome)
-        granted, (table_fd, journal_fd) = client.ask_for_fds(JOIN, Granted)
+        granted, (table_fd, leases_fd, journal_fd) = client.ask_for_fds(JOIN, Granted)
         holder.take(granted.key)
         client.ask(Ready(), Registered)
         if spoil == "cut off":
             os.ftruncate(journal_fd, 10)
         else:
             os.pwrite(journal_fd, b"\xff" * 4096, 0)
-        os.close(table_fd)
-        os.close(journal_fd)
+        for fd in (table_fd, leases_fd, journal_fd):
+            os.close(fd)
         stamp = table.stamp()
         holder.let_go(granted.key)
         client.connection.close()

@@ -48,6 +48,8 @@ def test_flags_overrule_the_file(tmp_path: Path) -> None:
         ('socket-mode = "rwx"', "socket-mode is 'rwx': use octal"),
         ("socket-mode = 660", "socket-mode"),
         ('log-level = "loud"', "log-level"),
+        ('watch = "closely"', "watch"),
+        ("max-watches = 0", "max-watches"),
         ('table = "vt"', "table name"),
         ('table = "/a/b"', "table name"),
         ('table = "/.."', "table name"),

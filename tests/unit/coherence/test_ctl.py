@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coherence import ctl
-from coherence.messages import Backend, Status
+from coherence.messages import Backend, Status, Watching
 from coherence.places import Places
 from coherence.table import TRUST_NOTHING, Table
 
@@ -99,6 +99,7 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
         bumps_per_second=0.0,
         floor_raises=0,
         distrusts=1,
+        watch=Watching("inotify", 7, 10, 3, 1, 30, 20, 10),
         dax=[],
     )
     silent = Backend(pid=2, guest="g", cache="shared", device=1, inode=2, seconds=1.0, counters=None)
@@ -107,3 +108,4 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
     assert "trust nothing" in text
     assert "no answer" in text
     assert "DAX       none" in text
+    assert "inotify, 7 of 10 watches, 3 refused, 1 overflows, 30 changes: 20 bumped, 10 of backends" in text

@@ -27,6 +27,7 @@ from coherence.places import Places
 from coherence.registry import Registry
 from coherence.service import Service
 from coherence.table import Table
+from coherence.watch.host import HostWatch, NoWatch
 
 ExpectLog = Callable[[str], None]
 
@@ -37,6 +38,7 @@ class Daemon:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.table_fd = self.leases_fd = 0
+        self.watch: HostWatch = NoWatch()
 
     async def status_page(self, first: int) -> StatusPage:
         await asyncio.Event().wait()

@@ -1,0 +1,76 @@
+"""A host watch, whatever it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Literal, Protocol
+
+from coherence.watch.domain import Domain
+from coherence.watch.inotify import InotifyWatch
+
+Kind = Literal["inotify", "none"]
+
+
+class HostWatch(Protocol):
+    """Bumps what changes on the host. Keys are the caller's names of backends."""
+
+    @property
+    def kind(self) -> Kind:
+        """How it watches."""
+
+    @property
+    def watches(self) -> int:
+        """How much is watched."""
+
+    @property
+    def limit(self) -> int:
+        """How much can be."""
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See changes from now on."""
+
+    def join(self, key: int, holder: int, guest: str, journal: Path) -> None:
+        """Tell apart the changes of a backend that has become a member (InotifyWatch.join)."""
+
+    def leave(self, key: int) -> None:
+        """The backend's connection is over."""
+
+    def watch(self, key: int, fd: int) -> bool:
+        """Watch what this O_PATH descriptor, which is taken over, is of; whether it is watched from now on."""
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+
+
+class NoWatch:
+    """Sees nothing: guests cache nothing of which a change on the host would have to be told."""
+
+    kind: Kind = "none"
+    watches = 0
+    limit = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing."""
+
+    def join(self, key: int, holder: int, guest: str, journal: Path) -> None:
+        """Nothing."""
+
+    def leave(self, key: int) -> None:
+        """Nothing."""
+
+    def watch(self, key: int, fd: int) -> bool:
+        """Never."""
+        os.close(fd)
+        return False
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_watch(kind: Kind, domain: Domain, limit: int | None) -> HostWatch:
+    """The host watch that the settings ask for. UserError when the system does not give it."""
+    if kind == "none":
+        return NoWatch()
+    return InotifyWatch(domain, limit)
