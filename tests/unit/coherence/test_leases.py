@@ -1,0 +1,598 @@
+"""The lease table: its words, the facade, a model, and two processes at one bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.compiled import ROOT, load
+from coherence.errors import UserError
+from coherence.leases import HOLDER_MAX, Leases, lease_table_bytes
+from coherence.places import Places
+from coherence.table import Table
+
+loop = load("lease_loop")
+
+SLOTS = 1024
+BUCKETS = SLOTS // 4
+SIZE = 4096 + 64 * BUCKETS
+SLOT = 5
+LOCK, CLOSED, ORIGIN, DATA, LEASE = 0, 1, 2, 3, 4
+TICK = 1024
+HOUR = 3_600_000_000
+LOCK_US = 10_000_000
+MANY = 1023
+
+
+def thing(tag: int, slot: int = SLOT) -> int:
+    """A hash: its high 18 bits tell things of one bucket apart."""
+    return tag << 46 | slot
+
+
+def words(places: Places) -> tuple[int, ...]:
+    data = places.leases.read_bytes()
+    return struct.unpack(f"<{len(data) // 8}Q", data)
+
+
+def bucket(places: Places, slot: int = SLOT) -> tuple[int, ...]:
+    first = 512 + 8 * (slot % BUCKETS)
+    return words(places)[first : first + 8]
+
+
+def overwrite(path: Path, word: int, value: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(8 * word)
+        file.write(struct.pack("<Q", value))
+
+
+# --- layout ---------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_is_the_documented_one(table: Table, leases: Leases, places: Places) -> None:
+    leases.next_holder(())
+    leases.uncover()
+    file = words(places)
+    assert places.leases.read_bytes()[:8] == b"VFLEASE\0"
+    assert file[1:3] == (1, BUCKETS)
+    assert struct.pack("<2Q", *file[6:8]) == table.domain
+    assert (file[8], file[16]) == (1, 2)
+    assert 8 * len(file) == lease_table_bytes(SLOTS) == SIZE
+    assert not any(file[512:])
+    assert HOLDER_MAX == 1022
+
+
+def test_a_bucket_has_a_lock_closed_an_origin_a_data_word_and_four_leases(
+    table: Table, leases: Leases, places: Places
+) -> None:
+    slot = SLOT + 3 * BUCKETS
+    before = loop.now()
+    assert leases.grant(thing(0x3FFFF, slot), HOLDER_MAX, table.stamp(), HOUR)
+    loop.set_origin(leases, slot, 9, 77)
+    leases.changed(slot, True)
+    leases.close_until(slot, HOUR)
+    assert leases.lock(slot, 8)
+    after = loop.now()
+    lock, closed, origin, data, *cells = bucket(places, slot)
+    assert lock & MANY == 8
+    assert before + LOCK_US <= lock >> 10 <= after + LOCK_US
+    assert before + HOUR <= closed <= after + HOUR
+    assert origin == 9 | 3 << 10 | 77 << 12
+    assert data == table.sequence + 1
+    assert cells[0] & (1 << 28) - 1 == HOLDER_MAX | 0x3FFFF << 10
+    assert before + HOUR <= (cells[0] >> 28) * TICK < after + HOUR + TICK
+    assert cells[1:] == [0, 0, 0]
+    assert not any(words(places)[512 : 512 + 8 * SLOT])
+
+
+# --- leases ---------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_holds_others_back_and_not_its_holder(table: Table, leases: Leases) -> None:
+    before = loop.now()
+    assert leases.grant(thing(7), 1, table.stamp(), HOUR)
+    assert before + HOUR <= leases.leased_until(thing(7), 2) < loop.now() + HOUR + TICK
+    assert leases.leased_until(thing(7), 1) == 0
+
+
+def test_an_end_is_never_rounded_down(table: Table, leases: Leases) -> None:
+    now = loop.now()
+    for more in (0, 1, 2, TICK - 1, TICK):
+        until = (now + HOUR) // TICK * TICK + more
+        hash = thing(7, more % 256)
+        assert loop.grant_at(leases, hash, 1, table.stamp(), now, until)
+        assert until <= loop.leased_until_at(leases, hash, 2, until - 1) < until + TICK
+
+
+def test_a_lease_is_over_at_its_end(table: Table, leases: Leases) -> None:
+    now = loop.now()
+    assert loop.grant_at(leases, thing(7), 1, table.stamp(), now, now + HOUR)
+    end = loop.leased_until_at(leases, thing(7), 2, now)
+    assert loop.leased_until_at(leases, thing(7), 2, end - 1) == end
+    assert loop.leased_until_at(leases, thing(7), 2, end) == 0
+
+
+def test_a_lease_is_over_when_its_time_has_passed(table: Table, leases: Leases) -> None:
+    begin = time.monotonic()
+    assert leases.grant(thing(7), 1, table.stamp(), 2000)
+    while leases.leased_until(thing(7), 2):
+        assert time.monotonic() < begin + 60
+    assert time.monotonic() >= begin + 0.002
+
+
+def test_a_shorter_lease_does_not_cut_a_longer_one(table: Table, leases: Leases, places: Places) -> None:
+    assert leases.grant(thing(7), 1, table.stamp(), HOUR)
+    long = leases.leased_until(thing(7), 2)
+    assert leases.grant(thing(7), 1, table.stamp(), 1000)
+    assert leases.leased_until(thing(7), 2) == long
+    assert leases.grant(thing(7), 1, table.stamp(), 2 * HOUR)
+    assert leases.leased_until(thing(7), 2) >= long + HOUR
+    assert sum(cell != 0 for cell in bucket(places)[LEASE:]) == 1
+
+
+def test_the_last_of_several_leases_counts(table: Table, leases: Leases) -> None:
+    for holder in (1, 2, 3, 4):
+        assert leases.grant(thing(7), holder, table.stamp(), holder * HOUR)
+    now = loop.now()
+    assert leases.leased_until(thing(7), 1) > now + 3 * HOUR
+    assert now + 2 * HOUR < leases.leased_until(thing(7), 4) < now + 3 * HOUR + TICK
+
+
+def test_a_fifth_holder_shares_a_cell_that_is_then_of_many(table: Table, leases: Leases, places: Places) -> None:
+    for holder in (1, 2, 3, 4, 5):
+        assert leases.grant(thing(7), holder, table.stamp(), holder * HOUR)
+    end = loop.now() + 5 * HOUR
+    assert [cell & MANY for cell in bucket(places)[LEASE:]] == [MANY, 2, 3, 4]
+    # Whose the shared one is cannot be told any more: it holds all of them back.
+    for holder in (1, 2, 3, 4, 5, 6):
+        assert end - 1_000_000 < leases.leased_until(thing(7), holder) <= end + TICK
+
+
+def test_two_things_in_one_bucket_do_not_hold_each_other_back(table: Table, leases: Leases) -> None:
+    assert leases.grant(thing(7), 1, table.stamp(), HOUR)
+    assert leases.leased_until(thing(8), 2) == 0
+    assert leases.leased_until(thing(8, SLOT + BUCKETS), 2) == 0
+    assert leases.grant(thing(8), 2, table.stamp(), 2 * HOUR)
+    now = loop.now()
+    assert leases.leased_until(thing(7), 3) < now + HOUR + TICK
+    assert leases.leased_until(thing(8), 3) > now + HOUR + TICK
+
+
+def test_a_full_bucket_gives_no_lease_until_one_is_over(table: Table, leases: Leases) -> None:
+    now = loop.now()
+    for tag in (1, 2, 3, 4):
+        assert loop.grant_at(leases, thing(tag), 1, table.stamp(), now, now + tag * HOUR)
+    assert not loop.grant_at(leases, thing(5), 2, table.stamp(), now, now + HOUR)
+    assert loop.leased_until_at(leases, thing(5), 3, now) == 0
+    # Other slots have other buckets, and what has a lease can be extended.
+    assert loop.grant_at(leases, thing(5, SLOT + 1), 2, table.stamp(), now, now + HOUR)
+    assert loop.grant_at(leases, thing(4), 2, table.stamp(), now, now + HOUR)
+    later = now + HOUR + TICK
+    assert loop.grant_at(leases, thing(5), 2, table.stamp(), later, later + HOUR)
+    assert loop.leased_until_at(leases, thing(5), 3, later) >= later + HOUR
+
+
+# --- what speaks against a lease ------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_another_has_locked_gives_no_lease(table: Table, leases: Leases) -> None:
+    assert leases.lock(SLOT, 2)
+    assert leases.locked(SLOT)
+    assert leases.locked(SLOT + BUCKETS)
+    assert not leases.locked(SLOT + 1)
+    assert not leases.grant(thing(7), 1, table.stamp(), HOUR)
+    assert not leases.grant(thing(7, SLOT + BUCKETS), 1, table.stamp(), HOUR)
+    assert leases.grant(thing(7, SLOT + 1), 1, table.stamp(), HOUR)
+    assert leases.grant(thing(7), 2, table.stamp(), HOUR)
+
+
+def test_a_closed_bucket_gives_no_lease_to_anybody_until_then(table: Table, leases: Leases) -> None:
+    now = loop.now()
+    leases.close_until(SLOT, HOUR)
+    leases.close_until(SLOT, 1000)
+    for holder in (1, 2):
+        assert not loop.grant_at(leases, thing(7), holder, table.stamp(), now + HOUR, now + 2 * HOUR)
+    assert loop.leased_until_at(leases, thing(7), 3, now) == 0
+    later = loop.now() + HOUR
+    assert loop.grant_at(leases, thing(7), 1, table.stamp(), later, later + HOUR)
+
+
+def test_what_changed_since_the_stamp_gets_no_lease(table: Table, leases: Leases) -> None:
+    stamp = table.stamp()
+    table.bump(SLOT)
+    assert not leases.grant(thing(7), 1, stamp, HOUR)
+    assert leases.grant(thing(7), 1, table.stamp(), HOUR)
+    # Another slot of the bucket says nothing about this one.
+    assert leases.grant(thing(7, SLOT + BUCKETS), 1, stamp, HOUR)
+
+
+def test_nothing_gets_a_lease_under_a_raised_floor_or_a_distrust(table: Table, leases: Leases) -> None:
+    stamp = table.stamp()
+    table.raise_floor()
+    assert not leases.grant(thing(7), 1, stamp, HOUR)
+    assert leases.grant(thing(7), 1, table.stamp(), HOUR)
+    table.distrust()
+    assert not leases.grant(thing(8), 1, table.stamp(), HOUR)
+
+
+# --- the lock -------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_one_backends_until_it_is_over(leases: Leases) -> None:
+    now = loop.now()
+    mine, before = loop.lock_at(leases, thing(7), 1, now)
+    assert before == 0
+    for holder in (1, 2):
+        assert loop.lock_at(leases, thing(8), holder, now + LOCK_US - 1) == (0, mine)
+    taken, before = loop.lock_at(leases, thing(7), 2, now + LOCK_US)
+    assert taken
+    assert before == mine
+    # The first one finds out that it was held for too long.
+    assert not loop.unlock(leases, thing(7), mine, 0)
+    assert loop.unlock(leases, thing(7), taken, now << 10)
+    assert not leases.locked(SLOT)
+
+
+def test_a_bucket_is_quiet_since_its_last_change(leases: Leases) -> None:
+    now = loop.now()
+    assert loop.quiet_for(leases, thing(7), now) == now
+    mine, _ = loop.lock_at(leases, thing(7), 1, now)
+    assert loop.quiet_for(leases, thing(7), now + 5) == 0
+    assert loop.unlock(leases, thing(7), mine, (now + 10) << 10)
+    assert loop.quiet_for(leases, thing(7), now + 5) == 0
+    assert loop.quiet_for(leases, thing(7), now + 30) == 20
+
+
+def test_a_change_on_the_host_is_noted_and_leaves_a_lock(leases: Leases, places: Places) -> None:
+    before = loop.now()
+    leases.changed(SLOT, False)
+    assert before <= bucket(places)[LOCK] >> 10 <= loop.now()
+    assert bucket(places)[LOCK] & MANY == 0
+    assert bucket(places)[DATA] == 0
+    mine = leases.lock(SLOT, 2)
+    leases.changed(SLOT, True)
+    assert bucket(places)[LOCK] == mine
+
+
+def test_data_that_changed_is_known_until_it_is_told_again(table: Table, leases: Leases) -> None:
+    told = table.stamp()
+    leases.changed(SLOT, False)
+    assert not loop.data_since(leases, SLOT, told)
+    leases.changed(SLOT, True)
+    table.bump(SLOT)
+    assert loop.data_since(leases, SLOT, told)
+    assert not loop.data_since(leases, SLOT, table.stamp())
+    assert not loop.data_since(leases, SLOT + 1, told)
+
+
+def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(
+    table: Table, leases: Leases, places: Places
+) -> None:
+    told = table.stamp()
+    mine = leases.lock(SLOT, 2)
+    leases.release(SLOT, 3)
+    assert bucket(places)[LOCK] == mine
+    assert loop.data_since(leases, SLOT, told)
+    leases.release(SLOT, 2)
+    assert not leases.locked(SLOT)
+    assert not loop.unlock(leases, SLOT, mine, 0)
+    assert leases.lock(SLOT, 3)
+
+
+# --- origins, epoch, holders ----------------------------------------------------------------------------------
+
+
+def test_an_origin_is_known_until_another_slot_of_the_bucket_changes(leases: Leases) -> None:
+    slots = [SLOT + part * BUCKETS for part in range(4)]
+    assert [leases.origin(slot) for slot in slots] == [None] * 4
+    for number, changed in enumerate(slots, 1):
+        loop.set_origin(leases, changed, HOLDER_MAX, (1 << 52) - number)
+        for slot in slots:
+            assert leases.origin(slot) == ((HOLDER_MAX, (1 << 52) - number) if slot == changed else None)
+    assert leases.origin(SLOT + 1) is None
+
+
+def test_uncover_begins_a_new_epoch(leases: Leases) -> None:
+    epoch = leases.epoch
+    leases.uncover()
+    assert leases.epoch == epoch + 1
+
+
+def test_a_holders_number_comes_again_as_late_as_possible(table: Table, leases: Leases, places: Places) -> None:
+    first = [leases.next_holder(()) for _ in range(600)]
+    with places.leases.open("r+b") as file:
+        restarted = Leases.from_fd(file.fileno(), table)
+    rest = [restarted.next_holder(()) for _ in range(HOLDER_MAX - 600)]
+    assert first + rest == list(range(1, HOLDER_MAX + 1))
+    assert leases.next_holder(()) == 1
+
+
+def test_a_holders_number_in_use_is_not_given_out(leases: Leases) -> None:
+    assert leases.next_holder({1, 2, 4}) == 3
+    assert leases.next_holder({1, 2, 4}) == 5
+    everybody = set(range(1, HOLDER_MAX + 1))
+    assert leases.next_holder(everybody - {4}) == 4
+    with pytest.raises(UserError, match="1022 backends already: end one"):
+        leases.next_holder(everybody)
+
+
+def test_a_spoilt_number_of_the_last_holder_is_no_harm(leases: Leases, places: Places) -> None:
+    overwrite(places.leases, 8, (1 << 64) - 1)
+    assert 1 <= leases.next_holder(()) <= HOLDER_MAX
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, table: Table) -> str:
+    with path.open("r+b") as file, pytest.raises(UserError) as caught:
+        Leases.from_fd(file.fileno(), table)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [(0, 0), (0, 12345), (1, 2), (2, 0), (2, 2 * BUCKETS), (2, 1 << 63), (6, 1), (7, 1)]
+)
+def test_a_header_that_does_not_fit_is_refused(
+    table: Table, leases: Leases, places: Places, word: int, value: int
+) -> None:
+    overwrite(places.leases, word, value)
+    assert "restart coherenced" in refused(places.leases, table)
+
+
+@pytest.mark.parametrize("size", [0, 7, 24, 4095, 4096, SIZE - 1])
+def test_a_file_that_is_too_short_is_refused(table: Table, places: Places, tmp_path: Path, size: int) -> None:
+    Leases.create(f"/{places.leases.name}", table).close()
+    short = tmp_path / "short"
+    short.write_bytes(places.leases.read_bytes()[:size])
+    assert "restart coherenced" in refused(short, table)
+
+
+def test_the_leases_of_another_table_are_refused(leases: Leases, places: Places) -> None:
+    others = Places(f"{places.name}-other")
+    try:
+        assert "restart coherenced" in refused(places.leases, Table.create(others.name, SLOTS))
+    finally:
+        others.table.unlink(missing_ok=True)
+
+
+def test_a_taken_name_and_one_that_cannot_be_are_refused(table: Table, leases: Leases, places: Places) -> None:
+    with pytest.raises(UserError, match="cannot be created"):
+        Leases.create(f"/{places.leases.name}", table)
+    with pytest.raises(UserError, match="cannot be created"):
+        Leases.create("/" + "x" * 300, table)
+    with pytest.raises(TypeError):
+        Leases()
+
+
+def test_a_full_file_system_is_refused_and_leaves_nothing(
+    table: Table, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"No space left.*free memory"):
+        Leases.create(f"/{places.leases.name}", table)
+    assert not places.leases.exists()
+
+
+def test_a_move_goes_on_with_another_file_or_with_the_old_one(
+    table: Table, leases: Leases, places: Places, tmp_path: Path
+) -> None:
+    assert leases.grant(thing(7), 1, table.stamp(), HOUR)
+    other = tmp_path / "other"
+    other.write_bytes(bytes(SIZE))
+    with other.open("r+b") as file:
+        with pytest.raises(UserError):
+            leases.move(file.fileno())
+        assert leases.leased_until(thing(7), 2)
+        file.write(places.leases.read_bytes()[:4096])
+        file.flush()
+        leases.move(file.fileno())
+    assert leases.leased_until(thing(7), 2) == 0
+    assert leases.lock(SLOT, 1)
+    assert bucket(places)[LOCK] == 0
+
+
+def slot_operations(leases: Leases) -> list[Callable[[int], object]]:
+    return [
+        leases.origin,
+        leases.locked,
+        lambda slot: leases.changed(slot, True),
+        lambda slot: leases.release(slot, 1),
+        lambda slot: leases.lock(slot, 1),
+        lambda slot: leases.close_until(slot, 1),
+    ]
+
+
+@pytest.mark.parametrize("slot", [-1, SLOTS, 1 << 70])
+def test_slots_outside_are_an_index_error(leases: Leases, places: Places, slot: int) -> None:
+    for operation in slot_operations(leases):
+        with pytest.raises(IndexError):
+            operation(slot)
+    assert not any(words(places)[512:])
+
+
+def test_any_hash_is_in_some_bucket(table: Table, leases: Leases, places: Places) -> None:
+    assert leases.grant((1 << 64) - 1, 1, table.stamp(), HOUR)
+    assert bucket(places, SLOTS - 1)[LEASE]
+    for hash in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            leases.grant(hash, 1, table.stamp(), HOUR)
+
+
+def test_a_closed_table_says_so(leases: Leases) -> None:
+    leases.close()
+    operations: list[Callable[[], object]] = [
+        lambda: leases.epoch,
+        leases.uncover,
+        lambda: leases.next_holder(()),
+        lambda: leases.grant(1, 1, 1, 1),
+        lambda: leases.leased_until(1, 1),
+        *(lambda operation=operation: operation(1) for operation in slot_operations(leases)),
+    ]
+    for operation in operations:
+        with pytest.raises(ValueError, match="closed"):
+            operation()
+    leases.close()
+
+
+# --- a model --------------------------------------------------------------------------------------------------
+
+HASHES = (thing(1), thing(2), thing(3, SLOT + BUCKETS), thing(4), thing(5), thing(6, SLOT + 1))
+
+
+@dataclass
+class Model:
+    """Leases by thing and holder, as if there were room for all of them."""
+
+    ends: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def grant(self, hash: int, holder: int, until: int) -> None:
+        self.ends[hash, holder] = max(until, self.ends.get((hash, holder), 0))
+
+    def leased_until(self, hash: int, me: int, now: int) -> int:
+        ends = [end for (thing, holder), end in self.ends.items() if thing == hash and holder != me and end > now]
+        return max(ends, default=0)
+
+    def full(self, now: int) -> bool:
+        """Whether the bucket of most things may have no free cell."""
+        return sum(hash % BUCKETS == SLOT and end > now for (hash, _), end in self.ends.items()) >= 4
+
+    def crowded(self) -> bool:
+        """Whether there were more leases in that bucket than cells, which may be shared then."""
+        return sum(hash % BUCKETS == SLOT for hash, _ in self.ends) > 4
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(HASHES), st.integers(1, 7), st.integers(1, 20 * TICK), st.integers(0, 5 * TICK)),
+        max_size=40,
+    )
+)
+def test_no_lease_is_ever_missed(
+    table: Table, leases: Leases, places: Places, steps: list[tuple[int, int, int, int]]
+) -> None:
+    model, now = Model(), loop.now()
+    for word in range(512 + 8 * SLOT, 512 + 8 * (SLOT + 2)):
+        overwrite(places.leases, word, 0)
+    for hash, holder, length, pause in steps:
+        if loop.grant_at(leases, hash, holder, table.stamp(), now, now + length):
+            model.grant(hash, holder, (now + length + TICK - 1) // TICK * TICK)
+        else:
+            assert model.full(now)
+        now += pause
+        for other in HASHES:
+            for me in range(1, 9):
+                found, least = loop.leased_until_at(leases, other, me, now), model.leased_until(other, me, now)
+                assert found == least or (found > least and model.crowded())
+
+
+# --- races ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("lease_race") / "lease_race"
+    source = Path(__file__).with_name("lease_race.c")
+    flags = ["-std=gnu11", "-O1", "-Wall", "-Werror", f"-I{ROOT}/coherence"]
+    subprocess.run(["cc", *flags, "-o", program, source], check=True)
+    return program
+
+
+@pytest.mark.parametrize("scenario", ["change", "stopped-change", "leases", "lock", "note", "release"])
+def test_no_schedule_has_a_forbidden_outcome(race: Path, scenario: str) -> None:
+    done = subprocess.run([race, scenario], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "mistake"),
+    [
+        ("change", "stamp-after-reply"),
+        ("change", "no-second-look"),
+        ("change", "no-lock"),
+        ("change", "no-lease-check"),
+        ("change", "bump-after-unlock"),
+        ("stopped-change", "unlock-without-the-clock"),
+    ],
+)
+def test_a_mistake_has_a_schedule_that_shows_it(race: Path, scenario: str, mistake: str) -> None:
+    done = subprocess.run([race, scenario, mistake], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stdout.startswith(scenario)
+
+
+@dataclass
+class Race:
+    """How many leases and changes there were, and whether an older value than the last acknowledged was used."""
+
+    leases: int
+    stale: bool
+    changes: int
+
+
+def race_of_processes(places: Places, *, second_look: bool, wait: bool, meetings: int) -> Race:
+    """One process uses a value while it has a lease, another changes it: see bench/lease_loop.pyi."""
+    shared = places.leases.with_name(f"{places.leases.name}.shared")
+    shared.write_bytes(bytes(mmap.PAGESIZE))
+    program = (
+        "import json, mmap, sys; from bench import lease_loop; from coherence.leases import Leases\n"
+        "from coherence.table import Table\n"
+        "table = Table.open(sys.argv[1], writable=True)\n"
+        "with open(sys.argv[2], 'r+b') as file: leases = Leases.from_fd(file.fileno(), table)\n"
+        "with open(sys.argv[3], 'r+b') as file: shared = memoryview(mmap.mmap(file.fileno(), 0)).cast('Q')\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+    )
+    calls = [f"use(leases, shared, {thing(7)}, 1, {second_look}, {meetings})"]
+    calls.append(f"change(leases, shared, {thing(7)}, 2, {wait})")
+    files = [str(places.table), str(places.leases), str(shared)]
+    with contextlib.ExitStack() as stack:
+        stack.callback(shared.unlink)
+        processes = []
+        for call in calls:
+            command = [sys.executable, "-c", f"{program}print(json.dumps(lease_loop.{call}))", *files]
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        (leased, stale), changes = [json.loads(process.communicate()[0]) for process in processes]
+    return Race(leased, stale, changes)
+
+
+def test_nobody_uses_an_old_value_after_the_change_was_acknowledged(
+    table: Table, leases: Leases, places: Places
+) -> None:
+    result = race_of_processes(places, second_look=True, wait=True, meetings=600)
+    assert not result.stale
+    assert result.leases > 100
+    assert result.changes > 600
+    assert table.sequence == 1 + result.changes
+
+
+@pytest.mark.parametrize(("second_look", "wait"), [(False, True), (True, False)])
+def test_without_the_second_look_or_the_wait_an_old_value_is_used(
+    table: Table, leases: Leases, places: Places, second_look: bool, wait: bool
+) -> None:
+    assert race_of_processes(places, second_look=second_look, wait=wait, meetings=20_000 if wait else 1 << 60).stale
