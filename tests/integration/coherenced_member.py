@@ -1,6 +1,7 @@
 """A backend without a guest, which does what its standard input says.
 
-A line is one of: announce SLOTS, clear, bump SLOT, chroot DIRECTORY, leave.
+A line is one of: announce SLOTS, clear, bump SLOT, chroot DIRECTORY, leave; and watch PATH, which is answered with
+"refused" where coherenced does not watch that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ async def main(table_path: str, socket_path: str, guest: str) -> None:
         table_path, share_root=(1, len(guest)), guest=guest, cache="shared", socket_path=socket_path
     )
     loop = asyncio.get_running_loop()
-    membership.attach(loop, lambda: {"requests": 7})
+    answers: asyncio.Queue[bool] = asyncio.Queue()
+    membership.attach(
+        loop,
+        lambda: {"requests": 7},
+        lambda token, ok: answers.put_nowait(ok),
+        lambda: print("forgotten", file=sys.stderr, flush=True),
+    )
     print("joined", flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         match line.split():
@@ -35,6 +42,13 @@ async def main(table_path: str, socket_path: str, guest: str) -> None:
                 os.chdir("/")
             case ["leave"]:
                 membership.close()
+            case ["watch", path]:
+                fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+                asked = membership.watch(fd, fd)
+                os.close(fd)
+                if not asked or not await answers.get():
+                    print("refused", flush=True)
+                    continue
         print("done", line.strip(), flush=True)
 
 

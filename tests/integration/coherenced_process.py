@@ -83,6 +83,7 @@ class Coherenced:
             holder.remove(key)
             self.places.journal(key).unlink()
         self.places.table.unlink(missing_ok=True)
+        self.places.leases.unlink(missing_ok=True)
         self.places.lock.unlink(missing_ok=True)
 
     def spawn(self, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -173,10 +174,16 @@ class Member:
 
     def do(self, command: str) -> None:
         """Have it do one thing, and wait until it is done."""
-        assert self._process.stdin is not None
+        assert self.ask(command), command
+
+    def ask(self, command: str) -> bool:
+        """The same; whether it could be done."""
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
-        self._read(f"done {command}")
+        line = self._process.stdout.readline().strip()
+        assert line in (f"done {command}", "refused"), line
+        return line != "refused"
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

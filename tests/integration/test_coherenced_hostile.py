@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,8 @@ from coherence.messages import (
     Refused,
     Registered,
     StatusQuestion,
+    Watch,
+    Watched,
     Welcome,
 )
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
@@ -120,6 +124,7 @@ VALID: list[FromClient] = [
     Answer({"a": 1}),
     StatusQuestion(),
     StatusQuestion((1 << 64) - 1),
+    Watch(0),
 ]
 
 
@@ -226,6 +231,99 @@ def test_an_answer_that_nobody_asked_for(coherenced: Coherenced) -> None:
         holder.let_go(key)
         client.connection.send(Answer({}))
         client.assert_dropped()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a directory that nobody watches."""
+    fd = os.open(tmp_path, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("count", [2, 3, 200])
+def test_a_watch_with_too_many_descriptors(coherenced: Coherenced, directory: int, count: int) -> None:
+    with Client(coherenced) as client:
+        holder.let_go(join(client))
+        client.connection.send(Watch(1), [directory] * count)
+        client.assert_dropped()
+    assert "too many descriptors" in coherenced.log()
+
+
+def test_a_watch_without_a_descriptor(coherenced: Coherenced) -> None:
+    with Client(coherenced) as client:
+        key = join(client)
+        assert client.ask(Watch(7), Watched) == Watched(7, False)
+        holder.let_go(key)
+
+
+def test_a_watch_of_one_who_is_no_member(coherenced: Coherenced, directory: int) -> None:
+    with Client(coherenced) as client:
+        client.ask(Hello(PROTOCOL, "backend"), Welcome)
+        client.connection.send(Watch(1), [directory])
+        client.assert_dropped()
+
+
+def test_a_descriptor_with_another_message(coherenced: Coherenced, directory: int) -> None:
+    with Client(coherenced) as client:
+        holder.let_go(join(client))
+        client.connection.send(Ready(), [directory])
+        client.assert_dropped()
+
+
+def test_a_watch_of_what_is_no_directory(coherenced: Coherenced, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    ends = os.pipe()
+    fds = [os.open(path, os.O_PATH), os.open(os.devnull, os.O_PATH), *ends, os.open("/proc/self/mem", os.O_PATH)]
+    with Client(coherenced) as client:
+        key = join(client)
+        for fd in fds:
+            client.connection.send(Watch(fd), [fd])
+            assert client.connection.receive()[0] == Watched(fd, False)
+            os.close(fd)
+        holder.let_go(key)
+
+
+def test_a_flood_of_watches_keeps_nobody_waiting(coherenced: Coherenced, tmp_path: Path) -> None:
+    """One asks for as much as it can, and reads the answers; another's requests are answered in between."""
+    over = threading.Event()
+    fds = []
+    for number in range(200):
+        (tmp_path / f"{number}").mkdir()
+        fds.append(os.open(tmp_path / f"{number}", os.O_PATH))
+    with Client(coherenced) as client, Member(coherenced, "patient") as patient:
+        key = join(client)
+
+        def flood() -> None:
+            while not over.is_set():
+                for fd in fds[:50]:
+                    client.connection.send(Watch(fd), [fd])
+                for _ in fds[:50]:
+                    client.connection.receive()
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            begun = time.monotonic()
+            for number in range(200):
+                patient.do(f"watch {tmp_path / f'{number}'}")
+            assert time.monotonic() - begun < 5
+        finally:
+            over.set()
+            thread.join()
+            for fd in fds:
+                os.close(fd)
+            holder.let_go(key)
+
+
+def test_one_who_asks_for_watches_and_does_not_read(coherenced: Coherenced, directory: int) -> None:
+    with Client(coherenced) as client:
+        holder.let_go(join(client))
+        with pytest.raises(Dropped):
+            for _ in range(100_000):
+                client.connection.send(Watch(1), [directory])
+    assert "it does not read its messages" in coherenced.log()
 
 
 @pytest.mark.parametrize("spoil", ["cut off", "overwritten"])
