@@ -222,12 +222,17 @@ static inline int lb_write_lease(lb_t *bucket, uint64_t hash, uint64_t me, uint6
     return 0;
 }
 
-/* Whether nothing speaks against a lease: no change by another, none that waits. */
-static inline int lb_open(lb_t *bucket, uint64_t me, uint64_t now)
+static inline int lb_locked_by_another(lb_t *bucket, uint64_t me, uint64_t now)
 {
     uint64_t lock = lb_word(bucket);
 
-    return !(lb_locked(lock, now) && lb_holder(lock) != me) && atomic_load(&bucket[LB_CLOSED]) <= now;
+    return lb_locked(lock, now) && lb_holder(lock) != me;
+}
+
+/* Whether nothing speaks against a lease: no change by another, none that waits. */
+static inline int lb_open(lb_t *bucket, uint64_t me, uint64_t now)
+{
+    return !lb_locked_by_another(bucket, me, now) && atomic_load(&bucket[LB_CLOSED]) <= now;
 }
 
 /*

@@ -37,6 +37,8 @@ cdef extern from "leases.h" nogil:
     bint lb_locked(uint64_t lock, uint64_t now)
     uint64_t lb_lock(lb_t *bucket, uint64_t me, uint64_t now, uint64_t *old)
     bint lb_unlock(lb_t *bucket, uint64_t mine, uint64_t next)
+    uint64_t lb_time(uint64_t lock)
+    bint lb_locked_by_another(lb_t *bucket, uint64_t me, uint64_t now)
     uint64_t lb_free_since(uint64_t now)
     void lb_release(lb_t *bucket, uint64_t holder, uint64_t now)
     void lb_note(lb_t *bucket, uint64_t now)

@@ -80,5 +80,6 @@ cdef class Journal:
     cdef vj_t vj
     cdef void *mapping
     cdef int fd
+    cdef readonly uint64_t holder
 
     cdef int check_open(self) except -1

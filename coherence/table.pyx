@@ -299,7 +299,7 @@ cdef class Journal:
         return journal
 
     def move(self, fd):
-        parse_journal(os.pread(fd, JOURNAL_BYTES, 0))
+        content = parse_journal(os.pread(fd, JOURNAL_BYTES, 0))
         cdef void *mapping = map_shared(fd, VJ_BYTES, True)
         cdef void *old = self.mapping
         cdef int old_fd = self.fd
@@ -310,6 +310,7 @@ cdef class Journal:
             entries[i] = vj_load(&self.vj, 1 + i)
         vj_attach(&self.vj, <uint64_t *>mapping + VJ_WORD_LANE)
         self.mapping = mapping
+        self.holder = content.holder
         self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         if old != NULL:
             vj_announce(&self.vj, entries, <unsigned>count)
@@ -322,11 +323,6 @@ cdef class Journal:
             self.mapping = NULL
             os.close(self.fd)
             self.fd = -1
-
-    @property
-    def holder(self):
-        self.check_open()
-        return parse_journal(os.pread(self.fd, JOURNAL_BYTES, 0)).holder
 
     def announce(self, slots):
         cdef uint64_t entries[VJ_MAX]

@@ -51,6 +51,8 @@ def cache_policy(mode: CacheMode, *, timeout: float | None = None, aware: bool =
             OpenFlag.KEEP_CACHE,
             OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR,
         )
-    # A plain guest in shared is told nothing when another guest writes: pages that it kept, even only
-    # while the file is open, could be old. Without leases only direct I/O is safe, as in none.
+    if mode == "shared":
+        # What a plain guest may keep, and for how long, is found for each thing (server.validity); pages and lists
+        # it compares with the attributes (AUTO_INVAL_DATA).
+        return CachePolicy(0.0, OpenFlag.KEEP_CACHE, OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR)
     return CachePolicy(0.0, OpenFlag.DIRECT_IO, OpenFlag(0))

@@ -46,7 +46,7 @@ class FsDevice:
         if membership is None:
             self.fs = FileSystem(settings)
         else:
-            self.fs = FileSystem(settings, membership.table, membership.journal)
+            self.fs = FileSystem(settings, membership.table, membership.journal, membership.leases)
         self._settings = settings
         self._loop = loop
         self._memory = GuestMemory()
@@ -110,20 +110,29 @@ class FsDevice:
         self._queues[index].replace_call(fd)
 
     def stop_ring(self, index: int) -> int:
-        queue = self._queues.pop(index)
-        self._loop.remove_queue(queue)
-        queue.close()
-        return queue.base
+        self._queues[index].finish()
+        return self._drop_ring(index)
 
     def reset(self) -> None:
         for index in list(self._queues):
-            self.stop_ring(index)
+            self._drop_ring(index)
         self.fs.reset()
+
+    @property
+    def parked(self) -> int:
+        """Requests that wait for leases of others now."""
+        return sum(queue.parked for queue in self._queues.values())
 
     def close(self) -> None:
         """Stop everything and let go of the guest's memory."""
         self.reset()
         self._memory.clear()
+
+    def _drop_ring(self, index: int) -> int:
+        queue = self._queues.pop(index)
+        self._loop.remove_queue(queue)
+        queue.close()
+        return queue.base
 
     def _rebind(self) -> None:
         for index, queue in self._queues.items():

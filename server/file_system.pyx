@@ -6,21 +6,18 @@ The operations themselves are elsewhere: server.hot_operations and server.hot_di
 compiled, server.operations the others; all of them work on this.
 """
 
-from libc.errno cimport (
-    EACCES, EBADF, EDQUOT, EEXIST, EIO, EISDIR, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS,
-    ENOTDIR, EPERM, ERANGE, EROFS, ESTALE, errno,
-)
+from libc.errno cimport EBADF, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ERANGE, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDWR, O_WRONLY
+from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
 from posix.unistd cimport close
 
-from coherence.table cimport (
-    VT_WORD_ROOT_COUNT, VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root, vt_lift_floor,
-    vt_load, vt_name_slot,
-)
-from server.fuse.wire cimport FUSE_ROOT_ID, fuse_attr, fuse_attr_out, fuse_entry_out, fuse_open_out
+from coherence.leases cimport Leases
+from coherence.table cimport Journal, Table
+from server.changes cimport PARK, Changes, change_t
+from server.data_files cimport DataFiles
+from server.fuse.wire cimport fuse_attr, fuse_attr_out, fuse_entry_out, fuse_open_out
 from server.handles cimport HandleTable, handle_t
 from server.inodes cimport InodeTable, inode_t
 from server.libc cimport (
@@ -28,6 +25,7 @@ from server.libc cimport (
     openat, snprintf, statx, statx_t,
 )
 from server.request cimport REPLY_ROOM, request_t
+from server.validity cimport Validity
 
 import contextlib
 import os
@@ -36,13 +34,20 @@ from coherence.errors import UserError
 from coherence.log import get_logger
 from server import credentials
 from server.fuse.init import negotiate
-from server.fuse.protocol import Opcode
+from server.fuse.protocol import InitFlag, Opcode
 from server.operations import OPERATIONS
 
 log = get_logger(__name__)
 
 cdef enum:
     STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
+    S_IFREG = 0o100000
+    S_IFDIR = 0o040000
+    S_IFMT = 0o170000
+
+
+class Parked(Exception):
+    """Out of FileSystem.changing(): the change has to wait for others, and the operation begins again later."""
 
 
 cdef class Request:
@@ -71,20 +76,22 @@ cdef class FileSystem:
         settings: server.settings.Settings; its root_fd is duplicated.
         table: the version table of the domain, writable, or None without one.
         journal: where changes are announced; goes with the table.
+        leases: the lease table; goes with the table.
 
     Raises:
         UserError: /proc is not there.
         OSError: the root of the share cannot be read.
     """
 
-    def __cinit__(self, settings, Table table=None, Journal journal=None):
+    def __cinit__(self, settings, Table table=None, Journal journal=None, Leases leases=None):
         self.settings = settings
         self.readonly = settings.readonly
         self.xattr = settings.xattr
         self.writeback = settings.writeback
         self.allow_direct_io = settings.allow_direct_io
         self.table = table
-        self.journal = journal
+        self.changes = Changes(table, journal, leases, round(settings.lease_max * 1_000_000))
+        self.validity = Validity(settings, table, leases, self.changes)
         self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
         self.proc_fd = -1
         try:
@@ -93,6 +100,7 @@ cdef class FileSystem:
             raise UserError(f"/proc/self/fd: {error.strerror}: vfs-backend needs /proc mounted") from None
         self.inodes = InodeTable(settings.root_fd, table)
         self.handles = HandleTable()
+        self.data_files = DataFiles(self.handles)
         self.adopt_policy()
 
     def __dealloc__(self):
@@ -101,16 +109,19 @@ cdef class FileSystem:
 
     def reset(self) -> None:
         """End the guest's session: nothing that it opened or looked up remains."""
+        self.data_files.clear()
         self.handles.clear()
         self.inodes.clear()
         self.initialized = False
+        self.opens_nothing = False
+        self.interrupted_count = 0
         self.aware = False
         self.adopt_policy()
 
     def adopt_policy(self) -> None:
         """Take from the settings what the guest may cache, now that it is known to be aware or not."""
         policy = self.settings.policy(aware=self.aware)
-        self.valid, self.valid_nsec = policy.valid
+        self.validity.adopt(policy.timeout, self.aware)
         self.file_flags = int(policy.file_flags)
         self.directory_flags = int(policy.directory_flags)
 
@@ -119,6 +130,7 @@ cdef class FileSystem:
         self.reset()
         agreement = negotiate(body, self.settings)
         self.initialized = True
+        self.opens_nothing = InitFlag.NO_OPEN_SUPPORT in agreement.flags
         log.info("guest attached", tag=self.settings.tag, fuse=f"7.{agreement.minor}", flags=hex(agreement.flags))
         return agreement.reply
 
@@ -145,12 +157,16 @@ cdef class FileSystem:
         """The O_PATH descriptor of an inode; OSError(ESTALE) where the guest was not given it."""
         return live(self, nodeid).fd
 
-    def handle_fd(self, nodeid: int, fh: int) -> int:
-        """The descriptor of an open handle; OSError(EBADF) where the inode has no such handle."""
-        cdef handle_t *handle = self.handles.get(nodeid, fh)
-        if handle == NULL:
-            raise oserror(EBADF)
-        return handle.fd
+    def handle_fd(self, nodeid: int, fh: int, writable: bool = False) -> int:
+        """The descriptor of an open handle; OSError(EBADF) where the inode has no such handle.
+
+        Args:
+            writable: what a guest that opens nothing, and so has fh 0, is going to do with it.
+        """
+        cdef int fd = self.file_fd(nodeid, fh, writable)
+        if fd < 0:
+            raise oserror(-fd)
+        return fd
 
     def entry(self, parent: int, name: bytes) -> bytes:
         """Look a name up, counting the lookup: the encoded fuse_entry_out."""
@@ -159,28 +175,37 @@ cdef class FileSystem:
         cdef int error = self.look_up(live(self, parent), name, &found, &stx)
         if error:
             raise oserror(error)
-        return encode_entry(self, found, &stx)
+        return encode_entry(self, live(self, parent), found, &stx, name)
 
-    def entry_fd(self, fd: int) -> bytes:
-        """Look up the inode that a descriptor is open on; the descriptor stays the caller's."""
+    def entry_fd(self, fd: int, parent: int = 0, name: bytes = b"") -> bytes:
+        """Look up the inode that a descriptor is open on; the descriptor stays the caller's.
+
+        Args:
+            parent, name: the name that it has just got, if it has one.
+        """
         cdef inode_t *found = NULL
         cdef statx_t stx
         cdef int path_fd = self.path_fd(fd)
         cdef int error = self.adopt(path_fd, &found, &stx) if path_fd >= 0 else -path_fd
         if error:
             raise oserror(error)
-        return encode_entry(self, found, &stx)
+        return encode_entry(self, live(self, parent) if parent else NULL, found, &stx, name)
 
     def attr_out(self, nodeid: int) -> bytes:
         """The attributes of an inode as they are now: an encoded fuse_attr_out."""
         cdef fuse_attr_out out
-        cdef statx_t stx
-        if statx(live(self, nodeid).fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
-            raise oserror(errno)
-        memset(&out, 0, sizeof(out))
-        out.attr_valid, out.attr_valid_nsec = self.valid, self.valid_nsec
-        self.fill_attr(&out.attr, &stx)
+        cdef int error = self.fill_attr_out(&out, live(self, nodeid))
+        if error:
+            raise oserror(error)
         return (<char *>&out)[:sizeof(out)]
+
+    def is_stale(self, nodeid: int) -> bool:
+        """Whether the data of an inode may have changed since the guest was told its attributes."""
+        return self.validity.is_stale(live(self, nodeid))
+
+    def spoil(self, nodeid: int) -> None:
+        """Have the guest drop the pages of an inode, as soon as it asks for its attributes."""
+        self.validity.spoil(live(self, nodeid))
 
     def reopen(self, nodeid: int, flags: int) -> int:
         """Open an inode anew, with these open(2) flags: a descriptor that the caller closes."""
@@ -209,33 +234,40 @@ cdef class FileSystem:
         return credentials.without_fsetid()
 
     @contextlib.contextmanager
-    def changing(self, *, inodes=(), names=()):
+    def changing(self, *, inodes=(), names=(), data=False):
         """A block that changes things: announced on entry, bumped on exit, also when the change failed.
 
         Args:
             inodes: node ids whose attributes, data or listing change.
+            data: whether the data of these changes, if they are files.
             names: (node id of the directory, name) of each entry that appears, disappears or changes. The inodes
                 behind them, before and after, count as changed as well.
+
+        Raises:
+            Parked: on entry.
         """
         cdef change_t change
-        cdef const inode_t *parent
+        cdef inode_t *inode
         if self.table is None:
             yield
             return
         memset(&change, 0, sizeof(change))
         for nodeid, name in names:
-            self.change_name(&change, live(self, nodeid), name, len(name))
+            self.changes.add_name(&change, live(self, nodeid).slot, name, len(name))
         for nodeid in inodes:
-            self.change_inode(&change, live(self, nodeid).slot)
+            inode = live(self, nodeid)
+            self.changes.add_inode(&change, inode.hash, data or inode.type == S_IFDIR)
         for nodeid, name in names:
-            change_occupant(self, &change, live(self, nodeid), name)
-        self.announce(&change)
+            add_occupant(self, &change, live(self, nodeid), name)
+        if self.changes.begin(&change) == PARK:
+            raise Parked
         try:
             yield
         finally:
             for nodeid, name in names:
-                change_occupant(self, &change, live(self, nodeid), name)
-            self.acknowledge(&change)
+                add_occupant(self, &change, live(self, nodeid), name)
+            self.changes.acknowledge(&change)
+            self.validity.end_change()
 
     # --- for the compiled operations --------------------------------------------------------------
 
@@ -337,73 +369,88 @@ cdef class FileSystem:
         attr.blksize = stx.stx_blksize
         attr.flags = 0
 
-    cdef void fill_entry(self, fuse_entry_out *entry, const inode_t *inode, const statx_t *stx) noexcept:
+    cdef void fill_entry(
+        self, fuse_entry_out *entry, inode_t *parent, inode_t *inode, const statx_t *stx, const char *name,
+        size_t length
+    ) noexcept:
+        """The reply of a lookup that found an inode; parent: NULL where it has no name."""
+        cdef bint told
         entry.nodeid = inode.nodeid
         entry.generation = 0
-        entry.entry_valid = entry.attr_valid = self.valid
-        entry.entry_valid_nsec = entry.attr_valid_nsec = self.valid_nsec
         self.fill_attr(&entry.attr, stx)
+        told = self.validity.tell(inode, stx, &entry.attr)
+        if parent != NULL:
+            self.validity.cover(parent, inode, stx)
+        set_valid(
+            &entry.entry_valid,
+            &entry.entry_valid_nsec,
+            self.validity.of_name(parent, name, length, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec),
+        )
+        set_valid(
+            &entry.attr_valid,
+            &entry.attr_valid_nsec,
+            self.validity.of_attributes(inode, stx) if told else 0,
+        )
 
-    cdef void change_name(self, change_t *change, const inode_t *parent, const char *name, size_t length) noexcept:
-        """Count a name as changed. Names come first: see acknowledge()."""
-        cdef uint64_t slot
-        if self.table is None:
-            return
-        if change.count == 0:
-            change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
-        slot = vt_name_slot(&self.table.vt, parent.slot, name, length)
-        change_name_slot(self, change, slot)
-        # To a guest, whose root is always node id 1, the same name is found under slot 1.
-        if vt_is_root(&self.table.vt, parent.slot):
-            change_name_slot(self, change, vt_name_slot(&self.table.vt, FUSE_ROOT_ID, name, length))
+    cdef int fill_negative(self, fuse_entry_out *entry, inode_t *parent, const char *name, size_t length) noexcept:
+        """The reply of a lookup that found nothing: 0, or ENOENT where the guest may not keep that."""
+        cdef statx_t stx
+        cdef uint64_t valid
+        if not self.validity.shared or statx(parent.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
+            return ENOENT
+        valid = self.validity.of_name(parent, name, length, stx.stx_mtime.tv_sec, stx.stx_mtime.tv_nsec)
+        if valid == 0:
+            return ENOENT
+        memset(entry, 0, sizeof(fuse_entry_out))
+        set_valid(&entry.entry_valid, &entry.entry_valid_nsec, valid)
+        return 0
 
-    cdef void change_inode(self, change_t *change, uint64_t slot) noexcept:
-        """Count an inode as changed."""
-        if self.table is None:
-            return
-        if change.count == 0:
-            change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
-        add_slot(change, slot)
-        if vt_is_root(&self.table.vt, slot):
-            add_slot(change, FUSE_ROOT_ID)
+    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode) noexcept:
+        """The reply of a GETATTR: 0 or an errno."""
+        cdef statx_t stx
+        cdef bint told
+        if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
+            return errno
+        memset(out, 0, sizeof(fuse_attr_out))
+        self.fill_attr(&out.attr, &stx)
+        told = self.validity.tell(inode, &stx, &out.attr)
+        set_valid(&out.attr_valid, &out.attr_valid_nsec, self.validity.of_attributes(inode, &stx) if told else 0)
+        return 0
 
-    cdef void announce(self, change_t *change) noexcept:
-        """Before the system call: leave word of what is about to change, should this process die in between."""
-        if self.table is not None:
-            vj_announce(&self.journal.vj, change.slots, change.count)
+    cdef int file_fd(self, uint64_t nodeid, uint64_t fh, bint writable) noexcept:
+        """The descriptor for a request on an open file, or a negative errno."""
+        cdef handle_t *handle = self.handles.get(nodeid, fh)
+        cdef inode_t *inode
+        cdef int fd
+        if handle != NULL:
+            return handle.fd
+        if fh != 0 or not self.opens_nothing:
+            return -EBADF
+        inode = self.inodes.get(nodeid)
+        if inode == NULL:
+            return -ESTALE
+        if inode.type != S_IFREG:
+            return -EINVAL
+        handle = self.data_files.find(inode, writable)
+        if handle == NULL:
+            fd = self.reopen_fd(inode, O_RDWR if writable else O_RDONLY)
+            if fd < 0:
+                return fd
+            handle = self.data_files.keep(inode, fd, writable)
+        return handle.fd if handle != NULL else -ENOMEM
 
-    cdef void acknowledge(self, change_t *change) noexcept:
-        """After the system call and before the reply: nobody can use an older copy from here on.
+    cdef void evict(self, const statx_t *stx) noexcept:
+        """A name of this inode is gone: if it was the last one, its blocks are to be freed."""
+        cdef inode_t *inode = self.inodes.find(stx)
+        if inode != NULL:
+            self.data_files.drop(inode)
+            self.inodes.evict(inode)
 
-        Which inodes a name stood for was found out before the call, and another backend may have changed the name
-        since. Every backend bumps names before inodes. So either the other's name bump is seen here, and as nobody
-        knows what was behind the name everything is given up; or its bumps of the inodes are still to come. In that
-        last case, and only for the link count of an inode that two backends fought over, the other's bump and not
-        this one ends the use of older copies.
-        """
-        cdef unsigned i
-        cdef bint overtaken = False
-        if self.table is None:
-            return
-        for i in range(change.names):
-            if vt_load(&self.table.vt, VT_WORD_SLOTS + change.slots[i]) != change.seen[i]:
-                overtaken = True
-        for i in range(change.count):
-            vt_bump(&self.table.vt, change.slots[i])
-        # What has become the root of a share since the beginning has slot 1, too, for that share's guest.
-        if overtaken or vt_load(&self.table.vt, VT_WORD_ROOT_COUNT) != change.roots:
-            vt_lift_floor(&self.table.vt)
-        vj_clear(&self.journal.vj)
-
-    cdef void withdraw(self, change_t *change, int error) noexcept:
-        """After a system call that failed: there is nothing to bump where the error says that nothing happened.
-
-        Others, as EIO of a network file system, may come after the change took effect.
-        """
-        if error not in (EEXIST, ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, EROFS, ENOSPC, EDQUOT):
-            self.acknowledge(change)
-        elif self.table is not None:
-            vj_clear(&self.journal.vj)
+    cdef void interrupt(self, uint64_t unique) noexcept:
+        """The guest gives up waiting for a request."""
+        if self.interrupted_count < INTERRUPTED_MAX:
+            self.interrupted[self.interrupted_count] = unique
+            self.interrupted_count += 1
 
     cdef int serve_rarely(self, request_t *request):
         """Serve a request by its operation in Python: 0 or an errno."""
@@ -425,6 +472,8 @@ cdef class FileSystem:
             reply = operation(self, carried)
         except OSError as error:
             return error.errno or EIO
+        except Parked:
+            return PARK
         except Exception:
             log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
             return EIO
@@ -446,11 +495,16 @@ cdef object oserror(int error):
     return OSError(error, os.strerror(error))
 
 
-cdef bytes encode_entry(FileSystem fs, const inode_t *inode, const statx_t *stx):
+cdef bytes encode_entry(FileSystem fs, inode_t *parent, inode_t *inode, const statx_t *stx, bytes name):
     cdef fuse_entry_out entry
     memset(&entry, 0, sizeof(entry))
-    fs.fill_entry(&entry, inode, stx)
+    fs.fill_entry(&entry, parent, inode, stx, name, len(name))
     return (<char *>&entry)[:sizeof(entry)]
+
+
+cdef void set_valid(uint64_t *seconds, uint32_t *nanoseconds, uint64_t valid) noexcept:
+    seconds[0] = valid // 1_000_000_000
+    nanoseconds[0] = valid % 1_000_000_000
 
 
 cdef int open_and_adopt(
@@ -464,26 +518,8 @@ cdef int open_and_adopt(
     return fs.adopt(fd, found, stx)
 
 
-cdef void add_slot(change_t *change, uint64_t slot) noexcept:
-    cdef unsigned i
-    for i in range(change.count):
-        if change.slots[i] == slot:
-            return
-    if change.count < SLOTS_MAX:
-        change.slots[change.count] = slot
-        change.count += 1
-
-
-cdef void change_name_slot(FileSystem fs, change_t *change, uint64_t slot) noexcept:
-    if change.names < NAMES_MAX:
-        change.seen[change.names] = vt_load(&fs.table.vt, VT_WORD_SLOTS + slot)
-        change.slots[change.names] = slot
-        change.names += 1
-        change.count = change.names
-
-
-cdef void change_occupant(FileSystem fs, change_t *change, const inode_t *parent, const char *name) noexcept:
+cdef void add_occupant(FileSystem fs, change_t *change, const inode_t *parent, const char *name) noexcept:
     """Count the inode behind a name as changed, if there is one."""
     cdef statx_t stx
     if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx) == 0:
-        fs.change_inode(change, fs.inodes.slot_of(&stx))
+        fs.changes.add_inode(change, fs.inodes.hash_of(&stx), (stx.stx_mode & S_IFMT) == S_IFDIR)

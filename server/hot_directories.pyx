@@ -49,10 +49,23 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
             break
         handle.entries_at += entry.d_reclen
         handle.entries_offset = entry.d_off
+    if plus and fs.validity.too_late():
+        give_nothing(request)
     if fs.handles.buffers > BUFFERS_MAX:
         fs.handles.drop_entries(handle)
     # Entries that are in the reply already were counted as looked up: they must reach the guest.
     return error if request.reply_size == 0 else 0
+
+
+cdef void give_nothing(request_t *request) noexcept:
+    """Take back all validity from a reply that took too long: the guest would count it from now."""
+    cdef size_t at = 0
+    cdef fuse_direntplus *entry
+    while at < request.reply_size:
+        entry = <fuse_direntplus *>(request.reply + at)
+        entry.entry_out.entry_valid = entry.entry_out.attr_valid = 0
+        entry.entry_out.entry_valid_nsec = entry.entry_out.attr_valid_nsec = 0
+        at += aligned(sizeof(fuse_direntplus) + entry.dirent.namelen)
 
 
 cdef int go_to(handle_t *handle, int64_t offset) noexcept:
@@ -127,7 +140,7 @@ cdef bint add_plus(
     memset(at + size - 8, 0, 8)
     memset(&out.entry_out, 0, sizeof(out.entry_out))
     if not dots and fs.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
-        fs.fill_entry(&out.entry_out, inode, &stx)
+        fs.fill_entry(&out.entry_out, parent, inode, &stx, entry.d_name, length)
     else:
         out.entry_out.attr.ino = entry.d_ino
         out.entry_out.attr.mode = <unsigned>entry.d_type << 12

@@ -5,7 +5,7 @@
 Each takes a request and gives 0 with the reply's body in place, or an errno.
 """
 
-from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOMEM, EROFS, ESTALE, errno
+from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOMEM, ENOSYS, EPERM, EROFS, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -16,14 +16,15 @@ from posix.unistd cimport close, dup
 from posix.uio cimport iovec
 
 from server.credentials cimport become, come_back, drop_fsetid, restore_fsetid
-from server.file_system cimport FileSystem, change_t
+from server.changes cimport PARK, change_t
+from server.file_system cimport FileSystem
 from server.fuse.wire cimport *
 from server.handles cimport handle_t
 from server.hot_directories cimport readdir
 from server.inodes cimport inode_t
 from server.libc cimport (
-    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_DIRECT, O_DIRECTORY, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath, preadv,
-    pwritev, statx, statx_t, strnlen, unlinkat,
+    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_DIRECT, O_DIRECTORY, RWF_APPEND, RWF_DSYNC, RWF_SYNC, STATX_BASIC_STATS,
+    STATX_MNT_ID, open_beneath, preadv, pwritev, pwritev2, statx, statx_t, strnlen, unlinkat,
 )
 from server.names cimport name_error
 from server.request cimport request_t
@@ -59,11 +60,12 @@ cdef bint is_compiled(unsigned opcode) noexcept:
 
 
 cdef int serve(FileSystem fs, request_t *request):
-    """Serve a request: 0, an errno, or NO_REPLY."""
+    """Serve a request: 0, an errno, NO_REPLY, or PARK."""
     cdef uint32_t opcode = request.header.opcode
     if opcode < 64:
         fs.counters[opcode] += 1
     fs.inodes.begin_request()
+    fs.validity.begin_request()
     if not fs.initialized and opcode != FUSE_INIT:
         return NO_REPLY if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT) else EIO
     if opcode == FUSE_LOOKUP:
@@ -93,7 +95,9 @@ cdef int serve(FileSystem fs, request_t *request):
     if opcode == FUSE_BATCH_FORGET:
         return batch_forget(fs, request)
     if opcode == FUSE_INTERRUPT:
-        # Requests are served one after the other: what it means is over already.
+        # Requests are served one after the other: unless it is parked, what it means is over already.
+        if request.body_size >= sizeof(fuse_interrupt_in):
+            fs.interrupt((<fuse_interrupt_in *>request.body).unique)
         return NO_REPLY
     if opcode in (FUSE_INIT, FUSE_DESTROY):
         return begin_or_end(fs, request)
@@ -136,15 +140,14 @@ cdef int look_up(FileSystem fs, request_t *request) noexcept:
         return ESTALE
     error = named(request, 0, &name, &length)
     if error == 0:
+        fs.validity.ask_watch(parent)
         error = fs.look_up(parent, name, &inode, &stx)
-    if error == ENOENT and fs.aware:
-        # A negative entry, to be kept until the table says that the name has changed.
-        memset(out, 0, sizeof(fuse_entry_out))
-        out.entry_valid, out.entry_valid_nsec = fs.valid, fs.valid_nsec
-    elif error:
+    if error == ENOENT:
+        error = fs.fill_negative(out, parent, name, length)
+    elif error == 0:
+        fs.fill_entry(out, parent, inode, &stx, name, length)
+    if error:
         return error
-    else:
-        fs.fill_entry(out, inode, &stx)
     request.reply_size = sizeof(fuse_entry_out)
     return 0
 
@@ -168,17 +171,10 @@ cdef int batch_forget(FileSystem fs, request_t *request) noexcept:
 
 cdef int getattr_(FileSystem fs, request_t *request) noexcept:
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
-    cdef fuse_attr_out *out = <fuse_attr_out *>request.reply
-    cdef statx_t stx
     if inode == NULL:
         return ESTALE
-    if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
-        return errno
-    memset(out, 0, sizeof(fuse_attr_out))
-    out.attr_valid, out.attr_valid_nsec = fs.valid, fs.valid_nsec
-    fs.fill_attr(&out.attr, &stx)
     request.reply_size = sizeof(fuse_attr_out)
-    return 0
+    return fs.fill_attr_out(<fuse_attr_out *>request.reply, inode)
 
 
 cdef int opened(FileSystem fs, const inode_t *inode, int fd, uint32_t flags, fuse_open_out *out) noexcept:
@@ -200,42 +196,46 @@ cdef int allowed_flags(FileSystem fs, uint32_t flags) noexcept:
     return flags & (OPEN_FLAGS | (O_DIRECT if fs.allow_direct_io else 0))
 
 
-cdef int open_inode(FileSystem fs, const inode_t *inode, int flags, bint kill) noexcept:
-    """Open an inode: a descriptor or a negative errno. kill: O_TRUNC clears set-user-id and set-group-id bits."""
+cdef int open_inode(FileSystem fs, const inode_t *inode, int flags, bint kill, int *fd) noexcept:
+    """Open an inode: 0, with *fd, an errno, or PARK. kill: O_TRUNC clears set-user-id and set-group-id bits."""
     cdef change_t change
     cdef bint truncate = flags & O_TRUNC
-    cdef int fd
     if truncate:
         memset(&change, 0, sizeof(change))
-        fs.change_inode(&change, inode.slot)
-        fs.announce(&change)
+        fs.changes.add_inode(&change, inode.hash, True)
+        if fs.changes.begin(&change) == PARK:
+            return PARK
         if kill:
             drop_fsetid()
-    fd = fs.reopen_fd(inode, flags)
+    fd[0] = fs.reopen_fd(inode, flags)
     if truncate:
         if kill:
             restore_fsetid()
-        fs.acknowledge(&change)
-    return fd
+        fs.changes.acknowledge(&change)
+    return -fd[0] if fd[0] < 0 else 0
 
 
 cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_open_in *ask = <fuse_open_in *>request.body
-    cdef int fd, flags
+    cdef int fd = -1, flags, error
     if inode == NULL:
         return ESTALE
     if request.body_size < sizeof(fuse_open_in):
         return EINVAL
+    if type == S_IFDIR:
+        fs.validity.ask_watch(inode)
+    elif fs.opens_nothing:
+        return ENOSYS
     # Opening a device or a FIFO does something by itself; the guest's kernel never asks for it.
     if inode.type != type:
         return EISDIR if inode.type == S_IFDIR else EINVAL
     flags = allowed_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
     if fs.readonly and (flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY):
         return EROFS
-    fd = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID)
-    if fd < 0:
-        return -fd
+    error = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
+    if error:
+        return error
     request.reply_size = sizeof(fuse_open_out)
     return opened(fs, inode, fd, ask.flags, <fuse_open_out *>request.reply)
 
@@ -255,6 +255,8 @@ cdef int flush(FileSystem fs, request_t *request) noexcept:
     """Close a copy of the descriptor, for what close(2) may have to say, as of a full disk behind NFS."""
     cdef handle_t *handle
     cdef int copy
+    if fs.opens_nothing:
+        return ENOSYS
     if request.body_size < sizeof(fuse_flush_in):
         return EINVAL
     handle = fs.handles.get(request.header.nodeid, (<fuse_flush_in *>request.body).fh)
@@ -281,21 +283,21 @@ cdef int clip(iovec *iov, int *count, size_t size) noexcept:
 
 cdef int read(FileSystem fs, request_t *request) noexcept:
     cdef fuse_read_in *ask = <fuse_read_in *>request.body
-    cdef handle_t *handle
     cdef size_t size
     cdef ssize_t done
+    cdef int fd
     if request.body_size < sizeof(fuse_read_in):
         return EINVAL
-    handle = fs.handles.get(request.header.nodeid, ask.fh)
-    if handle == NULL:
-        return EBADF
+    fd = fs.file_fd(request.header.nodeid, ask.fh, False)
+    if fd < 0:
+        return -fd
     size = min(<size_t>ask.size, request.room_size)
     if size == 0:
         return 0
     if ask.offset > <uint64_t>INT64_MAX - size:
         return EINVAL
     clip(request.room, &request.room_count, size)
-    done = preadv(handle.fd, request.room, request.room_count, ask.offset)
+    done = preadv(fd, request.room, request.room_count, ask.offset)
     if done < 0:
         return errno
     request.reply_size = done
@@ -323,14 +325,21 @@ cdef ssize_t write_pages(int fd, const iovec *iov, int count, uint64_t offset) n
     return done
 
 
+cdef int write_flags(uint32_t flags) noexcept:
+    """For pwritev2(2), what a descriptor opened with these flags would do by itself."""
+    return (
+        (RWF_APPEND if flags & O_APPEND else 0)
+        | (RWF_SYNC if flags & O_SYNC == O_SYNC else RWF_DSYNC if flags & O_DSYNC else 0)
+    )
+
+
 cdef int write(FileSystem fs, request_t *request) noexcept:
     cdef fuse_write_in *ask = <fuse_write_in *>request.body
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_write_out *out = <fuse_write_out *>request.reply
-    cdef handle_t *handle
     cdef change_t change
     cdef ssize_t done
-    cdef int error = 0
+    cdef int fd, error = 0
     cdef bint kill
     if inode == NULL:
         return ESTALE
@@ -338,29 +347,32 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
         return EINVAL
     if fs.readonly:
         return EROFS
-    handle = fs.handles.get(request.header.nodeid, ask.fh)
-    if handle == NULL:
-        return EBADF
+    fd = fs.file_fd(request.header.nodeid, ask.fh, True)
+    if fd < 0:
+        return -fd
     if ask.offset > <uint64_t>INT64_MAX - ask.size:
         return EINVAL
-    kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(handle.fd)
+    kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
     memset(&change, 0, sizeof(change))
-    fs.change_inode(&change, inode.slot)
-    fs.announce(&change)
+    fs.changes.add_inode(&change, inode.hash, True)
+    if fs.changes.begin(&change) == PARK:
+        return PARK
     if kill:
         drop_fsetid()
     done = 0
     if ask.size:
         clip(request.data, &request.data_count, ask.size)
         if ask.write_flags & FUSE_WRITE_CACHE:
-            done = write_pages(handle.fd, request.data, request.data_count, ask.offset)
+            done = write_pages(fd, request.data, request.data_count, ask.offset)
+        elif ask.fh == 0:
+            done = pwritev2(fd, request.data, request.data_count, ask.offset, write_flags(ask.flags))
         else:
-            done = pwritev(handle.fd, request.data, request.data_count, ask.offset)
+            done = pwritev(fd, request.data, request.data_count, ask.offset)
         if done < 0:
             error = errno
     if kill:
         restore_fsetid()
-    fs.acknowledge(&change)
+    fs.changes.acknowledge(&change)
     if error:
         return error
     memset(out, 0, sizeof(fuse_write_out))
@@ -396,14 +408,16 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
     # An ordinary user does not make a file that runs with a group he is not in (inode_init_owner() of the kernel).
     kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
     memset(&change, 0, sizeof(change))
-    fs.change_name(&change, parent, name, length)
-    fs.change_inode(&change, parent.slot)
+    fs.changes.add_name(&change, parent.slot, name, length)
+    fs.changes.add_inode(&change, parent.hash, True)
+    if fs.changes.begin(&change) == PARK:
+        return PARK
     error = become(request.header.uid, request.header.gid)
     if error:
+        fs.changes.withdraw(&change, EPERM)
         return error
     if kill:
         drop_fsetid()
-    fs.announce(&change)
     fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
     if fd < 0 and fs.make_room():
         fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
@@ -415,10 +429,11 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
         path_fd = fs.path_fd(fd)
         error = fs.adopt(path_fd, &inode, &stx) if path_fd >= 0 else -path_fd
         if inode != NULL:
-            fs.change_inode(&change, inode.slot)
-        fs.acknowledge(&change)
+            fs.changes.add_inode(&change, inode.hash, True)
+        fs.changes.acknowledge(&change)
+        fs.validity.end_change()
     else:
-        fs.withdraw(&change, error)
+        fs.changes.withdraw(&change, error)
         if error == EEXIST and not ask.flags & O_EXCL:
             # What vanished again since is for the guest's kernel to try once more, too.
             if request.header.uid or fs.look_up(parent, name, &inode, &stx):
@@ -429,8 +444,7 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
         if inode.type != S_IFREG:
             error = EISDIR if inode.type == S_IFDIR else EINVAL
         else:
-            fd = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID)
-            error = -fd if fd < 0 else 0
+            error = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
         if error == 0 and flags & O_TRUNC and statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             error = errno
     if error:
@@ -443,7 +457,7 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
     if error:
         fs.inodes.forget(inode.nodeid, 1)
         return error
-    fs.fill_entry(entry, inode, &stx)
+    fs.fill_entry(entry, parent, inode, &stx, name, length)
     request.reply_size = sizeof(fuse_entry_out) + sizeof(fuse_open_out)
     return 0
 
@@ -464,20 +478,21 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
     if fs.readonly:
         return EROFS
     memset(&change, 0, sizeof(change))
-    fs.change_name(&change, parent, name, length)
-    fs.change_inode(&change, parent.slot)
+    fs.changes.add_name(&change, parent.slot, name, length)
+    fs.changes.add_inode(&change, parent.hash, True)
     # The victim's link count changes; and if it is only held open as idle here, its blocks are to be freed.
     known = (fs.table is not None or fs.inodes.idle_ones.count) and statx(
         parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx
     ) == 0
     if known:
-        fs.change_inode(&change, fs.inodes.slot_of(&stx))
-    fs.announce(&change)
+        fs.changes.add_inode(&change, fs.inodes.hash_of(&stx), False)
+    if fs.changes.begin(&change) == PARK:
+        return PARK
     error = errno if unlinkat(parent.fd, name, 0) < 0 else 0
     if error:
-        fs.withdraw(&change, error)
+        fs.changes.withdraw(&change, error)
     else:
-        fs.acknowledge(&change)
+        fs.changes.acknowledge(&change)
     if known and error == 0:
-        fs.inodes.evict(&stx)
+        fs.evict(&stx)
     return error

@@ -1,13 +1,20 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from coherence.table cimport Table
-from server.libc cimport file_handle, statx_t
+from server.libc cimport file_handle, statx_t, statx_timestamp
+
+cdef enum watch_t:
+    UNASKED
+    ASKED
+    WATCHED
+    REFUSED
 
 cdef struct inode_t:
     uint64_t nodeid
     uint64_t nlookup
     uint64_t dev, ino, mnt_id
-    uint64_t slot          # in the version table; 0 without one
+    uint64_t hash          # its low bits are the slot in the version table; 0 without one
+    uint64_t slot
     int fd                 # O_PATH; -1 while only the handle is kept
     file_handle *handle    # NULL until the descriptor was closed once
     bint hashed            # false once another inode has taken the number
@@ -17,6 +24,21 @@ cdef struct inode_t:
     uint32_t generation
     uint32_t idle_tick     # when it became idle
     uint64_t index         # in the array of records
+    # Whether the host watch sees changes of it (server.validity).
+    watch_t watch
+    uint64_t cover         # the epoch in which its directory was watched; 0 for none
+    bint uncovered         # its directory cannot be watched
+    # The attributes that the guest was told last (server.validity).
+    uint64_t told_stamp    # 0 for never
+    statx_timestamp told_mtime, told_ctime
+    uint64_t told_size
+    bint told_racy         # when its ctime could still be that of a later change
+    uint32_t blip          # nanoseconds that its mtime is told wrong by, for the guest to drop its pages
+    uint64_t blip_until
+    # The descriptor for a guest that does not open files (server.data_files): a handle, 0 for none.
+    uint64_t data_fh
+    bint data_writable
+    uint32_t data_tick
     inode_t *next          # in its hash chain, or in the list of free records
     inode_t *older         # in the list of idle or of open ones
     inode_t *newer
@@ -44,7 +66,7 @@ cdef class InodeTable:
     cdef int mount_fd
     cdef uint64_t request
 
-    cdef uint64_t slot_of(self, const statx_t *stx) noexcept
+    cdef uint64_t hash_of(self, const statx_t *stx) noexcept
     cdef void begin_request(self) noexcept
     cdef inode_t *record(self, uint64_t nodeid) noexcept
     cdef inode_t *get(self, uint64_t nodeid) noexcept
@@ -62,6 +84,6 @@ cdef class InodeTable:
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept
     cdef void drop_all_idle(self) noexcept
     cdef void drop_idle(self, inode_t *inode) noexcept
-    cdef void evict(self, const statx_t *stx) noexcept
-    cdef void expire_idle(self, uint64_t now) noexcept
+    cdef void evict(self, inode_t *inode) noexcept
+    cdef bint expire_idle(self, uint64_t now) noexcept
     cdef int grow(self) noexcept

@@ -19,10 +19,10 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp
 from posix.unistd cimport close
 
-from coherence.table cimport Table, vt_inode_slot
+from coherence.table cimport Table, vt_inode_hash
 from server.libc cimport (
-    AT_EMPTY_PATH, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, file_handle,
-    name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
+    AT_EMPTY_PATH, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, STATX_NLINK,
+    file_handle, name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
 )
 
 import os
@@ -68,7 +68,7 @@ cdef class InodeTable:
         self.root.nlookup = UINT64_MAX
         self.root.dev, self.root.ino, self.root.mnt_id = statx_dev(&stx), stx.stx_ino, stx.stx_mnt_id
         self.root.type = stx.stx_mode & S_IFMT
-        self.root.slot = self.slot_of(&stx)
+        identify(self, &self.root, &stx)
         # The other half is for what the guest opens.
         self.max_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, LEAST_OPEN)
         self.mount_fd = open_for_handles(self.root.fd)
@@ -82,6 +82,22 @@ cdef class InodeTable:
         free(self.records)
         free(self.buckets)
 
+    def watched(self, nodeid: int, ok: bool) -> None:
+        """The host watch answers what it was asked for an inode, which may be forgotten meanwhile."""
+        cdef inode_t *inode = self.record(nodeid)
+        if inode != NULL:
+            inode.watch = WATCHED if ok else REFUSED
+
+    def unwatch(self) -> None:
+        """The host watch is gone, or another one: nothing is watched."""
+        cdef uint64_t i
+        self.root.watch = UNASKED
+        self.root.cover = 0
+        for i in range(2, self.record_count):
+            self.records[i].watch = UNASKED
+            self.records[i].cover = 0
+            self.records[i].uncovered = False
+
     def clear(self) -> None:
         """Forget everything but the root: the guest's session is over."""
         cdef uint64_t i
@@ -93,6 +109,7 @@ cdef class InodeTable:
         for i in range(self.bucket_count):
             self.buckets[i] = NULL
         self.record_count = 2
+        self.root.told_stamp = self.root.data_fh = 0
         self.free_records = NULL
         self.idle_ones = self.open_ones = list_t(NULL, NULL, 0)
         self.live = 0
@@ -107,10 +124,10 @@ cdef class InodeTable:
         """Inodes that are open, idle ones included; the root is not counted."""
         return self.open_ones.count + self.idle_ones.count
 
-    cdef uint64_t slot_of(self, const statx_t *stx) noexcept:
+    cdef uint64_t hash_of(self, const statx_t *stx) noexcept:
         if self.table is None:
             return 0
-        return vt_inode_slot(&self.table.vt, statx_dev(stx), stx.stx_ino)
+        return vt_inode_hash(&self.table.vt, statx_dev(stx), stx.stx_ino)
 
     cdef void begin_request(self) noexcept:
         """What get() gives from here on keeps its descriptor until the next request."""
@@ -171,10 +188,14 @@ cdef class InodeTable:
         inode = self.free_records
         self.free_records = inode.next
         inode.dev, inode.ino, inode.mnt_id = statx_dev(stx), stx.stx_ino, stx.stx_mnt_id
-        inode.slot = self.slot_of(stx)
+        identify(self, inode, stx)
         inode.type = stx.stx_mode & S_IFMT
         inode.nlookup = 1
         inode.handle = NULL
+        inode.watch = UNASKED
+        inode.cover = inode.told_stamp = inode.data_fh = 0
+        inode.uncovered = False
+        inode.blip = 0
         inode.generation += 1
         inode.nodeid = (
             inode.slot
@@ -235,7 +256,10 @@ cdef class InodeTable:
                 self.close_some(self.open_ones.count - self.max_open)
 
     cdef bint set_closed(self, inode_t *inode) noexcept:
-        """Keep only the handle of an inode; false where there is none to be had."""
+        """Keep only the handle of an inode; false where there is none to be had, or it would lead nowhere."""
+        cdef statx_t stx
+        if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_NLINK, &stx) < 0 or stx.stx_nlink == 0:
+            return False
         if inode.handle == NULL:
             inode.handle = handle_of(inode.fd)
         if inode.handle == NULL:
@@ -363,20 +387,25 @@ cdef class InodeTable:
         while self.idle_ones.count:
             self.drop_idle(self.idle_ones.oldest)
 
-    cdef void evict(self, const statx_t *stx) noexcept:
-        """Close this inode if it is idle: it was unlinked, and its blocks are to be freed."""
-        cdef inode_t *inode = self.find(stx)
-        if inode != NULL and inode.nlookup == 0:
+    cdef void evict(self, inode_t *inode) noexcept:
+        """Close an inode if it is idle: it was unlinked, and its blocks are to be freed."""
+        if inode.nlookup == 0 and inode.nodeid != ROOT_NODEID:
             self.drop_idle(inode)
 
-    cdef void expire_idle(self, uint64_t now) noexcept:
-        """Close what has been idle for one to two seconds. now: monotonic nanoseconds."""
+    cdef bint expire_idle(self, uint64_t now) noexcept:
+        """Close what has been idle for one to two seconds. now: monotonic nanoseconds. True once in a second."""
         if now - self.tick_began < IDLE_NS:
-            return
+            return False
         self.tick_began = now
         while self.idle_ones.count and self.idle_ones.oldest.idle_tick != self.tick:
             self.drop_idle(self.idle_ones.oldest)
         self.tick += 1
+        return True
+
+
+cdef void identify(InodeTable self, inode_t *inode, const statx_t *stx) noexcept:
+    inode.hash = self.hash_of(stx)
+    inode.slot = inode.hash & self.table.vt.mask if self.table is not None else 0
 
 
 cdef void append(list_t *list, inode_t *inode) noexcept:

@@ -38,6 +38,13 @@ cdef extern from *:
         return makedev(stx->stx_dev_major, stx->stx_dev_minor);
     }
 
+    static inline int64_t realtime_ns(void)
+    {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    }
+
     static inline uint64_t monotonic_ns(void)
     {
         struct timespec now;
@@ -55,6 +62,10 @@ cdef extern from *:
         O_DIRECT
         STATX_BASIC_STATS
         STATX_MNT_ID
+        STATX_NLINK
+        RWF_APPEND
+        RWF_DSYNC
+        RWF_SYNC
         MAX_HANDLE_SZ
 
     struct statx_timestamp:
@@ -98,7 +109,9 @@ cdef extern from *:
     ssize_t getdents64(int fd, void *buffer, size_t size) noexcept nogil
     ssize_t preadv(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
     ssize_t pwritev(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
+    ssize_t pwritev2(int fd, const iovec *iov, int count, off_t offset, int flags) noexcept nogil
     uint64_t statx_dev(const statx_t *stx) noexcept nogil
+    int64_t realtime_ns() noexcept nogil
     uint64_t monotonic_ns() noexcept nogil
     size_t strnlen(const char *text, size_t size) noexcept nogil
     int snprintf(char *text, size_t size, const char *format, ...) noexcept nogil

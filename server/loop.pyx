@@ -109,6 +109,7 @@ cdef class EventLoop:
             for queue in self.queues:
                 if queue.ready or queue.polling:
                     queue.process()
+            self.answer_interrupted()
             self.run_timers()
 
     cdef int patience(self) except -2:
@@ -119,14 +120,23 @@ cdef class EventLoop:
         for queue in self.queues:
             if queue.ready:
                 return 0
-            until = queue.until_tick(now)
-            if until >= 0 and (least < 0 or until < least):
-                least = until
+            for until in (queue.until_tick(now), queue.until_retry(now)):
+                if until >= 0 and (least < 0 or until < least):
+                    least = until
         if self.timers:
             until = max(<int64_t>self.timers[0][0] - <int64_t>now, 0)
             if least < 0 or until < least:
                 least = until
         return -1 if least < 0 else <int>min((least + 999_999) // 1_000_000, 60_000)
+
+    cdef void answer_interrupted(self) noexcept:
+        """An INTERRUPT may be about a request of any queue; one about what is served already is over."""
+        cdef RequestQueue queue
+        for queue in self.queues:
+            if queue.fs.interrupted_count:
+                queue.answer_interrupted()
+        for queue in self.queues:
+            queue.fs.interrupted_count = 0
 
     cdef int run_timers(self) except -1:
         cdef RequestQueue queue
@@ -134,6 +144,8 @@ cdef class EventLoop:
         for queue in self.queues:
             if queue.until_tick(now) == 0:
                 queue.tick(now)
+            if queue.until_retry(now) == 0:
+                queue.retry(now)
         while self.timers and <uint64_t>self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2]()
         return 0

@@ -57,7 +57,9 @@ def _serve(options: Options) -> None:
             raise _not_shared(options.shared_dir, error) from None
         stack.enter_context(closing(device))
         if membership is not None:
-            membership.attach(loop, lambda: _counters(device))
+            inodes = device.fs.inodes
+            membership.attach(loop, lambda: _counters(device), watched=inodes.watched, forgotten=inodes.unwatch)
+            device.fs.validity.watch_with(membership.watch)
         if options.socket_path is not None:
             listener = stack.enter_context(listen(options.socket_path, options.socket_group))
         else:
@@ -125,6 +127,10 @@ def _counters(device: FsDevice) -> dict[str, int]:
         "inodes": fs.inodes.live,
         "handles": fs.handles.live,
         "aware": int(fs.aware),
+        "changes": fs.changes.made,
+        "held": fs.changes.held,
+        "leases": fs.validity.given,
+        "parked": device.parked,
     }
 
 

@@ -15,11 +15,13 @@ import msgspec
 from coherence import log
 from coherence.parser import Parser
 from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
-from server.settings import TAG_MAX, Settings
+from server.settings import LEASE_MARGIN, LEASE_MAX, TAG_MAX, Settings
 from server.virtqueue import MAX_QUEUE_SIZE
 
 PROG: Final = "vfs-backend"
 GUEST_MAX: Final = 64
+LEASE_LIMIT: Final = 60.0
+"""Seconds; all changes of what is leased wait so long at most."""
 """Longest label of a guest, characters (coherence.messages.Label)."""
 CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
 """What management tools such as libvirt ask for (QEMU's docs/interop/vhost-user.json)."""
@@ -82,6 +84,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tag: str | None
     cache: CacheMode
     timeout: float | None
+    lease_max: float
+    lease_margin: float
     writeback: bool
     xattr: bool
     readonly: bool
@@ -106,6 +110,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             tag=self.tag,
             cache=self.cache,
             timeout=self.timeout,
+            lease_max=self.lease_max,
+            lease_margin=self.lease_margin,
             writeback=self.writeback,
             xattr=self.xattr,
             readonly=self.readonly,
@@ -166,6 +172,8 @@ def _problem(given: dict[str, Any]) -> str | None:
         return "--socket-group needs --socket-path: a socket given by --fd has its group"
     if given["timeout"] is not None and cache not in ("auto", "always"):
         return f"--timeout does not go with --cache {cache}: only auto and always go by time"
+    if given["lease_margin"] > given["lease_max"] > 0:
+        return "--lease-margin is longer than --lease-max: no lease would be left; --lease-max 0 gives none"
     if given["writeback"] and cache not in ("auto", "always"):
         return f"--writeback does not go with --cache {cache}: others do not see delayed writes"
     if cache == "shared" and given["coherence"] is None:
@@ -201,6 +209,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not (0 <= value <= LONG_TIMEOUT * 366 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text!r}: use seconds, 0 or more")
+    return value
+
+
+def _lease(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= LEASE_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r}: use 0 to {LEASE_LIMIT:g} seconds")
     return value
 
 
@@ -244,6 +259,7 @@ def _files(text: str) -> int:
 
 for _type, _name in (
     (_seconds, "number of seconds"),
+    (_lease, "number of seconds"),
     *((each, "number") for each in (_queues, _queue_size, _descriptor, _files)),
 ):
     _type.__name__ = _name  # as argparse calls it: "invalid number value: 'x'"
@@ -287,6 +303,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=_seconds,
         help=f"how long in auto and always (default {AUTO_TIMEOUT:.0f} and {LONG_TIMEOUT:.0f})",
+    )
+    group.add_argument(
+        "--lease-max",
+        metavar="SECONDS",
+        type=_lease,
+        default=LEASE_MAX,
+        help=f"shared, stock guests: longest lease, the same for all guests (default {LEASE_MAX:g}; 0 gives none)",
+    )
+    group.add_argument(
+        "--lease-margin",
+        metavar="SECONDS",
+        type=_lease,
+        default=LEASE_MARGIN,
+        help=f"shared: share of a lease that is for the way of the reply (default {LEASE_MARGIN:g})",
     )
     group.add_argument("--writeback", action="store_true", help="let the guest delay writes (auto, always)")
     group.add_argument("--no-readdirplus", action="store_true", help="do not offer READDIRPLUS")

@@ -4,6 +4,11 @@ from server.file_system cimport FileSystem
 from server.request cimport request_t
 from server.virtqueue cimport Virtqueue
 
+cdef struct parked_t:
+    uint16_t head          # of its chain, which the driver gets back when it is served
+    uint64_t unique
+    uint64_t due           # when to try again; CLOCK_MONOTONIC, nanoseconds
+
 cdef class RequestQueue:
     cdef readonly Virtqueue ring
     cdef readonly int kick_fd
@@ -19,11 +24,19 @@ cdef class RequestQueue:
     cdef uint64_t last_tick
     cdef uint16_t avail_at_tick
     cdef request_t *request
+    cdef parked_t *waiting
+    cdef int parked_count
 
     cdef void kicked(self) noexcept
     cdef int process(self) except -1
     cdef uint32_t serve_chain(self) except? 0xFFFFFFFF
     cdef uint32_t reply(self, int error) noexcept
     cdef void signal(self) noexcept
+    cdef void park(self) noexcept
+    cdef int retry(self, uint64_t now) except -1
+    cdef int serve_parked(self, int i) except -1
+    cdef void release(self, int i, uint32_t moved) noexcept
+    cdef void answer_interrupted(self) noexcept
+    cdef int64_t until_retry(self, uint64_t now) noexcept
     cdef int tick(self, uint64_t now) except -1
     cdef int64_t until_tick(self, uint64_t now) noexcept

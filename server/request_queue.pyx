@@ -1,18 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""From the virtqueue to the file system and back: chains become requests, replies become used buffers."""
+"""From the virtqueue to the file system and back: chains become requests, replies become used buffers.
 
-from libc.errno cimport EINVAL, EIO
+A request that changes what is leased to another guest is parked: its chain stays with us, and it is served from its
+beginning when the lease is over. Other requests go on meanwhile.
+"""
+
+from libc.errno cimport EINTR, EINVAL, EIO
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from posix.uio cimport iovec
-from posix.unistd cimport close, read, write
+from posix.unistd cimport close, read, usleep, write
 
 from server.file_system cimport FileSystem
 from server.fuse.wire cimport FUSE_READ, FUSE_WRITE, fuse_in_header, fuse_out_header, fuse_write_in
+from server.changes cimport PARK
 from server.hot_operations cimport NO_REPLY, is_compiled, serve
+from server.libc cimport monotonic_ns
 from server.request cimport BODY_ROOM, request_t
 from server.virtqueue cimport Virtqueue
 
@@ -21,6 +27,7 @@ import os
 cdef enum:
     MAX_DRAIN = 16             # reads of a kick descriptor that somebody fills as fast
     BUDGET = 64                # requests before other queues and sockets have their turn
+    PARKED = 0xFFFFFFFE        # of serve_chain
     LONG_TRANSFER = 64 << 10   # bytes after which the driver is told at once, to go on while we do
     POLL_NS = 10_000_000       # how often a patient queue is looked at while it is polled
     IDLE_NS = 1_000_000_000    # how often idle inodes are looked at
@@ -52,16 +59,23 @@ cdef class RequestQueue:
         self.polling = kick is None
         self.on_broken = on_broken
         self.request = <request_t *>malloc(sizeof(request_t))
-        if self.request == NULL:
+        self.waiting = <parked_t *>malloc(ring.size * sizeof(parked_t))
+        if self.request == NULL or self.waiting == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.request)
+        free(self.waiting)
 
     @property
     def base(self) -> int:
         """The next available index, for GET_VRING_BASE."""
         return self.ring.base
+
+    @property
+    def parked(self) -> int:
+        """How many requests wait for leases of other guests to end."""
+        return self.parked_count
 
     def enable(self, enabled: bool) -> None:
         """Serve the ring, or leave it alone; what came in meanwhile is served then."""
@@ -86,6 +100,15 @@ cdef class RequestQueue:
         cdef uint64_t one = 1
         if self.call_fd >= 0:
             write(self.call_fd, &one, sizeof(one))
+
+    def finish(self) -> None:
+        """Serve what is parked, waiting for it: the driver keeps the ring, but not the account of what we have."""
+        cdef uint64_t now
+        while self.parked_count and self.enabled:
+            now = monotonic_ns()
+            if self.waiting[0].due > now:
+                usleep(min((self.waiting[0].due - now) // 1000 + 1, <uint64_t>999_999))
+            self.serve_parked(0)
 
     def close(self) -> None:
         """Close the descriptors, telling the driver first what it has not been told."""
@@ -127,10 +150,16 @@ cdef class RequestQueue:
                 self.on_broken()
                 return 0
             moved = self.serve_chain()
+            served += 1
+            if moved == PARKED:
+                self.park()
+                continue
             self.ring.push(moved)
             self.unsignalled += 1
-            served += 1
-            if not self.patient and (moved >= LONG_TRANSFER or self.ring.readable_size >= LONG_TRANSFER):
+            if self.patient:
+                continue
+            # A lease runs from now on: its holder is to have it at once.
+            if self.fs.validity.granted or moved >= LONG_TRANSFER or self.ring.readable_size >= LONG_TRANSFER:
                 self.signal()
         if served == BUDGET:
             self.ready = True
@@ -151,6 +180,75 @@ cdef class RequestQueue:
         if self.ring.must_signal() and self.call_fd >= 0:
             write(self.call_fd, &one, sizeof(one))
 
+    cdef void park(self) noexcept:
+        """Keep the chain that was popped for later; the ring has no more chains than there is room for."""
+        cdef parked_t *parked = &self.waiting[self.parked_count]
+        parked.head = self.ring.head
+        parked.unique = self.request.header.unique
+        parked.due = self.fs.changes.due * 1000
+        self.parked_count += 1
+
+    cdef int retry(self, uint64_t now) except -1:
+        """Serve what is parked and due."""
+        cdef int i = 0
+        while i < self.parked_count and self.enabled:
+            if self.waiting[i].due > now or self.serve_parked(i) == 0:
+                i += 1
+        if self.unsignalled and self.enabled:
+            self.signal()
+        return 0
+
+    cdef int serve_parked(self, int i) except -1:
+        """Serve a parked request: 1, and it is no longer parked, or 0."""
+        cdef uint64_t one = 1
+        cdef uint32_t moved
+        if self.ring.walk(self.waiting[i].head) < 0:
+            self.enabled = False
+            if self.err_fd >= 0:
+                write(self.err_fd, &one, sizeof(one))
+            self.on_broken()
+            return 0
+        moved = self.serve_chain()
+        if moved == PARKED:
+            self.waiting[i].due = self.fs.changes.due * 1000
+            return 0
+        self.release(i, moved)
+        return 1
+
+    cdef void release(self, int i, uint32_t moved) noexcept:
+        """Give the chain of a parked request back."""
+        self.ring.push(moved)
+        self.unsignalled += 1
+        self.parked_count -= 1
+        self.waiting[i] = self.waiting[self.parked_count]
+
+    cdef void answer_interrupted(self) noexcept:
+        """Give up parked requests for which the guest does not want to wait any longer."""
+        cdef FileSystem fs = self.fs
+        cdef unsigned k
+        cdef int i = 0
+        while i < self.parked_count and self.enabled:
+            for k in range(fs.interrupted_count):
+                if fs.interrupted[k] == self.waiting[i].unique and self.ring.walk(self.waiting[i].head) > 0:
+                    self.request.header.unique = self.waiting[i].unique
+                    self.release(i, self.reply(EINTR))
+                    break
+            else:
+                i += 1
+        if self.unsignalled and self.enabled and not self.patient:
+            self.signal()
+
+    cdef int64_t until_retry(self, uint64_t now) noexcept:
+        """Nanoseconds until retry() wants to be called, or -1."""
+        cdef uint64_t due = 0
+        cdef int i
+        if self.parked_count == 0 or not self.enabled:
+            return -1
+        for i in range(self.parked_count):
+            if i == 0 or self.waiting[i].due < due:
+                due = self.waiting[i].due
+        return due - now if due > now else 0
+
     cdef int tick(self, uint64_t now) except -1:
         """What a patient queue does by time: look at its ring, tell the driver, let idle inodes go."""
         cdef bint quiet = self.ring.next_avail == self.avail_at_tick
@@ -164,7 +262,8 @@ cdef class RequestQueue:
                 self.polling = False
                 self.ready = self.ring.enable_kicks()
             self.avail_at_tick = self.ring.next_avail
-        self.fs.inodes.expire_idle(now)
+        if self.fs.inodes.expire_idle(now):
+            self.fs.data_files.expire()
         return 0
 
     cdef int64_t until_tick(self, uint64_t now) noexcept:
@@ -174,7 +273,7 @@ cdef class RequestQueue:
             return -1
         if self.enabled and self.polling:
             due = self.last_tick + POLL_NS
-        elif self.fs.inodes.idle_ones.count:
+        elif self.fs.inodes.idle_ones.count or self.fs.data_files.count:
             due = self.last_tick + IDLE_NS
         else:
             return -1
@@ -185,6 +284,7 @@ cdef class RequestQueue:
         cdef Virtqueue ring = self.ring
         cdef request_t *request = self.request
         cdef size_t total
+        cdef int error
         if gather(ring.readable, ring.n_readable, 0, &request.header, sizeof(fuse_in_header)) < 0:
             return 0
         total = request.header.len
@@ -212,7 +312,8 @@ cdef class RequestQueue:
         if self.unsignalled and not is_compiled(request.header.opcode):
             # What is done already does not wait for an operation that may take long.
             self.signal()
-        return self.reply(serve(self.fs, request))
+        error = serve(self.fs, request)
+        return PARKED if error == PARK else self.reply(error)
 
     cdef uint32_t reply(self, int error) noexcept:
         """Write the reply into the chain, where one is due and there is room: how many bytes it has."""

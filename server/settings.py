@@ -11,6 +11,12 @@ TAG_MAX: Final = 36
 """Longest tag, bytes (virtio 1.3, 5.11.4)."""
 
 
+LEASE_MAX: Final = 1.0
+"""Seconds of the longest lease."""
+LEASE_MARGIN: Final = 0.1
+"""Seconds of a lease that are for the way of the reply."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one share served to one guest.
 
@@ -20,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tag: the tag offered in the device's configuration space; None offers none.
         cache: the cache mode.
         timeout: seconds that names and attributes are valid, instead of the mode's own.
+        lease_max: seconds of the longest lease that a plain guest in mode shared is given.
+        lease_margin: seconds of that which are for the way of the reply.
         writeback: let the guest delay its writes.
         xattr: serve extended attributes.
         readonly: refuse every change with EROFS.
@@ -35,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tag: str | None = None
     cache: CacheMode = "auto"
     timeout: float | None = None
+    lease_max: float = LEASE_MAX
+    lease_margin: float = LEASE_MARGIN
     writeback: bool = False
     xattr: bool = False
     readonly: bool = False

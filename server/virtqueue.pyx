@@ -77,6 +77,21 @@ cdef class Virtqueue:
     cdef int pop(self) noexcept:
         """Take the next chain: 1, or 0 when there is none, or -1 when the ring is broken."""
         cdef uint16_t avail_idx
+        if self.broken:
+            return -1
+        avail_idx = load_acquire_16(&self.avail[1])
+        if avail_idx == self.next_avail:
+            return 0
+        if <uint16_t>(avail_idx - self.next_avail) > self.size:
+            self.broken = True
+            return -1
+        if self.walk(self.avail[2 + (self.next_avail & (self.size - 1))]) < 0:
+            return -1
+        self.next_avail += 1
+        return 1
+
+    cdef int walk(self, uint16_t head) noexcept:
+        """Look at the chain that begins with a descriptor: 1, or -1 when the ring is broken."""
         cdef desc_t entry
         cdef desc_t *table = self.desc
         cdef uint32_t table_size = self.size
@@ -85,14 +100,8 @@ cdef class Virtqueue:
         cdef bint indirect = False
         if self.broken:
             return -1
-        avail_idx = load_acquire_16(&self.avail[1])
-        if avail_idx == self.next_avail:
-            return 0
         self.broken = True
-        if <uint16_t>(avail_idx - self.next_avail) > self.size:
-            return -1
-        self.head = self.avail[2 + (self.next_avail & (self.size - 1))]
-        index = self.head
+        self.head = index = head
         self.n_readable = self.n_writable = 0
         self.readable_size = self.writable_size = 0
         while True:
@@ -118,7 +127,6 @@ cdef class Virtqueue:
             index = entry.next
         if self.readable_size + self.writable_size > UINT32_MAX:
             return -1
-        self.next_avail += 1
         self.broken = False
         return 1
 

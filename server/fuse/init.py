@@ -76,8 +76,11 @@ def negotiate(body: bytes, settings: Settings) -> Agreement:
     wanted = ALWAYS
     if settings.readdirplus:
         wanted |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
-    if settings.cache == "auto":
+    if settings.cache in ("auto", "shared"):
         wanted |= InitFlag.AUTO_INVAL_DATA
+    if settings.cache == "shared" and InitFlag.NO_OPEN_SUPPORT in offered:
+        # A guest that does not open files does not ask us to truncate one by opening it.
+        wanted = wanted & ~InitFlag.ATOMIC_O_TRUNC | InitFlag.NO_OPEN_SUPPORT
     if settings.cache == "always":
         wanted |= InitFlag.CACHE_SYMLINKS
     if settings.writeback:

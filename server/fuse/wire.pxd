@@ -73,6 +73,8 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint32_t attr_valid_nsec
         fuse_attr attr
 
+    struct fuse_interrupt_in:
+        uint64_t unique
     struct fuse_forget_in:
         uint64_t nlookup
 
@@ -113,6 +115,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint64_t offset
         uint32_t size
         uint32_t write_flags
+        uint32_t flags
 
     struct fuse_write_out:
         uint32_t size

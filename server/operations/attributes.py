@@ -32,7 +32,9 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
     valid = FattrFlag(new.valid)
     fd = fs.fd(request.nodeid)
     path = proc_path(fd)
-    with fs.changing(inodes=(request.nodeid,)):
+    # The guest takes what this reply says without dropping pages that were older than another guest's change.
+    stale = fs.is_stale(request.nodeid)
+    with fs.changing(inodes=(request.nodeid,), data=bool(valid & FattrFlag.SIZE)):
         if valid & FattrFlag.MODE:
             _chmod(fd, new.mode)
         if valid & (FattrFlag.UID | FattrFlag.GID):
@@ -40,7 +42,7 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
             gid = new.gid if valid & FattrFlag.GID and new.gid != NO_ID else -1
             os.chown(path, uid, gid)
         if valid & FattrFlag.SIZE:
-            target = fs.handle_fd(request.nodeid, new.fh) if valid & FattrFlag.FH else path
+            target = fs.handle_fd(request.nodeid, new.fh, writable=True) if valid & FattrFlag.FH else path
             if valid & FattrFlag.KILL_SUIDGID:
                 with fs.without_fsetid():
                     _truncate(target, new.size)
@@ -54,7 +56,10 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
                 new.mtime,
                 _nanoseconds(valid, FattrFlag.MTIME, FattrFlag.MTIME_NOW, new.mtimensec),
             )
-    return fs.attr_out(request.nodeid)
+    reply = fs.attr_out(request.nodeid)
+    if stale:
+        fs.spoil(request.nodeid)
+    return reply
 
 
 def _chmod(fd: int, mode: int) -> None:

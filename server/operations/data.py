@@ -77,8 +77,8 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
     fh, offset, length, mode = unpack(FALLOCATE_IN, request.body)
     if mode & ~FALLOCATE_MODES:
         raise error(errno.EOPNOTSUPP)
-    fd = fs.handle_fd(request.nodeid, fh)
-    with fs.changing(inodes=(request.nodeid,)), _as_privileged_as(fs, request):
+    fd = fs.handle_fd(request.nodeid, fh, writable=True)
+    with fs.changing(inodes=(request.nodeid,), data=True), _as_privileged_as(fs, request):
         sys_fallocate(fd, mode, checked_offset(offset), checked_offset(length))
     return b""
 
@@ -99,8 +99,8 @@ def _copy(fs: FileSystem, request: Request) -> int:
     if flags:
         raise error(errno.EINVAL)
     source = fs.handle_fd(request.nodeid, fh_in)
-    target = fs.handle_fd(nodeid_out, fh_out)
-    with fs.changing(inodes=(nodeid_out,)), _as_privileged_as(fs, request):
+    target = fs.handle_fd(nodeid_out, fh_out, writable=True)
+    with fs.changing(inodes=(nodeid_out,), data=True), _as_privileged_as(fs, request):
         return os.copy_file_range(
             source, target, min(length, COPY_MAX), checked_offset(off_in), checked_offset(off_out)
         )

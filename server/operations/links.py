@@ -22,7 +22,7 @@ def link(fs: FileSystem, request: Request) -> bytes:
     fd, parent = fs.fd(inode), fs.fd(request.nodeid)
     with fs.changing(inodes={request.nodeid, inode}, names=((request.nodeid, name),)):
         os.link(proc_path(fd), name, dst_dir_fd=parent, follow_symlinks=True)
-    return fs.entry_fd(fd)
+    return fs.entry_fd(fd, request.nodeid, name)
 
 
 @operation(Opcode.SYMLINK, changes=True)

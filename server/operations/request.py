@@ -53,20 +53,32 @@ class FileSystem(Protocol):
         """The O_PATH descriptor of an inode; ESTALE when the guest was not given it."""
         ...
 
-    def handle_fd(self, nodeid: int, fh: int) -> int:
-        """The descriptor of an open handle; EBADF when it is not one of that inode."""
+    def handle_fd(self, nodeid: int, fh: int, writable: bool = ...) -> int:
+        """The descriptor of an open handle; EBADF when it is not one of that inode.
+
+        Args:
+            writable: what a guest that opens nothing, and so has fh 0, is going to do with it.
+        """
         ...
 
     def entry(self, parent: int, name: bytes) -> bytes:
         """Look a name up, as LOOKUP does: an encoded fuse_entry_out."""
         ...
 
-    def entry_fd(self, fd: int) -> bytes:
-        """The same for the inode that a descriptor is open on."""
+    def entry_fd(self, fd: int, parent: int = ..., name: bytes = ...) -> bytes:
+        """The same for the inode that a descriptor is open on, and the name that it has just got, if any."""
         ...
 
     def attr_out(self, nodeid: int) -> bytes:
         """Fresh attributes: an encoded fuse_attr_out."""
+        ...
+
+    def is_stale(self, nodeid: int) -> bool:
+        """Whether the data of an inode may have changed since the guest was told its attributes."""
+        ...
+
+    def spoil(self, nodeid: int) -> None:
+        """Have the guest drop the pages of an inode, as soon as it asks for its attributes."""
         ...
 
     def open_handle(self, nodeid: int, fd: int) -> bytes:
@@ -86,12 +98,13 @@ class FileSystem(Protocol):
         ...
 
     def changing(
-        self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()
+        self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = (), data: bool = ...
     ) -> AbstractContextManager[object]:
         """Announce a change of these in the journal; bump their slots at the end.
 
         Args:
             inodes: node ids.
+            data: whether the data of these changes, if they are files.
             names: names in directories: (node id of the directory, name). The inodes that have these names,
                 before and after, count as changed too.
         """

@@ -13,7 +13,7 @@ from pathlib import Path
 from coherence.membership import Membership
 from server import credentials
 from server.device import FsDevice
-from server.fuse.protocol import IN_HEADER, INIT_IN, OUT_HEADER, Opcode
+from server.fuse.protocol import IN_HEADER, INIT_IN, OUT_HEADER, InitFlag, Opcode
 from server.loop import EventLoop
 from server.settings import Settings
 from server.vhost_user.interface import Region, Ring
@@ -122,7 +122,9 @@ class RawGuest:
         return self.memory[reply : reply + OUT_HEADER.size + room], length
 
     def initialize(self) -> None:
-        error, _ = self.request(Opcode.INIT, 0, INIT_IN.pack(7, 41, 131072, 0xFFFFFFFF, 0xFFFFFFFF))
+        # All that there is, but to open its files by itself.
+        flags = 0xFFFFFFFF & ~InitFlag.NO_OPEN_SUPPORT
+        error, _ = self.request(Opcode.INIT, 0, INIT_IN.pack(7, 41, 131072, flags, 0xFFFFFFFF))
         assert error == 0
 
 

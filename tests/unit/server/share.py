@@ -78,17 +78,23 @@ class Share:
     def fd(self, nodeid: int) -> int:
         return self._fs.fd(nodeid)
 
-    def handle_fd(self, nodeid: int, fh: int) -> int:
-        return self._fs.handle_fd(nodeid, fh)
+    def handle_fd(self, nodeid: int, fh: int, writable: bool = False) -> int:
+        return self._fs.handle_fd(nodeid, fh, writable)
 
     def entry(self, parent: int, name: bytes) -> bytes:
         return self._fs.entry(parent, name)
 
-    def entry_fd(self, fd: int) -> bytes:
-        return self._fs.entry_fd(fd)
+    def entry_fd(self, fd: int, parent: int = 0, name: bytes = b"") -> bytes:
+        return self._fs.entry_fd(fd, parent, name)
 
     def attr_out(self, nodeid: int) -> bytes:
         return self._fs.attr_out(nodeid)
+
+    def is_stale(self, nodeid: int) -> bool:
+        return self._fs.is_stale(nodeid)
+
+    def spoil(self, nodeid: int) -> None:
+        self._fs.spoil(nodeid)
 
     def open_handle(self, nodeid: int, fd: int) -> bytes:
         return self._fs.open_handle(nodeid, fd)
@@ -103,7 +109,9 @@ class Share:
         return self._fs.without_fsetid()
 
     @contextmanager
-    def changing(self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = ()) -> Iterator[None]:
+    def changing(
+        self, *, inodes: Iterable[int] = (), names: Iterable[tuple[int, bytes]] = (), data: bool = False
+    ) -> Iterator[None]:
         self.changes.append(Change(frozenset(inodes), frozenset(names)))
         yield
 

@@ -19,8 +19,8 @@ def test_modes() -> None:
     assert cache_policy("shared", aware=True) == KEEP
 
 
-def test_a_plain_guest_in_shared_keeps_nothing() -> None:
-    assert cache_policy("shared") == ASK
+def test_a_plain_guest_in_shared_keeps_no_time_but_pages() -> None:
+    assert cache_policy("shared") == CachePolicy(0.0, KEEP.file_flags, KEEP.directory_flags)
 
 
 def test_only_shared_heeds_awareness() -> None:

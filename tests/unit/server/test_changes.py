@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coherence.leases import Leases
 from coherence.table import Journal, Table, journal_content
 from server.fuse.protocol import (
     CREATE_IN,
@@ -84,13 +85,16 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
     os.close(memory)
     root = share.stat()
     table.add_root(table.inode_slot(root.st_dev, root.st_ino))
+    leases = Leases.create(f"{name}.leases", table)
+    Path(f"/dev/shm{name}.leases").unlink()
 
     @dataclass
     class Membership:
         table: Table
         journal: Journal
+        leases: Leases
 
-    with raw_guest(share, cache="shared", xattr=True, membership=Membership(table, journal)) as guest:  # type: ignore[arg-type]  # the two that the device uses
+    with raw_guest(share, cache="shared", xattr=True, membership=Membership(table, journal, leases)) as guest:  # type: ignore[arg-type]  # what the device uses
         yield Domain(table, journal, share, guest)
 
 

@@ -1,0 +1,7 @@
+from coherence.leases import Leases
+from coherence.table import Journal, Table
+
+class Changes:
+    made: int
+    held: int
+    def __init__(self, table: Table | None, journal: Journal | None, leases: Leases | None, lease_max: int) -> None: ...

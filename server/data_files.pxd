@@ -1,0 +1,24 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from server.handles cimport HandleTable, handle_t
+from server.inodes cimport inode_t
+
+cdef enum:
+    ROOM = 1024
+
+cdef struct kept_t:
+    inode_t *inode
+    uint64_t nodeid
+    uint64_t fh
+
+cdef class DataFiles:
+    cdef HandleTable handles
+    cdef kept_t kept[ROOM]
+    cdef unsigned count
+    cdef uint32_t tick
+
+    cdef handle_t *find(self, inode_t *inode, bint writable) noexcept
+    cdef handle_t *keep(self, inode_t *inode, int fd, bint writable) noexcept
+    cdef void drop(self, inode_t *inode) noexcept
+    cdef void expire(self) noexcept
+    cdef void clear(self) noexcept

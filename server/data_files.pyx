@@ -1,0 +1,86 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""The descriptors for a guest that opens no files: FUSE_NO_OPEN_SUPPORT, in mode shared.
+
+Such a guest reads and writes with fh 0. What it uses is opened then, and closed when it was not used for one to two
+seconds: on the host, a program that is open for writing cannot be run.
+"""
+
+from libc.stdint cimport uint64_t
+
+from server.handles cimport HandleTable, handle_t
+from server.inodes cimport inode_t
+
+
+cdef class DataFiles:
+    """The files that one guest uses without having opened them; their descriptors are handles that it cannot name."""
+
+    def __cinit__(self, HandleTable handles):
+        self.handles = handles
+
+    cdef handle_t *find(self, inode_t *inode, bint writable) noexcept:
+        """The descriptor of an inode, NULL where it has none that will do."""
+        if inode.data_fh == 0 or (writable and not inode.data_writable):
+            return NULL
+        inode.data_tick = self.tick
+        return self.handles.get(inode.nodeid, inode.data_fh)
+
+    cdef handle_t *keep(self, inode_t *inode, int fd, bint writable) noexcept:
+        """Keep a descriptor, which it takes, in place of what the inode has; NULL: no memory."""
+        cdef handle_t *handle
+        self.drop(inode)
+        if self.count == ROOM:
+            close_at(self, 0)
+        handle = self.handles.open(inode.nodeid, fd)
+        if handle == NULL:
+            return NULL
+        inode.data_fh = handle.fh
+        inode.data_writable = writable
+        inode.data_tick = self.tick
+        self.kept[self.count].inode = inode
+        self.kept[self.count].nodeid = inode.nodeid
+        self.kept[self.count].fh = handle.fh
+        self.count += 1
+        return handle
+
+    cdef void drop(self, inode_t *inode) noexcept:
+        """Close the descriptor of an inode, if it has one."""
+        cdef unsigned i
+        if inode.data_fh == 0:
+            return
+        for i in range(self.count):
+            if self.kept[i].fh == inode.data_fh:
+                close_at(self, i)
+                return
+
+    cdef void expire(self) noexcept:
+        """Once in a second: close what was not used since the last but one."""
+        cdef unsigned i = 0
+        while i < self.count:
+            if is_current(&self.kept[i]) and self.kept[i].inode.data_tick == self.tick:
+                i += 1
+            else:
+                close_at(self, i)
+        self.tick += 1
+
+    cdef void clear(self) noexcept:
+        """Before the handles and the inodes are cleared."""
+        while self.count:
+            close_at(self, self.count - 1)
+
+
+cdef bint is_current(const kept_t *kept) noexcept:
+    """Whether the record of the inode is still that of the same one: records are used again, never freed before
+    the session ends."""
+    return kept.inode.nodeid == kept.nodeid and kept.inode.data_fh == kept.fh
+
+
+cdef void close_at(DataFiles self, unsigned i) noexcept:
+    cdef kept_t *kept = &self.kept[i]
+    cdef handle_t *handle = self.handles.get(kept.nodeid, kept.fh)
+    if handle != NULL:
+        self.handles.close(handle)
+    if is_current(kept):
+        kept.inode.data_fh = 0
+    self.count -= 1
+    kept[0] = self.kept[self.count]

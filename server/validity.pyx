@@ -1,0 +1,227 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""For how long the guest may keep what a reply tells it.
+
+In mode shared an aware guest may keep it until the table says otherwise, as far as the host watch sees changes made
+on the host; a plain guest gets leases (docs/leases.md). Times are nanoseconds where FUSE has them, else microseconds.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint64_t
+
+from coherence.leases cimport (
+    LT_WORD_EPOCH, Leases, lb_locked_by_another, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
+)
+from coherence.table cimport Table, vt_name_hash, vt_stamp
+from server.changes cimport Changes
+from server.fuse.wire cimport fuse_attr
+from server.inodes cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
+from server.libc cimport realtime_ns, statx_t, statx_timestamp
+
+from coherence.log import get_logger
+
+log = get_logger(__name__)
+
+cdef enum:
+    AGE_SHARE = 4              # of its age is a lease long
+    LEAST_LEASE_US = 10_000    # for the guest; a shorter one is not worth it
+    UNWATCHED_NS = 1_000_000_000   # as in mode auto
+    LATE_US = 10_000           # between a lease and its reply
+    RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
+    BLIP_US = 200_000
+    BLIP_MAX = 7
+    S_IFMT = 0o170000
+    S_IFREG = 0o100000
+    S_IFDIR = 0o040000
+
+
+cdef class Validity:
+    """What one guest may keep.
+
+    Args:
+        settings: server.settings.Settings.
+        table, leases: of the domain, or None; without leases a plain guest in shared keeps nothing.
+        changes: knows this backend's number among the holders of leases.
+
+    Attributes:
+        given: how many leases were given so far.
+    """
+
+    def __cinit__(self, settings, Table table, Leases leases, Changes changes):
+        self.table = table
+        self.leases = leases
+        self.changes = changes
+        self.shared = table is not None and settings.cache == "shared"
+        self.lease_max = round(settings.lease_max * 1_000_000)
+        self.lease_margin = round(settings.lease_margin * 1_000_000)
+
+    def adopt(self, timeout: float, aware: bool) -> None:
+        """Take what the cache policy says; aware: the guest proved that it checks the table."""
+        self.fixed = round(timeout * 1_000_000_000)
+        self.aware = aware
+
+    def watch_with(self, watcher) -> None:
+        """From now on ask the host watch for directories: watcher(fd, nodeid), which says whether it could be asked.
+
+        Without that nothing on the host is expected to change.
+        """
+        self.watcher = watcher
+
+    cdef void begin_request(self) noexcept:
+        """Before the host is asked for anything."""
+        if self.shared:
+            self.stamp = self.told_by = vt_stamp(&self.table.vt)
+            self.granted = False
+
+    cdef void end_change(self) noexcept:
+        """After a change that this request made: what it replies is no older than that."""
+        if self.shared:
+            self.told_by = vt_stamp(&self.table.vt)
+
+    cdef bint too_late(self) noexcept:
+        """Whether a reply is so late after the first lease in it that the guest would keep things for too long."""
+        return self.granted and lt_now() - self.granted_at > LATE_US
+
+    cdef void ask_watch(self, inode_t *inode) noexcept:
+        """Have an inode watched on the host. The answer comes later, as InodeTable.watched()."""
+        if self.watcher is None or not self.shared or inode.watch != UNASKED:
+            return
+        try:
+            if self.watcher(inode.fd, inode.nodeid):
+                inode.watch = ASKED
+        except Exception:
+            log.exception("the host watch cannot be asked")
+
+    cdef void cover(self, const inode_t *parent, inode_t *inode, const statx_t *stx) noexcept:
+        """An inode was found in a directory, whose watch sees changes of it unless it has other links, too."""
+        if self.watcher is None or not self.shared:
+            return
+        if stx.stx_nlink > 1 and inode.type != S_IFDIR:
+            inode.cover = 0
+            self.ask_watch(inode)
+            return
+        inode.cover = lt_load(&self.leases.lt, LT_WORD_EPOCH) if parent.watch == WATCHED else 0
+        inode.uncovered = parent.watch == REFUSED
+
+    cdef uint64_t of_name(
+        self, inode_t *parent, const char *name, size_t length, int64_t born_sec, int64_t born_nsec
+    ) noexcept:
+        """For a name in a directory, NULL where there is none; born: when it was changed last, as far as is known."""
+        cdef watch_t watch
+        if not self.shared:
+            return self.fixed
+        if parent == NULL:
+            return 0
+        watch = parent.watch if self.watcher is not None else WATCHED
+        if self.aware:
+            return known_for(self, watch)
+        if self.leases is None or watch <= ASKED:
+            return 0
+        return lease(self, vt_name_hash(&self.table.vt, parent.slot, name, length), born_sec, born_nsec)
+
+    cdef uint64_t of_attributes(self, inode_t *inode, const statx_t *stx) noexcept:
+        """For the attributes of an inode."""
+        cdef watch_t watch
+        if not self.shared:
+            return self.fixed
+        watch = watch_of(self, inode, stx)
+        if self.aware:
+            return known_for(self, watch)
+        if self.leases is None or watch <= ASKED:
+            return 0
+        return lease(self, inode.hash, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec)
+
+    cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr) noexcept:
+        """Note what a plain guest is told; false where it must ask again.
+
+        With AUTO_INVAL_DATA a guest's kernel drops the pages of a file, and the list of a directory, when size or
+        mtime are others than it has (fuse_change_attributes()). They may be the same after a change: one within the
+        same tick of the host's clock, or with an mtime that was set back. Then the mtime is told a few nanoseconds
+        wrong for a moment.
+        """
+        cdef uint64_t now = lt_now()
+        cdef bint settled
+        if not self.shared or self.aware or self.leases is None or inode.type not in (S_IFREG, S_IFDIR):
+            return True
+        # Before the data word is looked at: a change that ended before has written it, one that begins now will
+        # write one above told_by, and of one that is under way, and may have been seen by statx, nothing is known.
+        settled = not lb_locked_by_another(lt_bucket(&self.leases.lt, inode.hash), self.changes.journal.holder, now)
+        if (
+            inode.told_stamp != 0
+            and same(&inode.told_mtime, &stx.stx_mtime)
+            and inode.told_size == stx.stx_size
+            # A ctime cannot be set: the same one is no change, but for one in the same tick.
+            and (inode.told_racy or not same(&inode.told_ctime, &stx.stx_ctime))
+            and self.is_stale(inode)
+        ):
+            self.spoil(inode)
+        if settled or inode.told_stamp == 0:
+            inode.told_stamp = self.told_by
+        inode.told_mtime, inode.told_ctime, inode.told_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
+        inode.told_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
+        if inode.blip == 0:
+            return True
+        if now >= inode.blip_until:
+            inode.blip = 0
+            return True
+        attr.mtimensec += inode.blip if attr.mtimensec < 500_000_000 else -<int>inode.blip
+        return False
+
+    cdef bint is_stale(self, const inode_t *inode) noexcept:
+        """Whether the data may have changed since the guest was told attributes."""
+        return (
+            self.shared
+            and not self.aware
+            and self.leases is not None
+            and inode.told_stamp != 0
+            and lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+        )
+
+    cdef void spoil(self, inode_t *inode) noexcept:
+        """Let the guest drop the pages of a file."""
+        inode.blip = inode.blip % BLIP_MAX + 1
+        inode.blip_until = lt_now() + BLIP_US
+
+
+cdef uint64_t known_for(Validity self, watch_t watch) noexcept:
+    """For an aware guest, by what the host watch sees."""
+    if watch == WATCHED:
+        return self.fixed
+    return UNWATCHED_NS if watch == REFUSED else 0
+
+
+cdef watch_t watch_of(Validity self, inode_t *inode, const statx_t *stx) noexcept:
+    if self.watcher is None:
+        return WATCHED
+    if inode.watch == WATCHED or inode.cover == lt_load(&self.leases.lt, LT_WORD_EPOCH):
+        return WATCHED
+    if inode.type == S_IFDIR or stx.stx_nlink > 1:
+        self.ask_watch(inode)
+    return REFUSED if inode.watch == REFUSED or inode.uncovered else ASKED
+
+
+cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born_nsec) noexcept:
+    """A lease on something of that age, as the validity for the guest; 0 where none can be given."""
+    cdef uint64_t now = lt_now(), span
+    cdef int64_t age = age_ns(born_sec, born_nsec)
+    if age <= 0:
+        return 0
+    span = min(<uint64_t>age // 1000, lb_quiet_for(lt_bucket(&self.leases.lt, hash), now)) // AGE_SHARE
+    span = min(span, self.lease_max)
+    if span < self.lease_margin + LEAST_LEASE_US:
+        return 0
+    if not lt_grant(&self.leases.lt, &self.table.vt, hash, self.changes.journal.holder, self.stamp, now, now + span):
+        return 0
+    if not self.granted:
+        self.granted = True
+        self.granted_at = now
+    self.given += 1
+    return (span - self.lease_margin) * 1000
+
+
+cdef int64_t age_ns(int64_t seconds, int64_t nanoseconds) noexcept:
+    return realtime_ns() - (seconds * 1_000_000_000 + nanoseconds)
+
+
+cdef bint same(const statx_timestamp *a, const statx_timestamp *b) noexcept:
+    return a.tv_sec == b.tv_sec and a.tv_nsec == b.tv_nsec
