@@ -1,0 +1,238 @@
+"""The daemon, the backends and the guests of a torture test, each of which can be killed and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from tests.lab import assets, backends
+from tests.lab.guest import Guest, boot
+from tests.torture.actions import Action, Result, Watch
+from tests.torture.port import Actor, Lost, Port
+
+NOT_SERVED = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENXIO}
+"""What a guest's kernel may say when its backend is gone; or it says nothing, and waits for ever."""
+READY_SECONDS = 20.0
+MEMORY = {"qemu": 160, "uml": 128}
+"""Of a guest, in MiB."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a domain consists of.
+
+    Attributes:
+        kind: Of guests: "qemu" or "uml".
+        guests: How many, each with a backend.
+        contexts: Threads of each guest's actor.
+        cache: Cache mode of the backends.
+        options: More options of each backend, as "--lease-max", "0.2".
+    """
+
+    kind: str = "uml"
+    guests: int = 2
+    contexts: int = 16
+    cache: str = "shared"
+    options: Sequence[str] = ()
+
+
+class Member:
+    """A guest and its backend.
+
+    Attributes:
+        alive: Set while the guest can be asked.
+        actor: Whom to ask.
+        lives: How often it was started.
+    """
+
+    def __init__(self, domain: Domain, number: int) -> None:
+        self.number = number
+        self.alive = asyncio.Event()
+        self.actor: Actor
+        self.lives = 0
+        self._domain = domain
+        self._folder = domain.folder / f"g{number}"
+        self._folder.mkdir()
+        self._backend_life = contextlib.ExitStack()
+        self._backend: backends.Backend
+        self._port: Port
+        self._guest: Guest | None = None
+
+    async def start(self) -> None:
+        """Start a backend and boot a guest on it."""
+        async with self._domain.daemon_lives:
+            await asyncio.to_thread(self._start_backend)
+        self._port = Port(self._domain.plan.kind, self._folder)
+        guest, fd = await asyncio.to_thread(self._boot, self._port)
+        self._guest = guest
+        self.actor = Actor(fd)
+        try:
+            await asyncio.wait_for(self.actor.ready.wait(), READY_SECONDS)
+        except TimeoutError:
+            raise RuntimeError(f"guest {self.number}: no actor\n{guest.console[-3000:]}") from None
+        self.lives += 1
+        self.alive.set()
+
+    async def ask(self, context: int, actions: Sequence[Action | Watch]) -> list[Result]:
+        """Let a context of the guest do actions, in order.
+
+        Raises:
+            Lost: The guest has ended, or its backend before it served all of them.
+        """
+        results = await self.actor.ask(context, actions)
+        if not self.alive.is_set() and any(result.error in NOT_SERVED for result in results):
+            raise Lost(f"backend {self.number} was killed")
+        return results
+
+    async def kill_backend(self) -> None:
+        """kill -9; returns when it has ended. The guest lives on, without an answer to anything it asks."""
+        self.alive.clear()
+        await asyncio.to_thread(self._kill_backend)
+
+    async def kill_guest(self) -> None:
+        """End the guest like a power failure; what was asked of it is lost."""
+        self.alive.clear()
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            self.actor.lose(f"guest {self.number} was killed")
+            self._port.close()
+            await asyncio.to_thread(guest.kill)
+
+    async def replace(self) -> None:
+        """After kill_backend: another guest on another backend at the same socket."""
+        await self.kill_guest()
+        await self.start()
+
+    async def stop(self) -> None:
+        """End both."""
+        await self.kill_guest()
+        await asyncio.to_thread(self._backend_life.close)
+
+    def check(self) -> None:
+        """Raise if the guest or its backend has ended though it should live."""
+        if self.alive.is_set() and not Path(f"/proc/{self._backend.pid}").exists():
+            raise RuntimeError(f"backend {self.number} has ended: {self._backend.process.output()}")
+        guest = self._guest
+        if self.alive.is_set() and guest is not None and not Path(f"/proc/{guest.pid}").exists():
+            raise RuntimeError(f"guest {self.number} has ended: {guest.console[-3000:]}")
+
+    def logs(self) -> str:
+        """What its backends and its guest wrote."""
+        console = self._guest.console[-2000:] if self._guest is not None else ""
+        return (self._folder / "share.log").read_text(errors="replace") + console
+
+    def _start_backend(self) -> None:
+        domain, plan = self._domain, self._domain.plan
+        options = ["--coherence", f"/dev/shm{domain.table}", "--coherence-socket", str(domain.daemon_socket)]
+        options += ["--guest", f"g{self.number}", "--xattr", *plan.options]
+        served = backends.ours(domain.share, self._folder, cache=plan.cache, options=options)
+        self._backend = self._backend_life.enter_context(served)
+
+    def _boot(self, port: Port) -> tuple[Guest, int]:
+        plan = self._domain.plan
+        guest = boot(
+            plan.kind,
+            shares={"share": self._backend.socket},
+            memory=MEMORY[plan.kind],
+            files={"actor": (0o100755, self._domain.program.read_bytes())},
+            **port.machine,
+        )
+        try:
+            guest.mount("share", "/mnt")
+            guest.check(f"/actor /mnt {port.device} {plan.contexts} > /dev/console 2>&1 &")
+            return guest, port.connect()
+        except BaseException:
+            guest.kill()
+            raise
+
+    def _kill_backend(self) -> None:
+        os.kill(self._backend.pid, signal.SIGKILL)
+        self._backend.process.wait(10)
+        self._backend_life.close()
+
+
+class Domain:
+    """A daemon and its members; use open_domain.
+
+    Attributes:
+        share: The shared directory.
+        program: The actor.
+        table: Name of the version table.
+        daemon_lives: Held while the daemon is replaced, and by whoever needs that it is not: a backend's start.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.share = folder / "share"
+        self.share.mkdir()
+        self.program = assets.compile_static(Path(__file__).with_name("actor"))
+        self.table = f"/torture-{os.getpid()}-{secrets.token_hex(3)}"
+        self.daemon_socket = folder / "coherenced.sock"
+        self.daemon_lives = asyncio.Lock()
+        self._daemon_life = contextlib.ExitStack()
+        self._daemon: backends.Backend
+        self.members = [Member(self, number) for number in range(plan.guests)]
+
+    async def start(self) -> None:
+        """Start everything; the guests boot at the same time."""
+        await asyncio.to_thread(self._start_daemon)
+        await asyncio.gather(*(member.start() for member in self.members))
+
+    async def stop(self) -> None:
+        """End everything and remove the table."""
+        await asyncio.gather(*(member.stop() for member in self.members))
+        await asyncio.to_thread(self._daemon_life.close)
+        for left in Path("/dev/shm").glob(f"{self.table[1:]}*"):
+            left.unlink()
+
+    async def kill_daemon(self, away: float) -> None:
+        """kill -9, and start another after some seconds."""
+        async with self.daemon_lives:
+            await asyncio.to_thread(self._kill_daemon)
+            await asyncio.sleep(away)
+            await asyncio.to_thread(self._start_daemon)
+
+    async def counters(self) -> dict[str, dict[str, int]]:
+        """Each backend's counters, by guest."""
+        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.daemon_socket)]
+        status = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        return {backend["guest"]: backend["counters"] or {} for backend in json.loads(status.stdout)["backends"]}
+
+    def logs(self) -> str:
+        """What the daemon, the backends and the guests wrote."""
+        return self._daemon.process.output() + "".join(member.logs() for member in self.members)
+
+    def _start_daemon(self) -> None:
+        self._daemon = self._daemon_life.enter_context(backends.daemon(self.folder, self.table))
+
+    def _kill_daemon(self) -> None:
+        os.kill(self._daemon.pid, signal.SIGKILL)
+        self._daemon.process.wait(10)
+        self._daemon_life.close()
+
+
+@contextlib.asynccontextmanager
+async def open_domain(plan: Plan) -> AsyncIterator[Domain]:
+    """A running domain in a folder of its own, which goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    domain = Domain(plan, folder)
+    try:
+        await domain.start()
+        yield domain
+    finally:
+        try:
+            await domain.stop()
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder)

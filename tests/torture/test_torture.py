@@ -1,0 +1,79 @@
+"""Stock guests and random changes: in `shared` nothing is ever stale; in other modes the same test finds what is.
+
+The long ones take their size from the environment: TORTURE_CHANGES, TORTURE_SEED, TORTURE_KILL_EVERY (seconds).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.lab import assets
+from tests.lab.paths import LabError
+from tests.torture.domain import Plan
+from tests.torture.report import Report
+from tests.torture.run import Settings, torture
+
+CHANGES = int(os.environ.get("TORTURE_CHANGES", "100000"))
+SEED = int(os.environ.get("TORTURE_SEED", "1"))
+KILL_EVERY = float(os.environ.get("TORTURE_KILL_EVERY", "3"))
+LONGEST = 1200
+"""Seconds of a long test."""
+
+
+@pytest.fixture(autouse=True)
+def fetched(request: pytest.FixtureRequest) -> None:
+    """Skip what needs a kind of guest that was not fetched."""
+    try:
+        _ = assets.cloud_kernel() if "qemu" in request.node.name else assets.uml_kernel()
+    except LabError as error:
+        pytest.skip(str(error))
+
+
+def nothing_stale(report: Report, settings: Settings) -> None:
+    """The whole run was made, and nothing in it was stale."""
+    print(report)
+    assert report.stale == []
+    assert report.changes >= settings.changes
+    assert report.checks > 3 * report.changes
+    assert report.busy_renames < 0.02 * report.changes
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("uml", 2000), ("qemu", 400)])
+def test_nothing_is_stale(kind: str, changes: int) -> None:
+    settings = Settings(plan=Plan(kind=kind), changes=changes, seconds=90)
+    nothing_stale(torture(settings), settings)
+
+
+def test_nothing_is_stale_while_backends_and_the_daemon_are_killed() -> None:
+    settings = Settings(plan=Plan(kind="uml", guests=3), changes=1200, kill_every=1.0, seconds=90)
+    report = torture(settings)
+    nothing_stale(report, settings)
+    assert report.daemon_kills
+    assert report.backend_kills
+
+
+@pytest.mark.parametrize("cache", ["auto", "always"])
+def test_the_same_finds_what_another_mode_is_stale_about(cache: str) -> None:
+    report = torture(Settings(plan=Plan(kind="uml", contexts=4, cache=cache), changes=200, seconds=60))
+    found = " ".join(report.stale)
+    for way in ["lstat", "open", *(["list"] if cache == "always" else [])]:
+        assert f" {way} c" in found
+    for field in ("error", "mtime", "size", "content"):
+        assert f" {field} " in found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LONGEST + 120)
+@pytest.mark.parametrize("kill_every", [0.0, KILL_EVERY], ids=["alive", "killed"])
+@pytest.mark.parametrize("kind", ["uml", "qemu"])
+def test_a_hundred_thousand_changes(kind: str, kill_every: float) -> None:
+    settings = Settings(
+        plan=Plan(kind=kind, guests=3 if kill_every else 2, contexts=32),
+        changes=CHANGES,
+        seed=SEED,
+        kill_every=kill_every,
+        seconds=LONGEST,
+    )
+    nothing_stale(torture(settings, print), settings)
