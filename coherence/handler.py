@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from coherence import journals
+from coherence.changes import ChangeEvents, Subscriber
 from coherence.connection import Closed, Connection, Dropped
 from coherence.errors import UserError
 from coherence.log import get_logger
@@ -26,6 +27,8 @@ from coherence.messages import (
     Registered,
     StatusPage,
     StatusQuestion,
+    Subscribe,
+    Subscribed,
     Watch,
     Watched,
     Welcome,
@@ -45,6 +48,7 @@ class Daemon(Protocol):
     table_fd: int
     leases_fd: int
     watch: HostWatch
+    events: ChangeEvents
 
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
@@ -71,6 +75,7 @@ class Handler:
         self._since: float | None = None
         self._answer: asyncio.Future[dict[str, int] | None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._subscriber: Subscriber | None = None
         self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
         self._loop.add_reader(connection.fileno(), self._readable)
 
@@ -119,6 +124,8 @@ class Handler:
             self._answer = None
         if self._task is not None:
             self._task.cancel()
+        if self._subscriber is not None:
+            self._daemon.events.remove(self._subscriber)
         self._since = None
         if self._key is not None:
             self._daemon.watch.leave(self._key)
@@ -169,8 +176,10 @@ class Handler:
             case Answer(), "backend" if self._answer is not None:
                 self._answer.set_result(message.counters)
                 self._answer = None
-            case StatusQuestion(), "control" if self._task is None:
+            case StatusQuestion(), "control" if self._task is None and self._subscriber is None:
                 self._task = self._loop.create_task(self._send_status(message.first))
+            case Subscribe(), "control" if self._task is None and self._subscriber is None:
+                self._subscribe(message.path)
             case _:
                 raise Dropped(f"an unexpected message: {type(message).__name__}")
 
@@ -196,7 +205,8 @@ class Handler:
         assert self._join is not None
         registry = self._daemon.registry
         registry.register(key, self._pid)
-        self._daemon.watch.join(key, registry.holders.get(key, 0), self._join.guest, registry.places.journal(key))
+        number, journal = registry.holders.get(key, 0), registry.places.journal(key)
+        self._daemon.watch.join(key, number, self._join.guest, journal, self._pid)
         self._connection.fds = 1
         self._since = time.monotonic()
         self._deadline.cancel()
@@ -207,6 +217,15 @@ class Handler:
         # Without a descriptor where this process has too many of them.
         ok = bool(fds) and self._daemon.watch.watch(self._key or 0, fds.pop())
         self._connection.send(Watched(token, ok))
+
+    def _subscribe(self, path: bytes) -> None:
+        if self._daemon.watch.kind == "none":
+            raise UserError("coherenced runs with --watch none, so it sees no changes: start it with another")
+        subscriber = Subscriber(self._connection, path, self._drop)
+        self._daemon.events.add(subscriber)
+        self._subscriber = subscriber
+        self._deadline.cancel()
+        self._connection.send(Subscribed())
 
     async def _send_status(self, first: int) -> None:
         page = await self._daemon.status_page(first)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from coherence.watch.domain import Domain
+from coherence.watch.fanotify import FanotifyWatch
 from coherence.watch.inotify import InotifyWatch
 
-Kind = Literal["inotify", "none"]
+Kind = Literal["inotify", "fanotify", "none"]
 
 
 class HostWatch(Protocol):
@@ -31,7 +32,7 @@ class HostWatch(Protocol):
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """See changes from now on."""
 
-    def join(self, key: int, holder: int, guest: str, journal: Path) -> None:
+    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
         """Tell apart the changes of a backend that has become a member (InotifyWatch.join)."""
 
     def leave(self, key: int) -> None:
@@ -54,7 +55,7 @@ class NoWatch:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Nothing."""
 
-    def join(self, key: int, holder: int, guest: str, journal: Path) -> None:
+    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
         """Nothing."""
 
     def leave(self, key: int) -> None:
@@ -73,4 +74,4 @@ def open_watch(kind: Kind, domain: Domain, limit: int | None) -> HostWatch:
     """The host watch that the settings ask for. UserError when the system does not give it."""
     if kind == "none":
         return NoWatch()
-    return InotifyWatch(domain, limit)
+    return FanotifyWatch(domain, limit) if kind == "fanotify" else InotifyWatch(domain, limit)

@@ -153,7 +153,7 @@ class InotifyWatch:
 
     # --- backends -------------------------------------------------------------------------------------------
 
-    def join(self, key: int, holder: int, guest: str, journal: Path) -> None:
+    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
         """Tell apart the changes of a backend that has become a member.
 
         Args:
@@ -161,6 +161,7 @@ class InotifyWatch:
             holder: its number in the lease table.
             guest: what people call its guest.
             journal: the file of its journal.
+            pid: its process; inotify does not tell processes.
         """
         try:
             fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -21,10 +21,17 @@ def share(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["inotify", "fanotify"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "fanotify" and os.geteuid() != 0:
+        pytest.skip("fanotify needs root: run this as root")
+    return str(request.param)
+
+
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Coherenced]:
+def daemon(tmp_path: Path, kind: str) -> Iterator[Coherenced]:
     with Coherenced(tmp_path) as daemon:
-        daemon.start("--slots", "1048576")
+        daemon.start("--slots", "1048576", "--watch", kind)
         yield daemon
 
 
@@ -82,6 +89,7 @@ def test_the_ways_of_editors(daemon: Coherenced, member: Member, share: Path, ed
     assert daemon.status().status.floor_raises == 1
 
 
+@pytest.mark.parametrize("kind", ["inotify"], indirect=True)
 def test_a_watch_is_shared_and_ends_with_the_last_that_wants_it(
     daemon: Coherenced, member: Member, share: Path
 ) -> None:
@@ -96,6 +104,7 @@ def test_a_watch_is_shared_and_ends_with_the_last_that_wants_it(
         eventually(lambda: not table.valid(name_slot(table, share / "f"), stamp))
 
 
+@pytest.mark.parametrize("kind", ["inotify"], indirect=True)
 def test_many_directories_of_a_backend_that_goes(daemon: Coherenced, member: Member, share: Path) -> None:
     with Member(daemon, "blue") as other:
         for number in range(1000):
@@ -155,6 +164,7 @@ def test_a_daemon_that_is_killed_watches_nothing_until_it_is_asked_again(
         eventually(lambda: not table.valid(name_slot(table, share / "f"), stamp))
 
 
+@pytest.mark.parametrize("kind", ["inotify"], indirect=True)
 def test_something_leaves_the_watched_area(daemon: Coherenced, member: Member, share: Path) -> None:
     (share / "f").touch()
     with daemon.table() as table:

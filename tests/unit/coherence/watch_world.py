@@ -49,7 +49,7 @@ class Backend:
         self.journal = world.directory.parent / f"journal.{key}"
         self.journal.write_bytes(journal_content(world.table.domain, holder))
         self._fd = os.open(self.journal, os.O_RDWR)
-        world.watch.join(key, holder, guest, self.journal)
+        world.watch.join(key, holder, guest, self.journal, os.getpid())
 
     def close(self) -> None:
         os.close(self._fd)
@@ -80,7 +80,9 @@ class Backend:
 class World:
     """A directory, a table, a host watch, and what it tells."""
 
-    def __init__(self, directory: Path, table: Table, limit: int | None = None) -> None:
+    watch: InotifyWatch
+
+    def __init__(self, directory: Path, table: Table) -> None:
         self.directory = directory
         self.table = table
         self.leases = FakeLeases()
@@ -88,7 +90,7 @@ class World:
         self.seen: list[tuple[str, What, bytes]] = []
         self.domain = Domain(table, self.leases, self._raise_floor)
         self.domain.on_change = lambda who, what, path: self.seen.append((who, what, path))
-        self.watch = InotifyWatch(self.domain, limit)
+        self.watch = InotifyWatch(self.domain)
 
     def _raise_floor(self) -> None:
         self.floors += 1
