@@ -39,6 +39,8 @@ enum {
     LT_UNTIL_US_BITS = 10,  /* a lease's end is kept in units of 1024 microseconds */
     LT_LOCK_US = 10000000,
 };
+/* The last end of a lease that fits: 814 days after the machine started. */
+#define LT_UNTIL_MAX ((UINT64_C(1) << (64 - LT_UNTIL_SHIFT + LT_UNTIL_US_BITS)) - (1 << LT_UNTIL_US_BITS))
 #define LT_MAGIC UINT64_C(0x00455341454c4656) /* the bytes "VFLEASE\0" */
 
 typedef struct lt {
@@ -207,6 +209,8 @@ static inline int lb_write_lease(lb_t *bucket, uint64_t hash, uint64_t me, uint6
 {
     uint64_t tag = lt_tag(hash);
 
+    if (until > LT_UNTIL_MAX)
+        return 0;
     for (int round = OWN; round <= SHARED; round++)
         for (unsigned i = 0; i < LB_WORDS - LB_LEASE; i++) {
             uint64_t old = atomic_load(&bucket[LB_LEASE + i]);
@@ -244,18 +248,19 @@ static inline int lt_grant(const lt_t *lt, const vt_t *vt, uint64_t hash, uint64
 {
     lb_t *bucket = lt_bucket(lt, hash);
 
-    if (!lb_open(bucket, me, now) || !lb_write_lease(bucket, hash, me, now, until))
+    if (!lb_open(bucket, me, now) || !vt_valid(vt, hash & vt->mask, stamp) ||
+        !lb_write_lease(bucket, hash, me, now, until))
         return 0;
     atomic_thread_fence(memory_order_seq_cst);
     return lb_open(bucket, me, now) && vt_valid(vt, hash & vt->mask, stamp);
 }
 
-/* Microseconds since the last change of anything in the bucket. */
+/* Microseconds since the last change of anything in the bucket, or since a dead backend's lock on it was over. */
 static inline uint64_t lb_quiet_for(lb_t *bucket, uint64_t now)
 {
     uint64_t lock = lb_word(bucket);
 
-    return lb_holder(lock) == 0 && lb_time(lock) < now ? now - lb_time(lock) : 0;
+    return lb_time(lock) < now ? now - lb_time(lock) : 0;
 }
 
 /* --- origin and data ---------------------------------------------------------------------------------- */
@@ -283,14 +288,21 @@ static inline uint64_t lt_origin(const lt_t *lt, uint64_t slot, uint64_t *number
     return (origin >> LT_HOLDER_BITS & ((1 << LB_SLOT_BITS) - 1)) == lt_part(lt, slot) ? lb_holder(origin) : 0;
 }
 
-/* The data of a file, or the list of a directory, has changed: after that, and before the bump. */
+/*
+ * The data of a file, or the list of a directory, has changed: after that, and before the bump. The word ends up above
+ * every stamp that was taken before it was written, also where other bumps come in between.
+ */
 static inline void lt_set_data(const lt_t *lt, const vt_t *vt, uint64_t slot)
 {
     lb_t *word = &lt_bucket(lt, slot)[LB_DATA];
-    uint64_t next = vt_stamp(vt) + 1, old = atomic_load(word);
+    uint64_t next, old = atomic_load(word);
 
-    while (old < next && !atomic_compare_exchange_weak(word, &old, next))
-        ;
+    do {
+        next = vt_stamp(vt) + 1;
+        while (old < next && !atomic_compare_exchange_weak(word, &old, next))
+            ;
+        atomic_thread_fence(memory_order_seq_cst);
+    } while (vt_stamp(vt) >= next);
 }
 
 /* Whether some data in the bucket changed since what was told with this stamp. Ask before the host is asked. */

@@ -54,8 +54,8 @@ class Leases:
     def changed(self, slot: int, data: bool) -> None:
         """Note a change on the host, before the bump; data: of a file's data or a directory's list."""
 
-    def release(self, slot: int, holder: int) -> None:
-        """Unlock what a dead backend may have locked, and take its data as changed; after the bump."""
+    def release(self, holder: int) -> None:
+        """Unlock all that a dead backend had locked; after the bumps."""
 
     def leased_until(self, hash: int, holder: int) -> int:
         """When the last lease of others than this holder ends (CLOCK_MONOTONIC, microseconds), 0: there is none."""

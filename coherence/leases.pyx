@@ -129,10 +129,11 @@ cdef class Leases:
             lt_set_data(&self.lt, &(<Table>self.table).vt, slot)
         lb_note(lt_bucket(&self.lt, slot), lt_now())
 
-    def release(self, slot, holder):
-        self.check(slot)
-        lt_set_data(&self.lt, &(<Table>self.table).vt, slot)
-        lb_release(lt_bucket(&self.lt, slot), holder, lt_now())
+    def release(self, holder):
+        self.check(0)
+        cdef uint64_t i, now = lt_now()
+        for i in range(self.lt.mask + 1):
+            lb_release(lt_bucket(&self.lt, i), holder, now)
 
     def leased_until(self, hash, holder):
         self.check(0)

@@ -132,12 +132,12 @@ class Registry:
         # What a backend wrote is not trusted: any number names some slot.
         slots = [slot & (self.table.slot_count - 1) for slot in announced or ()]
         for slot in slots:
+            self.leases.changed(slot, data=True)
             self.table.bump(slot)
             if self.table.is_root(slot):
                 self.table.bump(1)
         # After all bumps: slots share their locks, and an open one lets leases be given.
-        for slot in slots:
-            self.leases.release(slot, number)
+        self.leases.release(number)
         journals.remove(self.places, key)
         log.info("backend buried", journal=f"{key:08x}", announced=len(announced or ()))
 

@@ -28,7 +28,6 @@ cdef class Changes:
     cdef Table table
     cdef Journal journal
     cdef Leases leases
-    cdef uint64_t lease_max
     cdef uint64_t due
     cdef readonly uint64_t made
     cdef readonly uint64_t held

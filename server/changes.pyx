@@ -47,7 +47,6 @@ cdef class Changes:
         table: the version table of the domain, writable, or None without one: then all of this does nothing.
         journal: where changes are announced; goes with the table.
         leases: the lease table; goes with the table.
-        lease_max: the longest lease that anybody in the domain may hold, microseconds.
 
     Attributes:
         due: after begin() said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
@@ -55,11 +54,10 @@ cdef class Changes:
         held: how often a change had to wait for leases.
     """
 
-    def __cinit__(self, Table table, Journal journal, Leases leases, lease_max):
+    def __cinit__(self, Table table, Journal journal, Leases leases):
         self.table = table
         self.journal = journal
         self.leases = leases
-        self.lease_max = lease_max
 
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept:
         """Count a name as changed. Names come first: see acknowledge()."""
@@ -126,7 +124,7 @@ cdef class Changes:
         if not unlock(change, lt_now()):
             # A lock was held too long: somebody may have taken it away, or given a lease on what was old.
             vt_lift_floor(&self.table.vt)
-            usleep(self.lease_max)
+            outwait(self, change)
         vj_clear(&self.journal.vj)
 
     cdef void withdraw(self, change_t *change, int error) noexcept:
@@ -226,6 +224,24 @@ cdef bint lock_buckets(Changes self, change_t *change, uint64_t now) noexcept:
         change.locked[k] = bucket
         change.locked_count += 1
     return True
+
+
+cdef void outwait(Changes self, change_t *change) noexcept:
+    """Wait for the leases of others on what has been changed; new ones can only be on what it is now."""
+    cdef uint64_t now, until = 0
+    cdef unsigned i
+    while True:
+        now = lt_now()
+        for i in range(change.thing_count):
+            until = max(
+                until,
+                lb_leased_until(
+                    lt_bucket(&self.leases.lt, change.things[i]), change.things[i], self.journal.holder, now
+                ),
+            )
+        if until <= now:
+            return
+        usleep(min(until - now, <uint64_t>100_000))
 
 
 cdef bint unlock(change_t *change, uint64_t now) noexcept:

@@ -90,7 +90,7 @@ cdef class FileSystem:
         self.writeback = settings.writeback
         self.allow_direct_io = settings.allow_direct_io
         self.table = table
-        self.changes = Changes(table, journal, leases, round(settings.lease_max * 1_000_000))
+        self.changes = Changes(table, journal, leases)
         self.validity = Validity(settings, table, leases, self.changes)
         self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
         self.proc_fd = -1

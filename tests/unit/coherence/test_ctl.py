@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from coherence import ctl
+from coherence.control import client
+from coherence.control.status import render
 from coherence.messages import Backend, Status, Watching
 from coherence.places import Places
 from coherence.table import TRUST_NOTHING, Table
@@ -77,7 +79,7 @@ def test_a_bad_table_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_daemon_that_does_not_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctl, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.05)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(str(tmp_path / "s"))
         sock.listen()
@@ -103,7 +105,7 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
         dax=[],
     )
     silent = Backend(pid=2, guest="g", cache="shared", device=1, inode=2, seconds=1.0, counters=None)
-    text = ctl.render(ctl.Report(status, [silent]))
+    text = render(client.Report(status, [silent]))
     assert "not trusted, waiting for the backends with pid 12, 34" in text
     assert "trust nothing" in text
     assert "no answer" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from coherence import handler, holder
+from coherence.changes import ChangeEvents
 from coherence.connection import Connection
 from coherence.leases import Leases
 from coherence.messages import (
@@ -27,6 +28,7 @@ from coherence.places import Places
 from coherence.registry import Registry
 from coherence.service import Service
 from coherence.table import Table
+from coherence.watch.domain import Domain
 from coherence.watch.host import HostWatch, NoWatch
 
 ExpectLog = Callable[[str], None]
@@ -39,6 +41,7 @@ class Daemon:
         self.registry = registry
         self.table_fd = self.leases_fd = 0
         self.watch: HostWatch = NoWatch()
+        self.events = ChangeEvents(Domain(registry.table, registry.leases, registry.raise_floor))
 
     async def status_page(self, first: int) -> StatusPage:
         await asyncio.Event().wait()

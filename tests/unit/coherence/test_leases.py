@@ -116,6 +116,14 @@ def test_an_end_is_never_rounded_down(table: Table, leases: Leases) -> None:
         assert until <= loop.leased_until_at(leases, hash, 2, until - 1) < until + TICK
 
 
+def test_an_end_that_does_not_fit_is_refused(table: Table, leases: Leases) -> None:
+    longest = (1 << 46) - TICK
+    now = loop.now()
+    assert not loop.grant_at(leases, thing(7), 1, table.stamp(), now, longest + 1)
+    assert loop.grant_at(leases, thing(7), 1, table.stamp(), now, longest)
+    assert loop.leased_until_at(leases, thing(7), 2, now) == longest
+
+
 def test_a_lease_is_over_at_its_end(table: Table, leases: Leases) -> None:
     now = loop.now()
     assert loop.grant_at(leases, thing(7), 1, table.stamp(), now, now + HOUR)
@@ -213,6 +221,7 @@ def test_what_changed_since_the_stamp_gets_no_lease(table: Table, leases: Leases
     stamp = table.stamp()
     table.bump(SLOT)
     assert not leases.grant(thing(7), 1, stamp, HOUR)
+    assert leases.leased_until(thing(7), 2) == 0
     assert leases.grant(thing(7), 1, table.stamp(), HOUR)
     # Another slot of the bucket says nothing about this one.
     assert leases.grant(thing(7, SLOT + BUCKETS), 1, stamp, HOUR)
@@ -253,6 +262,10 @@ def test_a_bucket_is_quiet_since_its_last_change(leases: Leases) -> None:
     assert loop.unlock(leases, thing(7), mine, (now + 10) << 10)
     assert loop.quiet_for(leases, thing(7), now + 5) == 0
     assert loop.quiet_for(leases, thing(7), now + 30) == 20
+    # A dead backend's lock is over some time, and nobody may ever take it away.
+    loop.lock_at(leases, thing(7), 2, now + 30)
+    assert loop.quiet_for(leases, thing(7), now + 30 + LOCK_US) == 0
+    assert loop.quiet_for(leases, thing(7), now + 30 + LOCK_US + 5) == 5
 
 
 def test_a_change_on_the_host_is_noted_and_leaves_a_lock(leases: Leases, places: Places) -> None:
@@ -277,15 +290,11 @@ def test_data_that_changed_is_known_until_it_is_told_again(table: Table, leases:
     assert not loop.data_since(leases, SLOT + 1, told)
 
 
-def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(
-    table: Table, leases: Leases, places: Places
-) -> None:
-    told = table.stamp()
+def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(leases: Leases, places: Places) -> None:
     mine = leases.lock(SLOT, 2)
-    leases.release(SLOT, 3)
+    leases.release(3)
     assert bucket(places)[LOCK] == mine
-    assert loop.data_since(leases, SLOT, told)
-    leases.release(SLOT, 2)
+    leases.release(2)
     assert not leases.locked(SLOT)
     assert not loop.unlock(leases, SLOT, mine, 0)
     assert leases.lock(SLOT, 3)
@@ -413,7 +422,6 @@ def slot_operations(leases: Leases) -> list[Callable[[int], object]]:
         leases.origin,
         leases.locked,
         lambda slot: leases.changed(slot, True),
-        lambda slot: leases.release(slot, 1),
         lambda slot: leases.lock(slot, 1),
         lambda slot: leases.close_until(slot, 1),
     ]
@@ -515,7 +523,7 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.mark.parametrize("scenario", ["change", "stopped-change", "leases", "lock", "note", "release"])
+@pytest.mark.parametrize("scenario", ["change", "stopped-change", "data", "leases", "lock", "note", "release"])
 def test_no_schedule_has_a_forbidden_outcome(race: Path, scenario: str) -> None:
     done = subprocess.run([race, scenario], stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, "")
@@ -530,6 +538,7 @@ def test_no_schedule_has_a_forbidden_outcome(race: Path, scenario: str) -> None:
         ("change", "no-lease-check"),
         ("change", "bump-after-unlock"),
         ("stopped-change", "unlock-without-the-clock"),
+        ("data", "stamp-after-reply"),
     ],
 )
 def test_a_mistake_has_a_schedule_that_shows_it(race: Path, scenario: str, mistake: str) -> None:
