@@ -28,6 +28,10 @@ class Closed(Dropped):
     """The peer closed the connection, or died."""
 
 
+class Full(Dropped):
+    """The peer does not read: its queue is full, and the message was not sent. Later ones may be."""
+
+
 class Connection(Generic[Received]):
     """A connected socket that carries one message a packet.
 
@@ -57,12 +61,12 @@ class Connection(Generic[Received]):
         return pid, uid
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send one message; never half of it. Dropped when the peer is gone or its queue is full."""
+        """Send one message; never half of it. Closed when the peer is gone, Full when it does not read."""
         try:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
             self._sock.sendmsg([ENCODER.encode(message)], rights, socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            raise Dropped("it does not read its messages") from None
+            raise Full("it does not read its messages") from None
         except OSError as error:
             raise Closed(f"closed by the peer: {error.strerror or error}") from None
 

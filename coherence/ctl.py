@@ -2,146 +2,67 @@
 
 from __future__ import annotations
 
-import socket
+import argparse
+import io
+import math
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 
-from coherence.connection import Connection, Dropped
+from coherence.control import top, watch
+from coherence.control.check import check
+from coherence.control.client import fetch_status
+from coherence.control.status import render
 from coherence.errors import UserError
-from coherence.messages import (
-    DAEMON_DECODER,
-    PROTOCOL,
-    Backend,
-    FromDaemon,
-    Hello,
-    Refused,
-    Status,
-    StatusPage,
-    StatusQuestion,
-    Watching,
-    Welcome,
-)
 from coherence.parser import Parser
 from coherence.places import Places, socket_of
-from coherence.table import ABI_VERSION, TRUST_NOTHING, Table
-
-ANSWER_SECONDS = 5.0
-
-Expected = TypeVar("Expected")
 
 EPILOG = """\
   coherencectl status                  the daemon of table /vt
   coherencectl status --json | jq .    the same, for programs
+  coherencectl watch /srv/data         who changes what under this directory, as it happens
+  coherencectl top                     which guest asks, changes and waits how often, each second
   coherencectl check /dev/shm/vt       is this file a sound table?
 
 Exit status: 0 all is well, 1 failure (no daemon, not permitted, a bad table), 2 on wrong usage.
 """
 
+WATCH_EPILOG = """\
+Each line says when, who (a guest's name, or "host"), what (create, modify, attrib, delete, move from, move to),
+and where, as the path is on the host. "(x12)" stands for 12 equal changes that followed each other.
 
-class Report(msgspec.Struct, frozen=True):
-    """What status prints as JSON."""
+Only what happens in directories that coherenced watches is shown: those from which a guest with --cache shared
+was served something that it may keep. Several writes to one file in a moment may be one change.
+If they come faster than they are read, the daemon waits for nobody: the line "N changes not shown" says how
+many were left out. End it with Ctrl-C.
+"""
 
-    status: Status
-    backends: list[Backend]
+TOP_EPILOG = """\
+For each guest: requests, changes that it made, those of them that had to wait for leases of others (held) and
+leases that it was given, each per second; requests that wait now (parked); inodes that it knows and files that
+it has open. KIND is aware for a guest that checks the table, plain for any other.
+
+Who changes most comes first: each change makes the other guests fetch again what they had of the thing.
+A raised floor makes all of them fetch everything again. "-": not known. End it with Ctrl-C.
+"""
+
+# Home, and erase to the end: no flicker, as the lines that stay are written over.
+HOME = "\x1b[H\x1b[J"
 
 
-def fetch_status(path: Path) -> Report:
-    """Ask the daemon at this socket for its status. UserError when it cannot be had."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    sock.settimeout(ANSWER_SECONDS)
-    connection: Connection[FromDaemon] = Connection(sock, DAEMON_DECODER)
-    backends: list[Backend] = []
+def _interval(text: str) -> float:
     try:
-        sock.connect(str(path))
-        _ask(connection, Hello(PROTOCOL, "control"), Welcome)
-        first: int | None = 0
-        while first is not None:
-            page = _ask(connection, StatusQuestion(first), StatusPage)
-            backends += page.backends
-            first = page.next
-    except PermissionError:
-        raise UserError(f"{path}: not permitted: run this as root or in the socket's group") from None
-    except TimeoutError:
-        raise UserError(f"coherenced at {path} does not answer: restart it") from None
-    except Dropped as error:
-        raise UserError(f"coherenced at {path} ended the connection: {error}: see its log") from None
-    except OSError:
-        raise UserError(f"no coherenced at {path}: start it, or name its --socket") from None
-    finally:
-        connection.close()
-    return Report(page.status, backends)
-
-
-def _ask(connection: Connection[FromDaemon], question: Hello | StatusQuestion, answer: type[Expected]) -> Expected:
-    connection.send(question)
-    message, _ = connection.receive()
-    if isinstance(message, Refused):
-        raise UserError(message.reason)
-    if not isinstance(message, answer):
-        raise Dropped(f"an unexpected message: {type(message).__name__}")
-    return message
-
-
-def render(report: Report) -> str:
-    """The report for people."""
-    status = report.status
-    missing = ", ".join(map(str, status.missing))
-    trust = "trusted" if status.trusted else f"not trusted, waiting for the backends with pid {missing}"
-    lines = [
-        f"table     {status.table}, {status.slots} slots, {trust}",
-        f"domain    {status.domain}",
-        f"daemon    pid {status.pid}, up {status.seconds:.0f} s",
-        f"sequence  {status.sequence}, {status.bumps_per_second:.0f} bumps/s",
-        f"floor     {'trust nothing' if status.floor == TRUST_NOTHING else status.floor}, "
-        f"raised {status.floor_raises} times, distrusted {status.distrusts} times",
-        f"roots     {status.roots}",
-        f"watch     {watching(status.watch)}",
-        f"DAX       {', '.join(status.dax) or 'none'}",
-        f"backends  {len(report.backends)}",
-    ]
-    for backend in report.backends:
-        counters = backend.counters
-        told = "no answer" if counters is None else ", ".join(f"{k} {v}" for k, v in counters.items())
-        lines.append(
-            f"  {backend.guest}: pid {backend.pid}, cache {backend.cache}, "
-            f"root {backend.device}:{backend.inode}, up {backend.seconds:.0f} s{', ' if told else ''}{told}"
-        )
-    return "\n".join(lines)
-
-
-def watching(watch: Watching) -> str:
-    """The host watch for people."""
-    told = f"{watch.kind}, {watch.watches} of {watch.limit} watches"
-    if watch.refused:
-        told += f", {watch.refused} refused"
-    if watch.overflows:
-        told += f", {watch.overflows} overflows"
-    return f"{told}, {watch.events} changes: {watch.bumped} bumped, {watch.own} of backends"
-
-
-def check(path: str) -> str:
-    """Validate a table file; returns one line about it. UserError says what is wrong with it."""
-    table = Table.open(path)
-    try:
-        faults = []
-        if above := table.slots_above_sequence():
-            faults.append(f"{above} slots are above the sequence")
-        if TRUST_NOTHING != table.floor > table.sequence:
-            faults.append("the floor is above the sequence")
-        if any(root >= table.slot_count for root in table.roots):
-            faults.append("a root slot does not exist")
-        if faults:
-            raise UserError(f"{path}: {', '.join(faults)}: stop all that uses it and remove it")
-        return (
-            f"{path}: sound: ABI {ABI_VERSION}, {table.slot_count} slots, sequence {table.sequence}, "
-            f"{len(table.roots)} roots, domain {table.domain.hex()}"
-        )
-    finally:
-        table.close()
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("use 0.1 to 3600 seconds")
+    return seconds
 
 
 def _parser() -> Parser:
@@ -151,28 +72,88 @@ def _parser() -> Parser:
         epilog=EPILOG,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    status = commands.add_parser("status", help="show table, backends, bumps a second, floor raises, DAX use")
-    status.add_argument("--table", metavar="NAME", default="/vt", help="shared memory name (default /vt)")
-    status.add_argument("--socket", metavar="PATH", help="control socket (default: the one of the table)")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    table = commands.add_parser("check", help="validate a table file")
+    daemon = argparse.ArgumentParser(add_help=False)
+    daemon.add_argument("--table", metavar="NAME", default="/vt", help="shared memory name (default /vt)")
+    daemon.add_argument("--socket", metavar="PATH", help="control socket (default: the one of the table)")
+    daemon.add_argument("--json", action="store_true", help="print JSON")
+
+    def add(name: str, told: str, **settings: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.", **settings)
+
+    add("status", "show table, backends, bumps a second, floor raises, DAX use", parents=[daemon])
+    following = add("watch", "print changes as they happen", parents=[daemon], epilog=WATCH_EPILOG)
+    following.add_argument("path", metavar="PATH-PREFIX", nargs="?", type=Path, help="only what happens there or below")
+    rates = add("top", "show what each guest does, live", parents=[daemon], epilog=TOP_EPILOG)
+    rates.add_argument(
+        "--interval", metavar="S", type=_interval, default=1.0, help="seconds between two samples (default 1)"
+    )
+    rates.add_argument("--once", action="store_true", help="end after the first interval")
+    table = add("check", "validate a table file")
     table.add_argument("file", metavar="FILE", help="a path such as /dev/shm/vt, or a shared memory name")
     return parser
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _status(socket: Path, options: argparse.Namespace) -> None:
+    report = fetch_status(socket)
+    print(msgspec.json.format(_json(report)) if options.json else render(report))
+
+
+def _watch(socket: Path, options: argparse.Namespace) -> None:
+    lines = watch.json_lines if options.json else watch.lines
+    for changes in watch.follow(socket, options.path):
+        for line in lines(changes):
+            print(line)
+        sys.stdout.flush()
+
+
+def _top(socket: Path, options: argparse.Namespace) -> None:
+    screen = sys.stdout.isatty() and not (options.json or options.once)
+    for number, view in enumerate(top.views(socket, options.interval)):
+        if options.json:
+            print(_json(view), flush=True)
+        elif screen:
+            # The last line of the screen stays free, or it would scroll.
+            shown = top.lines(view, shutil.get_terminal_size().lines - 1)
+            print(HOME + "\n".join(shown), flush=True)
+        else:
+            print(("\n" if number else "") + "\n".join(top.lines(view)), flush=True)
+        if options.once:
+            return
+
+
+DAEMON_COMMANDS = {"status": _status, "watch": _watch, "top": _top}
+
+
+# They are ended so.
+ENDLESS = ("watch", "top")
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run coherencectl with these arguments (the process's own by default); returns the exit status."""
     options = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of guests and files may have letters that the terminal's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if options.command == "check":
             print(check(options.file))
         else:
-            report = fetch_status(Path(options.socket or socket_of(str(Places(options.table).table))))
-            as_json = msgspec.json.format(msgspec.json.encode(report)).decode()
-            print(as_json if options.json else render(report))
+            socket = Path(options.socket or socket_of(str(Places(options.table).table)))
+            DAEMON_COMMANDS[options.command](socket, options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"coherencectl: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 0 if options.command in ENDLESS else INTERRUPTED
+    except BrokenPipeError:
+        # Who read this has had enough; and so that the interpreter does not complain when it flushes at its end:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

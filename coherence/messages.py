@@ -3,7 +3,7 @@
 A client says Hello and is told Welcome or Refused. A backend then asks to Join, is granted a journal, takes
 its semaphore, says Ready, and is a member once it is told Registered; from then on coherenced may Ask for
 its counters, and it may ask coherenced to Watch what its guest is to cache. A control client asks for
-StatusPage after StatusPage.
+StatusPage after StatusPage; or it says Subscribe, and is sent Changes from then on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ PROTOCOL = 2
 UInt = Annotated[int, Meta(ge=0)]
 # Labels are shown on terminals: no control characters.
 Label = Annotated[str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+# Bytes of a path in a message.
+MAX_PATH = 4096
 Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]
 
 
@@ -69,6 +71,16 @@ class StatusQuestion(Struct, tag="status?", frozen=True):
     """A control client asks for the status, with the backends from number `first` on."""
 
     first: UInt = 0
+
+
+class Subscribe(Struct, tag="subscribe", frozen=True):
+    """A control client wants to be told of changes.
+
+    Args:
+        path: only of those at this path or under it; empty for all.
+    """
+
+    path: Annotated[bytes, Meta(max_length=MAX_PATH)] = b""
 
 
 class Welcome(Struct, tag="welcome", frozen=True):
@@ -180,8 +192,42 @@ class StatusPage(Struct, tag="status", frozen=True):
     next: int | None
 
 
-FromClient = Hello | Join | Ready | Watch | Answer | StatusQuestion
-FromDaemon = Welcome | Refused | Granted | Registered | Watched | Ask | StatusPage
+class Subscribed(Struct, tag="subscribed", frozen=True):
+    """The answer to Subscribe: changes that are made from now on will be told."""
+
+
+class Change(Struct, frozen=True):
+    """One change, or several equal ones that followed each other.
+
+    Args:
+        time: when the first was seen, seconds since 1970.
+        who: the guest that made it, or "host".
+        what: create, modify, attrib, delete, move from or move to.
+        path: of what has changed, as its bytes are on the host; of one above MAX_PATH "..." and its end.
+        times: how many there were.
+    """
+
+    time: float
+    who: str
+    what: str
+    path: bytes
+    times: int
+
+
+class Changes(Struct, tag="changes", frozen=True):
+    """Told to a subscriber.
+
+    Args:
+        changes: in the order in which they were seen.
+        missed: how many more there were after these that are not told, as the subscriber did not read fast enough.
+    """
+
+    changes: list[Change]
+    missed: int
+
+
+FromClient = Hello | Join | Ready | Watch | Answer | StatusQuestion | Subscribe
+FromDaemon = Welcome | Refused | Granted | Registered | Watched | Ask | StatusPage | Subscribed | Changes
 Message = FromClient | FromDaemon
 
 CLIENT_DECODER: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coherence.changes import ChangeEvents
 from coherence.connection import Connection
 from coherence.errors import UserError
 from coherence.handler import Handler
@@ -85,6 +86,7 @@ class Service:
             self.domain = Domain(table, leases, self.registry.raise_floor)
             self.watch = open_watch(watch, self.domain, max_watches)
             stack.callback(self.watch.close)
+            self.events = ChangeEvents(self.domain)
             self.registry.recover()
             self._sampled = table.sequence, self._started
             self._stack = stack.pop_all()

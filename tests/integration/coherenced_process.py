@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from coherence import holder
-from coherence.ctl import Report, fetch_status
+from coherence.control.client import Report, fetch_status
 from coherence.places import Places
 from coherence.table import Table
 
