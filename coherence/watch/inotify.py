@@ -62,7 +62,7 @@ class Change:
         watched: where.
         name: in that directory; empty for the watched inode itself.
         mask: of the event.
-        position: of the last of the events in the queue.
+        position, batch: of the last of the events: where it was in the queue, and with which others it was read.
         since: when the first was read, monotonic.
         child: the slot of the inode that has the name; None where there is none, or it was not looked up yet.
         looked_up: whether it was.
@@ -72,6 +72,7 @@ class Change:
     name: bytes
     mask: int
     position: int
+    batch: int
     since: float
     child: int | None = None
     looked_up: bool = False
@@ -118,6 +119,7 @@ class InotifyWatch:
         # Watch descriptors that were removed here, until the kernel's last event of them has been read.
         self._ended: set[int] = set()
         self._position = 0
+        self._batch = 0
         self._changes: dict[tuple[int, int, int, str], Change] = {}
         # By cookie: what was moved away, until when it may turn up; the directory it was in; itself, if it is watched.
         self._moving: dict[int, tuple[float, Watched, Watched | None]] = {}
@@ -295,6 +297,7 @@ class InotifyWatch:
 
     def _read(self) -> None:
         now = time.monotonic()
+        self._batch += 1
         for event in self._inotify.read(timeout=0):
             self._position += 1
             wd, mask = event.wd, event.mask
@@ -304,21 +307,22 @@ class InotifyWatch:
             elif mask & IGNORED:
                 self._ignored(wd)
             elif journal is not None:
-                journal.markers.append(self._position)
+                self._own.mark(journal, self._position)
             elif (watched := self._tree.by_wd.get(wd)) is not None:
                 if mask & UNMOUNT:
                     self._domain.uncover()
                 else:
                     self._note(watched, event.name, mask, event.cookie, now)
+        self._own.end_batch(self._batch)
 
     def _note(self, watched: Watched, name: str, mask: int, cookie: int, now: float) -> None:
         key = (watched.wd, mask, cookie, name)
         change = self._changes.get(key)
         if change is not None:
-            change.position = self._position
+            change.position, change.batch = self._position, self._batch
             change.looked_up = False
             return
-        change = self._changes[key] = Change(watched, os.fsencode(name), mask, self._position, now)
+        change = self._changes[key] = Change(watched, os.fsencode(name), mask, self._position, self._batch, now)
         if mask & MOVED_FROM:
             self._moving[cookie] = now + MOVE_SECONDS, watched, watched.children.get(change.name)
         elif mask & MOVED_TO and cookie in self._moving:
@@ -367,7 +371,6 @@ class InotifyWatch:
         return self._tree.by_wd.get(watched.wd) is watched
 
     def _judge(self) -> None:
-        self._own.read_anew()
         locked = self._domain.leases.locked
         now = time.monotonic()
         names: dict[tuple[int, bytes], None] = {}
@@ -382,7 +385,11 @@ class InotifyWatch:
             del self._changes[key]
             self._settle(change, busy, slots, names, inodes)
         self._domain.bump(names, inodes)
-        self._own.forget_markers(min((change.position for change in self._changes.values()), default=self._position))
+        waiting = self._changes.values()
+        self._own.forget(
+            min((change.position for change in waiting), default=self._position),
+            min((change.batch for change in waiting), default=self._batch + 1),
+        )
 
     def _settle(
         self,
@@ -415,7 +422,7 @@ class InotifyWatch:
             )
 
     def _changer(self, change: Change, slot: int, busy: bool) -> Member | None:
-        return None if busy else self._own.changer(slot, change.position)
+        return None if busy else self._own.changer(slot, change.position, change.batch)
 
     def _name_slot(self, change: Change) -> int:
         return self._domain.table.name_slot(change.watched.slot, change.name)

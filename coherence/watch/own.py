@@ -3,13 +3,15 @@
 inotify reports what backends do for their guests, too. Before its bumps a backend notes in the lease table for
 each slot of a change its *origin*, (holder, number); then it writes the number into its journal, which is watched
 in the same inotify queue. That event is the change's *marker*: it comes after the events of the change and before
-its bumps. So an event on a slot whose origin is (b, k) needs no bump if k's marker came after it: k's bump of the
+its bumps. So an event on a slot whose origin is (b, k) needs no bump if k's marker comes after it: k's bump of the
 slot is then later than what the event tells, whoever made that.
 
-Markers carry no number. But all of b's markers are of changes that are numbered at most K, the count in b's journal
-read after the events. Were k's marker before the event, the markers after it would be of changes k + 1 to K: K - k
-at most. So more of them than that prove that k's marker came after it. (inotify merges equal events that follow each
-other, so there may be fewer markers than changes; then the proof fails, and a needless bump does no harm.)
+Markers carry no number, and inotify merges equal events that follow each other, so there may be fewer markers than
+changes. But when K is the count in b's journal, read after some events, no marker among these is of a change beyond
+K, and markers are numbered in ascending order. Let t of the n markers of b that have been read come before the event:
+n - t come after it, all of different changes up to K; so the last one before it is of change K - (n - t) at most. If
+that is less than k, then k's marker comes after the event. Where the proof fails, as some were merged or K was read
+too late, a needless bump does no harm.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from coherence.errors import UserError
 from coherence.table import JOURNAL_BYTES, parse_journal
 from coherence.watch.domain import LeaseTable
 
+UNKNOWN = 1 << 64
+
 
 @dataclass(slots=True, eq=False)
 class Member:
@@ -31,13 +35,45 @@ class Member:
         holder: its number in the lease table.
         guest: what people call its guest.
         journal: a descriptor of its journal.
-        markers: positions of its markers in the queue, ascending.
+        markers: positions in the queue of its markers, ascending; the first ones may be forgotten.
+        forgotten: how many of them are.
+        offsets: for batches of events, ascending: its count after the batch less the number of its markers until then.
+        count: its count, as read last.
     """
 
     holder: int
     guest: str
     journal: int
     markers: list[int] = field(default_factory=list)
+    forgotten: int = 0
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    count: int = 0
+
+    def read_count(self, batch: int) -> int:
+        """Read its count after a batch of events; returns the offset."""
+        try:
+            self.count = parse_journal(os.pread(self.journal, JOURNAL_BYTES, 0)).changes
+        except UserError:
+            # Its backend has spoilt it: nothing is proved.
+            self.count = UNKNOWN
+        self.offsets.append((batch, self.count - self.forgotten - len(self.markers)))
+        return self.offsets[-1][1]
+
+    def offset(self, since: int, now: int) -> int:
+        """The least offset after a batch or a later one; `now` is the last batch that has been read."""
+        known = [offset for batch, offset in self.offsets if batch >= since]
+        return min(known) if known else self.read_count(now)
+
+    def markers_before(self, position: int) -> int:
+        """How many of its markers come before an event."""
+        return self.forgotten + bisect_right(self.markers, position)
+
+    def forget(self, position: int, batch: int) -> None:
+        """No event before this position and batch will be asked about."""
+        count = bisect_right(self.markers, position)
+        del self.markers[:count]
+        self.forgotten += count
+        self.offsets = [pair for pair in self.offsets if pair[0] >= batch]
 
 
 class OwnChanges:
@@ -46,7 +82,8 @@ class OwnChanges:
     def __init__(self, leases: LeaseTable) -> None:
         self._leases = leases
         self._members: dict[int, Member] = {}
-        self._counts: dict[int, int] = {}
+        self._marked: set[Member] = set()
+        self._batch = 0
 
     def add(self, member: Member) -> None:
         """Tell this backend's changes apart from now on."""
@@ -54,15 +91,30 @@ class OwnChanges:
 
     def remove(self, member: Member) -> None:
         """The backend is gone."""
+        self._marked.discard(member)
         if self._members.get(member.holder) is member:
             del self._members[member.holder]
 
-    def read_anew(self) -> None:
-        """Call after reading events and before asking about them: counts are never older than the events."""
-        self._counts.clear()
+    def mark(self, member: Member, position: int) -> None:
+        """A marker of the backend has been read."""
+        member.markers.append(position)
+        self._marked.add(member)
 
-    def changer(self, slot: int, position: int) -> Member | None:
-        """The backend that surely bumps the slot after the event at this position of the queue, if there is one."""
+    def end_batch(self, batch: int) -> None:
+        """All events of a batch have been read."""
+        self._batch = batch
+        for member in self._marked:
+            member.read_count(batch)
+        self._marked.clear()
+
+    def changer(self, slot: int, position: int, batch: int) -> Member | None:
+        """The backend that surely bumps the slot after an event, if there is one.
+
+        Args:
+            slot: that the event is about.
+            position: of the event in the queue.
+            batch: with which it was read.
+        """
         origin = self._leases.origin(slot)
         if origin is None:
             return None
@@ -70,22 +122,13 @@ class OwnChanges:
         member = self._members.get(holder)
         if member is None:
             return None
-        count = self._count(member)
-        after = len(member.markers) - bisect_right(member.markers, position)
-        return member if number <= count and after > count - number else None
+        offset = member.offset(batch, self._batch)
+        if number > member.count:
+            member.read_count(self._batch)
+        # An origin beyond its count is that of a backend that had its number before.
+        return member if member.markers_before(position) + offset < number <= member.count else None
 
-    def forget_markers(self, position: int) -> None:
-        """No event before this position will be asked about."""
+    def forget(self, position: int, batch: int) -> None:
+        """No event before this position and batch will be asked about."""
         for member in self._members.values():
-            del member.markers[: bisect_right(member.markers, position)]
-
-    def _count(self, member: Member) -> int:
-        count = self._counts.get(member.holder)
-        if count is None:
-            try:
-                count = parse_journal(os.pread(member.journal, JOURNAL_BYTES, 0)).changes
-            except UserError:
-                # Its backend has spoilt it: nothing is proved.
-                count = -1
-            self._counts[member.holder] = count
-        return count
+            member.forget(position, batch)

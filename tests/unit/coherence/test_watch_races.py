@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.unit.coherence.watch_world import Backend, FakeLeases, World
 ROUNDS = 4000
 
 Program = Iterator[None]
+Answer = TypeVar("Answer")
 
 
 class Schedule:
@@ -56,8 +58,10 @@ class Race:
         monkeypatch.setattr(leases, "origin", lambda slot: self._and_then(FakeLeases.origin(leases, slot)))
         read = world.watch._read
         monkeypatch.setattr(world.watch, "_read", lambda: self._and_then(read()))
+        read_count = Member.read_count
+        monkeypatch.setattr(Member, "read_count", lambda member, batch: read_count(member, self._and_then(batch)))
 
-    def _and_then(self, answer: object) -> object:
+    def _and_then(self, answer: Answer) -> Answer:
         self.schedule.step()
         return answer
 
@@ -124,20 +128,19 @@ def test_no_host_change_is_lost(race: Callable[[int], Race], world: World, seed:
     assert counts.bumped > 0
 
 
-def naive(self: OwnChanges, slot: int, position: int) -> Member | None:
+def naive(self: OwnChanges, slot: int, position: int, batch: int) -> Member | None:
     """Takes every event on a slot that a backend changed last for that backend's."""
     origin = self._leases.origin(slot)
     return None if origin is None else self._members.get(origin[0])
 
 
-def off_by_one(self: OwnChanges, slot: int, position: int) -> Member | None:
-    """Is content with as many markers as there may be after the origin's own."""
+def off_by_one(self: OwnChanges, slot: int, position: int, batch: int) -> Member | None:
+    """Takes an event after the origin's own marker for one before it."""
     origin = self._leases.origin(slot)
     if origin is None:
         return None
     member = self._members[origin[0]]
-    after = sum(marker > position for marker in member.markers)
-    return member if after >= self._count(member) - origin[1] else None
+    return member if member.markers_before(position) + member.offset(batch, batch) <= origin[1] else None
 
 
 @pytest.mark.parametrize("wrong", [naive, off_by_one])
