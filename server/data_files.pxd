@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from server.handles cimport HandleTable, handle_t
 from server.inodes cimport inode_t
@@ -15,7 +15,7 @@ cdef class DataFiles:
     cdef HandleTable handles
     cdef kept_t kept[ROOM]
     cdef unsigned count
-    cdef uint32_t tick
+    cdef uint64_t uses, uses_at_tick
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept
     cdef handle_t *keep(self, inode_t *inode, int fd, bint writable) noexcept

@@ -22,7 +22,7 @@ cdef class DataFiles:
         """The descriptor of an inode, NULL where it has none that will do."""
         if inode.data_fh == 0 or (writable and not inode.data_writable):
             return NULL
-        inode.data_tick = self.tick
+        use(self, inode)
         return self.handles.get(inode.nodeid, inode.data_fh)
 
     cdef handle_t *keep(self, inode_t *inode, int fd, bint writable) noexcept:
@@ -30,13 +30,13 @@ cdef class DataFiles:
         cdef handle_t *handle
         self.drop(inode)
         if self.count == ROOM:
-            close_at(self, 0)
+            close_at(self, least_used(self))
         handle = self.handles.open(inode.nodeid, fd)
         if handle == NULL:
             return NULL
         inode.data_fh = handle.fh
         inode.data_writable = writable
-        inode.data_tick = self.tick
+        use(self, inode)
         self.kept[self.count].inode = inode
         self.kept[self.count].nodeid = inode.nodeid
         self.kept[self.count].fh = handle.fh
@@ -54,19 +54,35 @@ cdef class DataFiles:
                 return
 
     cdef void expire(self) noexcept:
-        """Once in a second: close what was not used since the last but one."""
+        """Once in a second: close what was not used since the last time."""
         cdef unsigned i = 0
         while i < self.count:
-            if is_current(&self.kept[i]) and self.kept[i].inode.data_tick == self.tick:
+            if is_current(&self.kept[i]) and self.kept[i].inode.data_used > self.uses_at_tick:
                 i += 1
             else:
                 close_at(self, i)
-        self.tick += 1
+        self.uses_at_tick = self.uses
 
     cdef void clear(self) noexcept:
         """Before the handles and the inodes are cleared."""
         while self.count:
             close_at(self, self.count - 1)
+
+
+cdef void use(DataFiles self, inode_t *inode) noexcept:
+    self.uses += 1
+    inode.data_used = self.uses
+
+
+cdef unsigned least_used(DataFiles self) noexcept:
+    """Which one was not used for longest: never one that the same request uses."""
+    cdef unsigned i, least = 0
+    for i in range(self.count):
+        if not is_current(&self.kept[i]):
+            return i
+        if self.kept[i].inode.data_used < self.kept[least].inode.data_used:
+            least = i
+    return least
 
 
 cdef bint is_current(const kept_t *kept) noexcept:

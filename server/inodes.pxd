@@ -38,7 +38,7 @@ cdef struct inode_t:
     # The descriptor for a guest that does not open files (server.data_files): a handle, 0 for none.
     uint64_t data_fh
     bint data_writable
-    uint32_t data_tick
+    uint64_t data_used     # the how manieth use of all that was
     inode_t *next          # in its hash chain, or in the list of free records
     inode_t *older         # in the list of idle or of open ones
     inode_t *newer

@@ -98,8 +98,9 @@ def _copy(fs: FileSystem, request: Request) -> int:
     fh_in, off_in, nodeid_out, fh_out, off_out, length, flags = unpack(COPY_FILE_RANGE_IN, request.body)
     if flags:
         raise error(errno.EINVAL)
-    source = fs.handle_fd(request.nodeid, fh_in)
+    # In this order: of one file, the descriptor to write to does for both.
     target = fs.handle_fd(nodeid_out, fh_out, writable=True)
+    source = fs.handle_fd(request.nodeid, fh_in)
     with fs.changing(inodes=(nodeid_out,), data=True), _as_privileged_as(fs, request):
         return os.copy_file_range(
             source, target, min(length, COPY_MAX), checked_offset(off_in), checked_offset(off_out)
