@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from coherence.errors import UserError
 from coherence.log import Level
+from coherence.metrics import address
 from coherence.places import Places, socket_of
 from coherence.table import DEFAULT_SLOT_COUNT, MAX_SLOT_COUNT, MIN_SLOT_COUNT
 from coherence.watch.host import Kind
@@ -28,6 +29,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
         socket_group: group of the socket and, for reading, of the table; None for the daemon's own.
         watch: how changes on the host are seen.
         max_watches: how many directories and files are watched at most, None for as many as the system allows.
+        metrics: a port or a Unix socket for Prometheus, None for nowhere.
         log_level: the least severe level to log.
         log_json: whether logs are JSON objects.
     """
@@ -39,6 +41,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     socket_group: str | None = None
     watch: Kind = "inotify"
     max_watches: Annotated[int, Meta(ge=1)] | None = None
+    metrics: str | None = None
     log_level: Level = "warn"
     log_json: bool = False
 
@@ -47,6 +50,11 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
             raise ValueError(f"slots is {self.slots}: use a power of two")
         if not re.fullmatch("0?[0-7]{3}", self.socket_mode):
             raise ValueError(f"socket-mode is {self.socket_mode!r}: use octal digits such as 0660")
+        if self.metrics is not None:
+            try:
+                address.parse(self.metrics)
+            except ValueError as error:
+                raise ValueError(f"metrics is {self.metrics!r}: {error}") from None
         try:
             Places(self.table)
         except UserError as error:
@@ -61,6 +69,11 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     def socket_path(self) -> Path:
         """Where the control socket is."""
         return Path(self.socket) if self.socket is not None else socket_of(str(self.places.table))
+
+    @property
+    def metrics_address(self) -> address.Address | None:
+        """Where metrics are served."""
+        return None if self.metrics is None else address.parse(self.metrics)
 
     @property
     def socket_bits(self) -> int:

@@ -55,6 +55,12 @@ def _parser() -> Parser:
         type=int,
         help="watch so many directories at most; guests do not cache the others (default: what the system allows)",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="serve Prometheus metrics over HTTP there: 127.0.0.1:9999, [::1]:9999 or a Unix socket's path "
+        "(default: nowhere)",
+    )
     parser.add_argument("--log-level", choices=list(log.LEVELS), help="least severe level to log (default warn)")
     parser.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
     return parser
@@ -64,7 +70,7 @@ def _reload(path: Path | None, flags: dict[str, Any], old: Config, service: Serv
     notifier.reloading()
     try:
         config = load(path, flags)
-        names = "table", "slots", "socket", "watch", "max_watches"
+        names = "table", "slots", "socket", "watch", "max_watches", "metrics"
         fixed = [name for name in names if getattr(config, name) != getattr(old, name)]
         log.configure(config.log_level, json=config.log_json)
         service.permit_socket(config.socket_bits, config.socket_group)
@@ -98,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.socket_group,
             config.watch,
             config.max_watches,
+            config.metrics_address,
         ) as service:
             asyncio.run(service.run(notifier, lambda: _reload(path, flags, config, service, notifier)))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The daemon's socket file: who else listens there, who may connect, and a stale one from a killed daemon."""
+"""The daemon's socket files: who else listens there, who may connect, and a stale one from a killed daemon."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from pathlib import Path
 from coherence.errors import UserError
 
 
-def open_listener(path: Path, mode: int, group: str | None) -> socket.socket:
+def open_listener(
+    path: Path, mode: int, group: str | None, kind: int = socket.SOCK_SEQPACKET, option: str = "--socket"
+) -> socket.socket:
     """Listen at the path, removing what a killed daemon left there.
 
     Args:
         path: of the socket; its directory is made if it is missing.
         mode: permission bits of the socket.
         group: its group's name or number, None for the daemon's own.
+        kind: of the socket.
+        option: by which a user names the path.
 
     Raises:
         UserError: another process listens there, something else is there, or it is not permitted.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _remove_stale(path)
+        _remove_stale(path, kind, option)
         # Nobody may connect before mode and group are right.
         umask = os.umask(0o777)
         try:
@@ -36,7 +40,7 @@ def open_listener(path: Path, mode: int, group: str | None) -> socket.socket:
         sock.listen(128)
     except OSError as error:
         sock.close()
-        raise UserError(f"socket {path}: {error.strerror or error}: choose another with --socket") from None
+        raise UserError(f"socket {path}: {error.strerror or error}: choose another with {option}") from None
     except UserError:
         sock.close()
         raise
@@ -61,13 +65,13 @@ def group_id(group: str) -> int:
         raise UserError(f"no group {group}: create it, or name another with --socket-group") from None
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, kind: int, option: str) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise UserError(f"{path} exists and is no socket: remove it, or choose another with --socket")
+            raise UserError(f"{path} exists and is no socket: remove it, or choose another with {option}")
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(1)
         try:
             probe.connect(str(path))
@@ -75,5 +79,5 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
         except OSError as error:
-            raise UserError(f"socket {path}: {error.strerror or error}: use another --socket") from None
-    raise UserError(f"socket {path} is in use by another process: stop it, or choose another with --socket")
+            raise UserError(f"socket {path}: {error.strerror or error}: use another {option}") from None
+    raise UserError(f"socket {path} is in use by another process: stop it, or choose another with {option}")

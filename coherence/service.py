@@ -19,7 +19,9 @@ from coherence.handler import Handler
 from coherence.leases import Leases
 from coherence.listener import open_listener, permit
 from coherence.log import get_logger
-from coherence.messages import CLIENT_DECODER, Status, StatusPage, Watching
+from coherence.messages import CLIENT_DECODER, Backend, Status, StatusPage, Watching
+from coherence.metrics.address import Address, listen
+from coherence.metrics.server import MetricsServer
 from coherence.notify import Notifier
 from coherence.places import Places
 from coherence.registry import Registry
@@ -47,9 +49,10 @@ class Service:
         socket_path, socket_bits, socket_group: of the control socket.
         watch: how to see changes on the host.
         max_watches: how many watches at most, None for as many as the system allows.
+        metrics: where to serve metrics, None for nowhere.
 
     Raises:
-        UserError: another daemon has the table, the table cannot be used, the socket cannot be had, or the host
+        UserError: another daemon has the table, the table cannot be used, a socket cannot be had, or the host
             cannot be watched so.
     """
 
@@ -62,6 +65,7 @@ class Service:
         socket_group: str | None,
         watch: Kind = "inotify",
         max_watches: int | None = None,
+        metrics: Address | None = None,
     ) -> None:
         self._places = places
         self._socket_path = socket_path
@@ -82,6 +86,7 @@ class Service:
             stack.callback(os.close, self.leases_fd)
             self._listener = open_listener(socket_path, socket_bits, socket_group)
             stack.callback(self._listener.close)
+            self._metrics = None if metrics is None else self._open_metrics(metrics, stack)
             self.registry = Registry(table, leases, places)
             self.domain = Domain(table, leases, self.registry.raise_floor)
             self.watch = open_watch(watch, self.domain, max_watches)
@@ -121,6 +126,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, reload)
         loop.add_reader(self._listener.fileno(), self._accept)
         self.watch.start(loop)
+        metrics = None if self._metrics is None else loop.create_task(self._metrics.run())
         self._repeat(SWEEP_SECONDS, self.registry.sweep)
         self._repeat(SAMPLE_SECONDS, self._sample)
         if notifier.alive_every is not None:
@@ -133,6 +139,8 @@ class Service:
             notifier.stopping()
             log.info("stopping", table=self._places.name)
             loop.remove_reader(self._listener.fileno())
+            if metrics is not None:
+                metrics.cancel()
             # Distrust comes before the backends are let go: they need not be quick to notice.
             self.registry.close()
             for handler in list(self._handlers):
@@ -140,11 +148,18 @@ class Service:
 
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
-        members = [handler for handler in self._handlers if handler.registered]
+        members = self._members()
         page = members[first : first + PAGE_BACKENDS]
-        backends = await asyncio.gather(*(handler.backend(ANSWER_SECONDS) for handler in page))
+        backends = await _backends(page)
+        end = first + len(page)
+        return StatusPage(self._status(), backends, end if end < len(members) else None)
+
+    def _members(self) -> list[Handler]:
+        return [handler for handler in self._handlers if handler.registered]
+
+    def _status(self) -> Status:
         registry, table = self.registry, self.registry.table
-        status = Status(
+        return Status(
             table=str(self._places.table),
             domain=table.domain.hex(),
             pid=os.getpid(),
@@ -161,8 +176,6 @@ class Service:
             watch=self._watching(),
             dax=[],
         )
-        end = first + len(page)
-        return StatusPage(status, [b for b in backends if b is not None], end if end < len(members) else None)
 
     def _watching(self) -> Watching:
         counts, watch = self.domain.counts, self.watch
@@ -176,6 +189,21 @@ class Service:
             bumped=counts.bumped,
             own=counts.own,
         )
+
+    def _open_metrics(self, address: Address, stack: contextlib.ExitStack) -> MetricsServer:
+        # Only where it is wanted: while a daemon starts, guests ask for everything, and this library takes long.
+        from coherence.metrics.families import CONTENT_TYPE, render
+
+        async def gather() -> bytes:
+            backends = await _backends(self._members())
+            return render(self._status(), backends)
+
+        listener = listen(address)
+        stack.callback(listener.close)
+        if isinstance(address, Path):
+            stack.callback(address.unlink, missing_ok=True)
+        log.info("metrics", address=listener.getsockname())
+        return MetricsServer(listener, CONTENT_TYPE, gather)
 
     def _accept(self) -> None:
         try:
@@ -205,6 +233,11 @@ class Service:
     def _repeat(self, seconds: float, call: Callable[[], None]) -> None:
         call()
         asyncio.get_running_loop().call_later(seconds, self._repeat, seconds, call)
+
+
+async def _backends(members: list[Handler]) -> list[Backend]:
+    backends = await asyncio.gather(*(handler.backend(ANSWER_SECONDS) for handler in members))
+    return [backend for backend in backends if backend is not None]
 
 
 def _finish(end: asyncio.Future[None]) -> None:

@@ -36,9 +36,14 @@ def render(report: Report) -> str:
 
 def watching(watch: Watching) -> str:
     """The host watch for people."""
-    told = f"{watch.kind}, {watch.watches} of {watch.limit} watches"
+    told = f"{watch.kind}, {of_limit(watch.watches, watch.limit)} watches"
     if watch.refused:
         told += f", {watch.refused} refused"
     if watch.overflows:
         told += f", {watch.overflows} overflows"
     return f"{told}, {watch.events} changes: {watch.bumped} bumped, {watch.own} of backends"
+
+
+def of_limit(watches: int, limit: int) -> str:
+    """How many watches, and how many there can be at most where there is such a limit."""
+    return f"{watches} of {limit}" if limit else str(watches)

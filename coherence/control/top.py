@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from coherence.control.client import Report, fetch_status
+from coherence.control.status import of_limit
 from coherence.messages import Backend
 
 
@@ -153,7 +154,7 @@ def lines(view: View, most: int | None = None) -> list[str]:
         f"{clock}  {domain.table}, {'trusted' if domain.trusted else 'not trusted'}, the last {view.seconds:.1f} s",
         f"bumps/s {domain.bumps_per_second:.1f}, host changes/s {domain.host_changes_per_second:.1f}, "
         f"floor raised {domain.floor_raises} times (+{domain.new_floor_raises})",
-        f"watches {domain.watches} of {domain.limit}, {domain.refused} refused, {domain.overflows} overflows",
+        f"watches {of_limit(domain.watches, domain.limit)}, {domain.refused} refused, {domain.overflows} overflows",
         "",
     ]
     rows = [COLUMNS, *(_cells(row) for row in view.guests)]

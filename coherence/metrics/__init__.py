@@ -1,0 +1,1 @@
+"""Prometheus metrics of coherenced, off by default (docs/coherenced.md)."""
