@@ -182,8 +182,15 @@ def test_without_a_watch(tmp_path: Path, share: Path) -> None:
 
 
 def git(*arguments: str, folder: Path) -> None:
-    settings = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "gc.auto=0"]
-    subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True)
+    settings = {
+        "user.name": "t",
+        "user.email": "t@t",
+        "gc.auto": "0",
+        # All objects of a commit go into one pack: that is many times faster than a file for each.
+        "core.bigFileThreshold": "1",
+    }
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    subprocess.run(["git", *options, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""What is changed on the host is seen by guests that cache, and what guests change costs them nothing more."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guest.guest import Guest
+from tests.integration.coherenced_process import Coherenced, eventually
+from tests.integration.test_host_watch import EDITORS, git, repository
+from tests.integration.user_guests import Backend, requests_of, warm_up
+
+__all__ = ["repository"]
+
+SEEN_SECONDS = 0.5
+LEASE_SECONDS = 1.0
+ROUNDS = 1000
+LOOKUP, GETATTR, READ = 1, 3, 15
+
+
+def keep(guest: Guest, path: str) -> None:
+    """Read a file until the guest keeps all of it; files are opened each time."""
+    eventually(lambda: not {LOOKUP, GETATTR, READ} & set(requests_of(guest, lambda: guest.read_bytes(path))))
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    path = tmp_path / "share"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Coherenced]:
+    with Coherenced(tmp_path) as daemon:
+        daemon.start("--slots", "1048576")
+        yield daemon
+
+
+@pytest.fixture
+def backend(tmp_path: Path, share: Path, daemon: Coherenced) -> Iterator[Backend]:
+    with Backend(share, tmp_path, cache="shared", daemon=daemon) as backend:
+        yield backend
+
+
+@pytest.fixture
+def guest(backend: Backend) -> Iterator[Guest]:
+    with backend.connect() as guest:
+        assert guest.aware
+        yield guest
+
+
+@pytest.mark.parametrize("edit", EDITORS)
+def test_an_edit_on_the_host_is_seen(share: Path, guest: Guest, edit: Callable[[Path], object]) -> None:
+    path = share / "notes"
+    path.write_text("old")
+    keep(guest, "/notes")
+    edit(path)
+    begun = time.monotonic()
+    eventually(lambda: guest.read_bytes("/notes") == path.read_bytes())
+    assert time.monotonic() - begun < SEEN_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("call", "look"),
+    [
+        (lambda share: (share / "new").touch(), lambda guest: guest.exists("/new")),
+        (lambda share: (share / "d").rmdir(), lambda guest: guest.exists("/d")),
+        (lambda share: (share / "d").chmod(0o700), lambda guest: guest.stat("/d").st_mode),
+        (lambda share: (share / "d").rename(share / "e"), lambda guest: guest.listdir("/")),
+        (lambda share: os.link(share / "f", share / "g"), lambda guest: guest.stat("/f").st_nlink),
+        (lambda share: os.utime(share / "f", (1, 1)), lambda guest: guest.stat("/f").st_mtime),
+        (lambda share: (share / "f").rename(share.parent / "f"), lambda guest: guest.exists("/f")),
+    ],
+)
+def test_a_change_on_the_host_is_seen(
+    share: Path, guest: Guest, call: Callable[[Path], object], look: Callable[[Guest], object]
+) -> None:
+    (share / "d").mkdir()
+    (share / "f").touch()
+    warm_up(guest, lambda: look(guest))
+    before = look(guest)
+    call(share)
+    begun = time.monotonic()
+    eventually(lambda: look(guest) != before)
+    assert time.monotonic() - begun < SEEN_SECONDS
+
+
+def test_a_file_with_two_links_one_of_them_elsewhere(share: Path, guest: Guest) -> None:
+    (share / "f").touch()
+    os.link(share / "f", share.parent / "g")
+    keep(guest, "/f")
+    (share.parent / "g").write_text("from outside")
+    eventually(lambda: guest.read_bytes("/f") == b"from outside")
+
+
+def test_a_file_that_left_and_is_still_open(share: Path, guest: Guest) -> None:
+    (share / "f").touch()
+    warm_up(guest, lambda: guest.stat("/f"))
+    with guest.open("/f") as file:
+        warm_up(guest, file.stat)
+        (share / "f").rename(share.parent / "f")
+        eventually(lambda: bool(requests_of(guest, file.stat)))
+        (share.parent / "f").write_text("12345")
+        eventually(lambda: file.stat().st_size == 5)
+
+
+def test_own_changes_are_not_bumped_again(daemon: Coherenced, guest: Guest) -> None:
+    warm_up(guest, lambda: guest.listdir("/"))
+    before = daemon.status().status
+    for number in range(300):
+        guest.write_bytes(f"/f{number}", b"some text")
+        guest.chmod(f"/f{number}", 0o600)
+        guest.rename(f"/f{number}", f"/g{number}")
+        if number % 3:
+            guest.unlink(f"/g{number}")
+    with daemon.table() as table:
+        sequence = table.sequence
+        warm_up(guest, lambda: guest.listdir("/"))
+        eventually(lambda: daemon.status().status.watch.events > before.watch.events + 900)
+        assert table.sequence == sequence
+    after = daemon.status().status
+    assert after.floor_raises == before.floor_raises
+    assert after.watch.bumped - before.watch.bumped < (after.watch.own - before.watch.own) / 10
+
+
+def test_no_change_is_lost_between_those_of_others(
+    share: Path, tmp_path: Path, daemon: Coherenced, backend: Backend
+) -> None:
+    """Host and guest write one file at about the same time, again and again; another guest sees what came of it."""
+    chance = random.Random(1)
+    path = share / "f"
+    path.write_bytes(bytes(8))
+    fd = os.open(path, os.O_WRONLY)
+    with (
+        Backend(share, tmp_path, name="b", cache="shared", daemon=daemon) as another,
+        backend.connect() as writer,
+        another.connect() as witness,
+        writer.open("/f", os.O_WRONLY) as file,
+    ):
+        keep(witness, "/f")
+        turn, done = threading.Semaphore(0), threading.Semaphore(0)
+
+        def write() -> None:
+            for number in range(ROUNDS):
+                turn.acquire()
+                file.pwrite(number.to_bytes(4, "little"), 0)
+                done.release()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        for number in range(ROUNDS):
+            turn.release()
+            # A write through the guest takes some 100 microseconds.
+            end = time.perf_counter() + chance.random() * 300e-6
+            while time.perf_counter() < end:
+                pass
+            os.pwrite(fd, number.to_bytes(4, "little"), 4)
+            done.acquire()
+            expected = number.to_bytes(4, "little") * 2
+            eventually(lambda expected=expected: witness.read_bytes("/f") == expected)  # type: ignore[misc]
+        thread.join()
+    os.close(fd)
+
+
+@pytest.mark.slow
+def test_a_checkout_is_seen_completely(tmp_path: Path, repository: Path, daemon: Coherenced, backend: Backend) -> None:
+    names = [f"/{path.relative_to(repository)}" for path in sorted(repository.glob("d*/*"))]
+    assert len(names) == 5000
+    with (
+        Backend(repository, tmp_path, name="b", cache="shared", daemon=daemon) as another,
+        backend.connect() as aware,
+        another.connect(aware=False) as plain,
+    ):
+        guests = [aware, plain]
+        for _ in range(2):
+            for guest in guests:
+                assert all(guest.read_bytes(name).startswith(b"two") for name in names)
+        for name in names:
+            guest.stat(name)
+        git("checkout", "--quiet", "HEAD^", folder=repository)
+        time.sleep(LEASE_SECONDS)
+        for guest in guests:
+            assert all(guest.read_bytes(name).startswith(b"one") for name in names)
