@@ -50,6 +50,7 @@ def test_flags_overrule_the_file(tmp_path: Path) -> None:
         ('log-level = "loud"', "log-level"),
         ('watch = "closely"', "watch"),
         ("max-watches = 0", "max-watches"),
+        ('metrics = "localhost:9999"', "metrics is 'localhost:9999': use one such as"),
         ('table = "vt"', "table name"),
         ('table = "/a/b"', "table name"),
         ('table = "/.."', "table name"),
