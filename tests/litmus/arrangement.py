@@ -1,0 +1,133 @@
+"""Who takes which part, and what is then expected of each mode."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.litmus.arena import Arena
+from tests.litmus.catalogue import ALL
+from tests.litmus.litmus import Litmus, Mode, Shows, problems
+from tests.litmus.run import Player, Run, Seen, play, prepare
+
+LEASE_MAX, LEASE_MARGIN = 0.5, 0.2
+"""Seconds: the backends' --lease-max and --lease-margin. Shorter leases than usual, as changes wait for them; a longer
+margin, as many tests at once load a machine."""
+LEASE_OPTIONS = ("--lease-max", str(LEASE_MAX), "--lease-margin", str(LEASE_MARGIN))
+TICKS = 0.02
+"""Seconds of the margin that a guest's clock takes: two ticks of 100 Hz."""
+SLACK = 0.25
+"""Seconds that a loaded machine may need beyond what is promised."""
+SETTLE = {
+    Mode.NONE: 0.0,
+    Mode.AUTO: 1.0 + SLACK,
+    Mode.ALWAYS: 0.0,
+    Mode.SHARED: LEASE_MAX + SLACK,
+    Mode.AWARE: SLACK,
+}
+"""Seconds after which a guest has seen a change made on the host; `always` never has."""
+LANES, WAITING_LANES = 4, 16
+"""How many rounds go on at once: more where a change may have to wait for leases, or a party for the time above."""
+
+
+class Arrangement(enum.Enum):
+    """Who takes part; the value is for people."""
+
+    GUESTS = "guests only"
+    GUEST_CHANGES = "guest 2 changes, the host looks"
+    HOST_CHANGES = "the host changes, guest 2 looks at once"
+    HOST_CHANGED = "the host changes, guest 2 looks when the promised time is over"
+
+    def players(self, arena: Arena, mode: Mode) -> Sequence[Player]:
+        """Party 1, 2, ..."""
+        guests = arena.guests(mode)
+        if self is Arrangement.GUESTS:
+            return guests
+        return (guests[1], arena.host) if self is Arrangement.GUEST_CHANGES else (arena.host, guests[1])
+
+    def tests(self) -> tuple[Litmus, ...]:
+        """What can be played so."""
+        if self is Arrangement.GUESTS:
+            return ALL
+        if self is Arrangement.HOST_CHANGED:
+            # The order of several changes is not promised: an old copy of one may be used while another is seen.
+            return tuple(test for test in ALL if test.told)
+        return tuple(test for test in ALL if test.one_changes)
+
+    def shows(self, test: Litmus, mode: Mode) -> Shows:
+        """What a mode does with a test's stale outcomes."""
+        if self is Arrangement.GUESTS or mode is Mode.NONE:
+            return test.shows(mode)
+        if self is Arrangement.GUEST_CHANGES:
+            return Shows.NEVER
+        if mode is Mode.ALWAYS:
+            return test.shows(mode)
+        if self is Arrangement.HOST_CHANGED:
+            return Shows.NEVER
+        return test.shows(mode) if mode is Mode.AUTO else Shows.MAY
+
+
+@dataclass(frozen=True)
+class Played:
+    """What was seen in one mode.
+
+    Attributes:
+        rounds: of each test.
+    """
+
+    arrangement: Arrangement
+    mode: Mode
+    rounds: int
+    seen: Seen
+
+    def problems(self) -> list[str]:
+        """What is not as expected."""
+        return [
+            f"{self.arrangement.value}, {self.mode}: {problem}"
+            for test in self.arrangement.tests()
+            if test.name in self.seen
+            for problem in problems(test, self.arrangement.shows(test, self.mode), self.seen[test.name].judged)
+        ]
+
+
+def perform(
+    arena: Arena,
+    modes: Sequence[Mode],
+    arrangement: Arrangement,
+    *,
+    rounds: int,
+    seed: int,
+    only: frozenset[str] = frozenset(),
+) -> Iterator[Played]:
+    """Play all tests of an arrangement, mode by mode.
+
+    Args:
+        arena: the guests.
+        modes: the modes; with the host as a party, those that it makes no sense in are left out.
+        rounds: of each test.
+        seed: of the random delays.
+        only: names of tests; empty: all.
+    """
+    tests = tuple(test for test in arrangement.tests() if not only or test.name in only)
+    if arrangement is not Arrangement.GUESTS:
+        modes = [mode for mode in modes if mode in SETTLE]
+    # All places at once: while one mode is played, those of the next become old enough for long leases.
+    for mode in modes:
+        prepare(arena.root / mode, tests, rounds)
+    for mode in modes:
+        settle = SETTLE[mode] if arrangement is Arrangement.HOST_CHANGED else 0.0
+        waiting = mode in (Mode.SHARED, Mode.MIXED) or settle > 0
+        run = Run(
+            side=arena.side,
+            mode=mode,
+            tests=tests,
+            rounds=rounds,
+            lanes=WAITING_LANES if waiting else LANES,
+            seed=seed,
+            settle_ms=round(settle * 1000),
+            slowest=LEASE_MARGIN - TICKS if mode in (Mode.SHARED, Mode.MIXED) else math.inf,
+        )
+        seen = play(run, arrangement.players(arena, mode), arena.root / mode)
+        yield Played(arrangement, mode, rounds, seen)

@@ -1,0 +1,170 @@
+"""What a litmus test is. The tests themselves are in catalogue.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import errno
+import itertools
+from collections.abc import Iterable, Mapping
+
+LOOKS = frozenset(
+    {
+        "read",
+        "open",
+        "pread",
+        "held-size",
+        "held-links",
+        "exists",
+        "size",
+        "links",
+        "mode",
+        "modified",
+        "target",
+        "listed",
+    }
+)
+"""Operations that change nothing."""
+UNSET = "-"
+"""The value of a register that its party never came to."""
+
+
+class Mode(enum.StrEnum):
+    """How guests cache. AWARE: shared, and they check the version table. MIXED: one domain, each in another way."""
+
+    NONE = "none"
+    AUTO = "auto"
+    ALWAYS = "always"
+    SHARED = "shared"
+    AWARE = "aware"
+    MIXED = "mixed"
+
+    @property
+    def in_domain(self) -> bool:
+        """Whether the backends join a coherence domain."""
+        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED)
+
+    def cache(self, number: int) -> str:
+        """--cache of the backend of guest `number`, from 1."""
+        if self is Mode.MIXED:
+            return "none" if number == 1 else "shared"
+        return "shared" if self.in_domain else self.value
+
+    def aware(self, number: int) -> bool:
+        """Whether guest `number` checks the version table, if it is a user-space guest."""
+        return self is Mode.AWARE or (self is Mode.MIXED and number == 3)
+
+
+class Shows(enum.Enum):
+    """What a mode does with a test's stale outcomes."""
+
+    NEVER = "never"
+    MAY = "may"
+    MUST = "must"
+
+
+@dataclasses.dataclass(frozen=True)
+class Party:
+    """What one party does in each round.
+
+    Attributes:
+        steps: one after the other (programs/litmus/script.h has the forms).
+        warm: operations before the round begins, which fill this party's caches.
+    """
+
+    steps: tuple[str, ...]
+    warm: tuple[str, ...] = ()
+
+    def __init__(self, *steps: str, warm: Iterable[str] = ()) -> None:
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "warm", tuple(warm))
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether it changes nothing."""
+        return all(operation(step) in LOOKS | {"tell", "await"} for step in self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Litmus:
+    """A test. An outcome is the values of all registers in order, then those of `final`: "1 0".
+
+    Attributes:
+        name: short, as a file name.
+        title: what it is about.
+        setup: what is there before: "file NAME CONTENT", "dir NAME", "link OLD NEW", "symlink TARGET NAME".
+        parties: party 1, 2, and perhaps 3.
+        final: operations that the host does at the end, on the directory itself.
+        local: the outcomes that a local file system can have.
+        stale: more outcomes, that a party can have which uses an old copy. All others are wrong in every mode.
+        auto, always: what these modes do with the stale ones; none and shared never have them.
+    """
+
+    name: str
+    title: str
+    setup: tuple[str, ...]
+    parties: tuple[Party, ...]
+    final: tuple[str, ...] = ()
+    local: frozenset[str]
+    stale: frozenset[str]
+    auto: Shows
+    always: Shows
+
+    @property
+    def registers(self) -> int:
+        """How many registers the parties have together."""
+        steps = itertools.chain.from_iterable(party.steps for party in self.parties)
+        return sum("=" in step.split() for step in steps)
+
+    @property
+    def one_changes(self) -> bool:
+        """Whether party 1 makes all changes, and party 2, the only other, looks."""
+        return len(self.parties) == 2 and not self.parties[0].looks_only and self.parties[1].looks_only
+
+    @property
+    def told(self) -> bool:
+        """Whether party 2 looks only after it was told that the changes are done."""
+        return self.one_changes and self.parties[1].steps[0] == "await 1"
+
+    def shows(self, mode: Mode) -> Shows:
+        """What guests in a mode do with the stale outcomes, when all changes come from guests."""
+        return {Mode.AUTO: self.auto, Mode.ALWAYS: self.always}.get(mode, Shows.NEVER)
+
+
+def operation(step: str) -> str:
+    """The name of a step's operation, or "tell" or "await"."""
+    words = step.split()
+    if "=" in words:
+        words = words[2:]
+    return words[2] if words[0] == "until" else words[0]
+
+
+def shown(value: int | None) -> str:
+    """A register's value as outcomes have it: a number, the name of an error, or UNSET."""
+    if value is None:
+        return UNSET
+    return str(value) if value >= 0 else errno.errorcode.get(-value, str(value))
+
+
+def each(*values: Iterable[int | str]) -> frozenset[str]:
+    """The outcomes in which each register has any of its values."""
+    return frozenset(" ".join(map(str, row)) for row in itertools.product(*values))
+
+
+def problems(test: Litmus, shows: Shows, seen: Mapping[str, int]) -> list[str]:
+    """What is wrong with the outcomes that were seen; empty: nothing.
+
+    Args:
+        test: the test.
+        shows: what is expected of its stale outcomes here.
+        seen: how often each outcome was seen.
+    """
+    allowed = test.local if shows is Shows.NEVER else test.local | test.stale
+    found = [
+        f"{test.name}: forbidden outcome {outcome!r}, {n} times"
+        for outcome, n in seen.items()
+        if outcome not in allowed
+    ]
+    if shows is Shows.MUST and not any(outcome in test.stale for outcome in seen):
+        found.append(f"{test.name}: no stale outcome was seen, so it proves nothing elsewhere: {dict(seen)}")
+    return found
