@@ -28,6 +28,7 @@ from coherence.registry import Registry
 from coherence.table import Table
 from coherence.watch.domain import Domain
 from coherence.watch.host import Kind, open_watch
+from coherence.watch.mounts import Mounts
 
 log = get_logger(__name__)
 
@@ -91,6 +92,8 @@ class Service:
             self.domain = Domain(table, leases, self.registry.raise_floor)
             self.watch = open_watch(watch, self.domain, max_watches)
             stack.callback(self.watch.close)
+            self._mounts = Mounts(self.watch.devices, self.registry.raise_floor)
+            stack.callback(self._mounts.close)
             self.events = ChangeEvents(self.domain)
             self.registry.recover()
             self._sampled = table.sequence, self._started
@@ -126,6 +129,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, reload)
         loop.add_reader(self._listener.fileno(), self._accept)
         self.watch.start(loop)
+        self._mounts.start(loop)
         metrics = None if self._metrics is None else loop.create_task(self._metrics.run())
         self._repeat(SWEEP_SECONDS, self.registry.sweep)
         self._repeat(SAMPLE_SECONDS, self._sample)

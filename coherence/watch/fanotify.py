@@ -98,6 +98,10 @@ class FanotifyWatch:
         """There is none for file systems; that of inotify watches, where they are needed."""
         return self._inotify.limit if self._inotify is not None else 0
 
+    def devices(self) -> set[int]:
+        """On which devices something is watched."""
+        return self._by_device.keys() | (self._inotify.devices() if self._inotify is not None else set())
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read events in this loop from now on."""
         self._loop = loop

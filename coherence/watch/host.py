@@ -29,6 +29,9 @@ class HostWatch(Protocol):
     def limit(self) -> int:
         """How much can be."""
 
+    def devices(self) -> set[int]:
+        """On which devices something is watched."""
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """See changes from now on."""
 
@@ -51,6 +54,10 @@ class NoWatch:
     kind: Kind = "none"
     watches = 0
     limit = 0
+
+    def devices(self) -> set[int]:
+        """None."""
+        return set()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Nothing."""

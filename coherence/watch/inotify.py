@@ -132,6 +132,10 @@ class InotifyWatch:
         """How many directories and files are watched."""
         return len(self._tree)
 
+    def devices(self) -> set[int]:
+        """On which devices something is watched."""
+        return {device for device, _ in self._tree.by_identity}
+
     @property
     def busy(self) -> bool:
         """Whether something that was read is not told yet."""

@@ -173,6 +173,18 @@ def test_something_leaves_the_watched_area(daemon: Coherenced, member: Member, s
         eventually(lambda: table.floor > stamp)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: run this as root")
+def test_a_mount_in_a_watched_directory(daemon: Coherenced, member: Member, share: Path) -> None:
+    (share / "m").mkdir()
+    with daemon.table() as table:
+        stamp = table.stamp()
+        subprocess.run(["mount", "-t", "tmpfs", "none", share / "m"], check=True)
+        eventually(lambda: table.floor > stamp)
+        stamp = table.stamp()
+        subprocess.run(["umount", share / "m"], check=True)
+        eventually(lambda: table.floor > stamp)
+
+
 def test_without_a_watch(tmp_path: Path, share: Path) -> None:
     with Coherenced(tmp_path) as daemon:
         daemon.start("--watch", "none")
