@@ -3,7 +3,7 @@
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev strace
+PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev strace spin git
 SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .PHONY: demo test test-long bench compare lint build setup lab lab-all clean help

@@ -37,9 +37,11 @@ class Demo:
         self.folder = folder
         self.share = folder / "share"
         self.share.mkdir()
+        # By the time that somebody looks at it, it is old enough for a lease.
+        (self.share / "quiet").write_text("as it was")
         places = Places(f"/vt-demo-{os.getpid()}-{secrets.token_hex(4)}")
         self.table = places.name
-        for path in (places.table, places.lock):
+        for path in (places.table, places.leases, places.lock):
             stack.callback(path.unlink, missing_ok=True)
         self.daemon = stack.enter_context(backends.daemon(folder, self.table))
         self._stack = stack
@@ -129,9 +131,10 @@ def run(embedded: bool) -> None:
         for stage in stages:
             perform(stage, say)
         say(
-            "\nIn shared, a stock kernel asks each time and is never wrong; guests that check the table keep all that"
-            "\nthey know and ask only for what changed. Changes made on the host beside the backends are not yet told"
-            "\nto the table: the host watch of coherenced is still to come."
+            "\nIn shared, a stock kernel has leases: it keeps what has not changed lately for up to a second, and who"
+            "\nchanges it waits for that, so a guest is never wrong. Guests that check the table keep all that they know,"
+            "\nnobody waits for them, and they ask only for what changed. Changes made on the host itself are seen by"
+            "\ncoherenced: at once by guests that check the table, by a stock kernel when its lease is over."
         )
 
 

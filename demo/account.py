@@ -34,8 +34,7 @@ def perform(stage: Stage, say: Callable[[str], None]) -> None:
     """Play all scenes of a mode and say line by line what was seen."""
     first, second, host = stage.first, stage.second, stage.host
     say(f"\ncache={stage.mode}")
-    for file in ("quiet", "file"):
-        first.write(file, "as it was")
+    first.write("file", "as it was")
     second.look("quiet", 1)
     before = stage.requests()
     second.look("quiet", LOOKS)
@@ -70,8 +69,7 @@ def perform(stage: Stage, say: Callable[[str], None]) -> None:
         lambda: host.write("file", "by the host itself"),
         "by the host itself",
     )
-    for file in ("quiet", "file"):
-        host.remove(file)
+    host.remove("file")
 
 
 def _change(
@@ -86,6 +84,7 @@ def _change(
     """Let the watchers see the old state, so that they could keep it; change it; see when they know."""
     for watcher in watchers:
         watcher.read(file)
+    began = time.monotonic()
     change()
     acknowledged = time.monotonic()
     seen: dict[str, float] = {}
@@ -103,7 +102,10 @@ def _change(
         else f"{watcher.name} DOES NOT SEE IT within {PATIENCE:.0f} s"
         for watcher in watchers
     ]
-    _tell(say, f"{who.name} {does}", ", ".join(told))
+    waited = acknowledged - began
+    _tell(
+        say, f"{who.name} {does}", ", ".join(told) + (f" (acknowledged after {waited:.2f} s)" if waited > 0.2 else "")
+    )
 
 
 def _tell(say: Callable[[str], None], what: str, outcome: str) -> None:

