@@ -32,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument("--cache", default="shared", metavar="MODE", help="cache mode of the backends (default shared)")
     parser.add_argument("--warm", type=float, default=Odds.warm, metavar="P", help="how often witnesses look before")
+    parser.add_argument("--looks", type=int, default=Odds.looks, metavar="N", help="most of one guest at one change")
     parser.add_argument("--kill-every", type=float, default=0.0, metavar="SECONDS", help="default: no kills")
     parser.add_argument("--time-limit", type=float, default=1200.0, metavar="SECONDS", help="default 1200")
-    parser.add_argument(
-        "options", nargs="*", metavar="-- OPTION", help="more options of vfs-backend, as -- --lease-max 0.2"
-    )
+    parser.add_argument("--lease-max", type=float, default=Plan.lease_max, metavar="SECONDS", help="of the backends")
+    parser.add_argument("--lease-margin", type=float, default=Plan.lease_margin, metavar="SECONDS")
     return parser
 
 
@@ -51,11 +51,12 @@ def main() -> int:
             guests=words.guests,
             contexts=words.contexts,
             cache=words.cache,
-            options=words.options,
+            lease_max=words.lease_max,
+            lease_margin=words.lease_margin,
         ),
         changes=words.changes,
         seed=words.seed,
-        odds=Odds(warm=words.warm),
+        odds=Odds(warm=words.warm, looks=words.looks),
         kill_every=words.kill_every,
         seconds=words.time_limit,
     )

@@ -17,6 +17,8 @@ LARGEST = 9000
 _MOST_FILES, _FEWEST_FILES = 16, 5
 _RENAME_EXCHANGE = 2
 _DEEPEST = 4
+_ACROSS = 0.1
+"""How often something is moved to another directory, when it is renamed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,18 +185,22 @@ class Generator:
         return Change([Action(Kind.SYMLINK, path, f"target-{self.value():x}")], [path])
 
     def rename(self, world: World, held: Mapping[int, Held]) -> Change:
-        """To a name that does not exist, in any directory."""
+        """To a name that does not exist."""
         thing = world.pick([*world.files, *world.links])
-        return self._renamed(world, thing, world.free(), 0, [])
+        folder = world.folder() if self._across() else thing.folder
+        return self._renamed(world, thing, world.free(folder), 0, [])
 
     def rename_over(self, world: World, held: Mapping[int, Held]) -> Change:
-        thing, victim = world.pick([*world.files, *world.links]), world.pick([*world.files, *world.links])
+        things = [*world.files, *world.links]
+        thing = world.pick(things)
+        victim = self._partner(world, thing, things)
         if thing.inode == victim.inode:
             raise LookupError  # rename(2) does nothing then
         return self._renamed(world, thing, victim.path, 0, [victim])
 
     def exchange(self, world: World, held: Mapping[int, Held]) -> Change:
-        one, two = world.pick(world.things), world.pick(world.things)
+        one = world.pick(world.things)
+        two = self._partner(world, one, world.things)
         if one.path.startswith(two.path) or two.path.startswith(one.path):
             raise LookupError
         return self._renamed(world, one, two.path, _RENAME_EXCHANGE, [two])
@@ -202,7 +208,7 @@ class Generator:
     def rename_folder(self, world: World, held: Mapping[int, Held]) -> Change:
         """With all that is in it."""
         folder = world.pick(world.folders)
-        parent = world.folder()
+        parent = world.folder() if self._across() else folder.folder
         if f"{parent}/".startswith(f"{folder.path}/") or parent.count("/") >= _DEEPEST - 1:
             raise LookupError
         return self._renamed(world, folder, world.free(parent), 0, [])
@@ -247,6 +253,16 @@ class Generator:
                 names += [thing.path + inside, new + inside]
         inodes = [thing.inode, *(victim.inode for victim in victims)]
         return Change([Action(Kind.RENAME, thing.path, new, flags=flags)], list(dict.fromkeys(names)), inodes)
+
+    def _across(self) -> bool:
+        """Whether to move something to another directory: Linux has one lock for all such moves in a file system, so
+        each waits for those before it, which wait for leases."""
+        return self._rng.random() < _ACROSS
+
+    def _partner(self, world: World, thing: Thing, things: Sequence[Thing]) -> Thing:
+        """Something to change places with."""
+        across = self._across()
+        return world.pick([other for other in things if across or other.folder == thing.folder])
 
     def _pick_held(self, held: Mapping[int, Held]) -> tuple[int, Held]:
         if not held:

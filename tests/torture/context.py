@@ -20,10 +20,14 @@ from tests.torture.report import Report
 from tests.torture.truth import Truth
 from tests.torture.world import World
 
-_MOST_LOOKS = 10
-"""Observations that one guest makes of one change."""
-_BUSY_SECONDS = 5.0
-"""Longer than any lease, and so than any rename."""
+_BUSY_SECONDS = 30.0
+"""Longer than some renames that wait for each other, and each for a lease."""
+_NEAR_SECONDS = 0.3
+"""After this an mtime is told exactly."""
+_TICKS = 0.03
+"""Seconds: two ticks of the slowest guest's clock, by which a lease may last longer there, and a little more."""
+_WRONG_SECONDS = 3.0
+"""How long something wrong is looked at."""
 _ROUNDS = 3
 """How often the others look at a change that was never acknowledged."""
 
@@ -37,6 +41,7 @@ class Odds:
         first_changes: It is guest 0 that makes the change.
         self_check: The guest that made the change looks, too.
         hold: A guest opens another file and keeps it open.
+        looks: Observations that one guest makes of one change, at most, besides those of files that it holds open.
         race: With three guests or more, a race as in race.py instead.
     """
 
@@ -44,6 +49,7 @@ class Odds:
     first_changes: float = 0.6
     self_check: float = 0.1
     hold: float = 0.15
+    looks: int = 10
     race: float = 0.08
 
 
@@ -75,6 +81,7 @@ class Context:
         self._generator = Generator(self.rng)
         self._held: dict[int, dict[int, Held]] = {member.number: {} for member in domain.members}
         self._lives = [member.lives for member in domain.members]
+        self._slow: dict[int, tuple[float, float]] = {}
         self._furnish(domain.share / self.root)
 
     async def step(self) -> None:
@@ -90,7 +97,7 @@ class Context:
             if len(witnesses) > 1 and self.rng.random() < self._odds.race:
                 await self._race(changer, *witnesses[:2])
             else:
-                await self._make(self.plan(changer), changer, witnesses)
+                await self._make(changer, witnesses)
         except Lost:
             pass  # before the change was asked for: nothing has happened
 
@@ -98,9 +105,9 @@ class Context:
         """What there is now."""
         return World(self._domain.share, self.root, self.rng)
 
-    def plan(self, changer: Member) -> Change:
+    def plan(self, world: World, changer: Member) -> Change:
         """A change that a guest can make now."""
-        return self._generator.next(self.world(), self.held_by(changer))
+        return self._generator.next(world, self.held_by(changer))
 
     def held_by(self, member: Member) -> dict[int, Held]:
         """What a guest holds open in this context, by slot."""
@@ -110,7 +117,7 @@ class Context:
             self._let_go(held)
         return held
 
-    def looks(self, change: Change, witness: Member) -> list[Action]:
+    def looks(self, world: World, change: Change, witness: Member) -> list[Action]:
         """Observations of everything that a change concerns, in random order, and of one thing that it does not."""
         rng = self.rng
         names = list(change.concerned)
@@ -120,12 +127,11 @@ class Context:
             looks.append(Action(rng.choice([Kind.OPEN, Kind.OPEN, Kind.MAP]), path))
             if rng.random() < 0.2:
                 looks.append(Action(rng.choice([Kind.READ_LINK, Kind.GET_XATTR]), path))
-        for parent in sorted({os.path.dirname(path) for path in names}):  # noqa: PTH120
+        for parent in sorted({path.rpartition("/")[0] for path in names}):
             looks.append(Action(rng.choice([Kind.LIST, Kind.LIST, Kind.LSTAT]), parent))
-        others = self.world().things
-        if others:
-            looks.append(Action(Kind.LSTAT, rng.choice(others).path))
-        looks = rng.sample(looks, min(_MOST_LOOKS, len(looks)))
+        if world.things:
+            looks.append(Action(Kind.LSTAT, rng.choice(world.things).path))
+        looks = rng.sample(looks, min(self._odds.looks, len(looks)))
         slots = [slot for slot, held in self.held_by(witness).items() if held.inode in change.inodes]
         looks += [Action(Kind.READ_HELD, slot=slot) for slot in slots]
         rng.shuffle(looks)
@@ -150,13 +156,38 @@ class Context:
             for look, result in zip(looks, await member.ask(self.number, looks), strict=True)
         ]
         now = self.see(looks, member)
+        self._note_slow(member, seen)
         for number, (look, mine, true) in enumerate(zip(looks, seen, now, strict=True)):
             self._count(member, look, mine)
-            if not mine.same(true):
+            if mine.same(true):
+                continue
+            if mine.nearly(true):
+                self._report.near += 1
+                if self.rng.random() < 0.05:
+                    await asyncio.sleep(_NEAR_SECONDS)
+                    (mine,) = await member.ask(self.number, [look])
+                    if not mine.same(true):
+                        self.complain(member, f"{look}: still {mine.differences(true)}; {story}")
+            else:
                 old = " (as before the change)" if before and mine.same(before[number]) else ""
-                again, *_ = await member.ask(self.number, [look])
-                mended = "right" if again.same(self.see([look], member)[0]) else "still wrong"
-                self.complain(member, f"{look}: {mine.differences(true)}{old}, {mended} when asked again; {story}")
+                late = self._was_slow(member)
+                text = (
+                    f"{look}: {mine.differences(true)}{old}, {await self._until_right(member, look)}, {late}; {story}"
+                )
+                if late:
+                    self._report.late.append(text)
+                else:
+                    self.complain(member, text)
+
+    async def _until_right(self, member: Member, look: Action) -> str:
+        """How long something stays wrong."""
+        start = time.monotonic()
+        while (waited := time.monotonic() - start) < _WRONG_SECONDS:
+            (again,) = await member.ask(self.number, [look])
+            if again.nearly(self.see([look], member)[0]):
+                return f"right after {1000 * waited:.0f} ms"
+            await asyncio.sleep(0.002)
+        return f"still wrong after {_WRONG_SECONDS} s"
 
     def complain(self, member: Member, text: str) -> None:
         """Put something wrong into the report."""
@@ -186,14 +217,16 @@ class Context:
         one lock for both, and does not wait for it (d_splice_alias in fs/dcache.c).
         """
         end = time.monotonic() + _BUSY_SECONDS
+        self._report.busy_renames += result.error == errno.ESTALE
         while result.error == errno.ESTALE and time.monotonic() < end:
-            self._report.busy_renames += 1
             await asyncio.sleep(0.01)
             (result,) = await member.ask(self.number, [look])
         return result
 
-    async def _make(self, change: Change, changer: Member, witnesses: Sequence[Member]) -> None:
-        looks = {witness: self.looks(change, witness) for witness in witnesses}
+    async def _make(self, changer: Member, witnesses: Sequence[Member]) -> None:
+        world = self.world()
+        change = self.plan(world, changer)
+        looks = {witness: self.looks(world, change, witness) for witness in witnesses}
         before = {witness: self.see(looks[witness], witness) for witness in witnesses}
         warm = self.rng.random() < self._odds.warm
         if warm:
@@ -222,7 +255,7 @@ class Context:
             except Lost:
                 continue
         if self.rng.random() < self._odds.self_check:
-            await self.look(changer, self.looks(change, changer), f"it had done itself: {change}")
+            await self.look(changer, self.looks(world, change, changer), f"it had done itself: {change}")
 
     async def _settle(
         self, change: Change, looks: Mapping[Member, Sequence[Action]], before: Mapping[Member, Sequence[Result]]
@@ -241,7 +274,7 @@ class Context:
                     self._report.checks += 1
                     if mine.error == errno.ESTALE:
                         self._report.busy_renames += 1
-                    elif mine.same(true):
+                    elif mine.same(true) or mine.nearly(true):
                         if not true.same(old):
                             made.add(look)
                     elif look in made:
@@ -312,9 +345,23 @@ class Context:
 
     def _count(self, member: Member, look: Action, result: Result) -> None:
         self._report.checks += 1
+        self._report.slowest_look = max(self._report.slowest_look, result.microseconds / 1e6)
         if look.kind is Kind.LSTAT:
             self._report.status_checks += 1
             self._report.cached += result.microseconds / 1e6 < self.quick.get(member.number, 0)
+
+    def _note_slow(self, member: Member, seen: Sequence[Result]) -> None:
+        slowest = max(result.microseconds for result in seen) / 1e6
+        if slowest > self._domain.plan.lease_margin - _TICKS:
+            self._slow[member.number] = time.monotonic(), slowest
+
+    def _was_slow(self, member: Member) -> str:
+        """Whether a guest got an answer so late that a lease in it may have gone on for too long; for people."""
+        when, took = self._slow.get(member.number, (0.0, 0.0))
+        ago = time.monotonic() - when
+        if ago > self._domain.plan.lease_max + _WRONG_SECONDS:
+            return ""
+        return f"{ago:.3f} s before it was told something only after {1000 * took:.0f} ms"
 
     def close(self) -> None:
         """Close what is held open here, too."""

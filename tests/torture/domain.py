@@ -37,14 +37,15 @@ class Plan:
         guests: How many, each with a backend.
         contexts: Threads of each guest's actor.
         cache: Cache mode of the backends.
-        options: More options of each backend, as "--lease-max", "0.2".
+        lease_max, lease_margin: Options of the backends in mode shared, in seconds.
     """
 
     kind: str = "uml"
     guests: int = 2
     contexts: int = 16
     cache: str = "shared"
-    options: Sequence[str] = ()
+    lease_max: float = 1.0
+    lease_margin: float = 0.1
 
 
 class Member:
@@ -135,7 +136,9 @@ class Member:
     def _start_backend(self) -> None:
         domain, plan = self._domain, self._domain.plan
         options = ["--coherence", f"/dev/shm{domain.table}", "--coherence-socket", str(domain.daemon_socket)]
-        options += ["--guest", f"g{self.number}", "--xattr", *plan.options]
+        options += ["--guest", f"g{self.number}", "--xattr"]
+        if plan.cache == "shared":
+            options += ["--lease-max", str(plan.lease_max), "--lease-margin", str(plan.lease_margin)]
         served = backends.ours(domain.share, self._folder, cache=plan.cache, options=options)
         self._backend = self._backend_life.enter_context(served)
 

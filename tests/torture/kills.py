@@ -104,9 +104,9 @@ class _Scene:
                 if seen is None:
                     break
                 report.orphan_before += 1
-                if not changing.done() and not seen.same(old):
+                if not changing.done() and not seen.nearly(old):
                     after = self.context.see([look], self.orphan)[0]
-                    if not seen.same(after):
+                    if not seen.nearly(after):
                         self.context.complain(self.orphan, f"orphan, {look}: {seen.differences(old)}; {self.change}")
             await asyncio.sleep(0.002)
         results = await changing
@@ -120,7 +120,7 @@ class _Scene:
                 return
             report.orphan_after += 1
             true = self.context.see([look], self.orphan)[0]
-            if not seen.same(true):
+            if not seen.nearly(true):
                 self.context.complain(self.orphan, f"orphan, {look}: {seen.differences(true)}; {self.change}")
 
     async def _ask(self, look: Action) -> Result | None:
@@ -133,7 +133,7 @@ class _Scene:
 
 
 async def _prepare(context: Context, orphan: Member, changer: Member) -> _Scene:
-    change = context.plan(changer)
+    change = context.plan(context.world(), changer)
     looks = [Action(Kind.LSTAT, path) for path in change.concerned]
     await context.look(orphan, looks, "nothing happened since it was checked")
     return _Scene(context, orphan, changer, change, looks, context.see(looks, orphan))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import NamedTuple
 
@@ -50,5 +49,5 @@ def choose(world: World, rng: random.Random, value: int) -> Race:
     if other.inode == thing.inode:
         raise LookupError
     over = rng.random() < 0.5
-    new = other.path if over else world.free(os.path.dirname(thing.path))  # noqa: PTH120
+    new = other.path if over else world.free(thing.folder)
     return Race(Action(kind, thing.path, new), Action(Kind.LSTAT, new), Field.INODE if over else Field.ERROR)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab import assets
 from tests.lab.paths import LabError
+from tests.torture.context import Odds
 from tests.torture.domain import Plan
 from tests.torture.report import Report
 from tests.torture.run import Settings, torture
@@ -32,26 +33,36 @@ def fetched(request: pytest.FixtureRequest) -> None:
 
 
 def nothing_stale(report: Report, settings: Settings) -> None:
-    """The whole run was made, and nothing in it was stale."""
+    """The whole run was made, under leases, and nothing in it was stale."""
     print(report)
     assert report.stale == []
     assert report.changes >= settings.changes
     assert report.checks > 3 * report.changes
-    assert report.busy_renames < 0.02 * report.changes
+    assert report.busy_renames < 0.02 * report.changes + 5
+    # What no machine can promise whose guests get no processor for as long as a lease margin.
+    assert len(report.late) < 0.001 * report.checks
+    # It proves nothing where nobody has anything in the cache, or no change meets a lease.
+    assert report.counted("held") > 0
+    assert report.cached > 0
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("uml", 2000), ("qemu", 400)])
-def test_nothing_is_stale(kind: str, changes: int) -> None:
-    settings = Settings(plan=Plan(kind=kind), changes=changes, seconds=90)
+def test_nothing_is_stale_in_user_mode_linux() -> None:
+    settings = Settings(plan=Plan(kind="uml", contexts=32), changes=1200, seconds=90)
+    nothing_stale(torture(settings), settings)
+
+
+def test_nothing_is_stale_in_qemu() -> None:
+    settings = Settings(plan=Plan(kind="qemu", contexts=24), changes=350, odds=Odds(looks=5), seconds=90)
     nothing_stale(torture(settings), settings)
 
 
 def test_nothing_is_stale_while_backends_and_the_daemon_are_killed() -> None:
-    settings = Settings(plan=Plan(kind="uml", guests=3), changes=1200, kill_every=1.0, seconds=90)
+    settings = Settings(plan=Plan(kind="uml", guests=3, contexts=32), changes=800, kill_every=1.0, seconds=90)
     report = torture(settings)
     nothing_stale(report, settings)
     assert report.daemon_kills
     assert report.backend_kills
+    assert report.races
 
 
 @pytest.mark.parametrize("cache", ["auto", "always"])
@@ -66,13 +77,22 @@ def test_the_same_finds_what_another_mode_is_stale_about(cache: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(LONGEST + 120)
+@pytest.mark.parametrize("leases", [(1.0, 0.1), (0.3, 0.1)], ids=["default leases", "short leases"])
 @pytest.mark.parametrize("kill_every", [0.0, KILL_EVERY], ids=["alive", "killed"])
 @pytest.mark.parametrize("kind", ["uml", "qemu"])
-def test_a_hundred_thousand_changes(kind: str, kill_every: float) -> None:
+def test_a_hundred_thousand_changes(kind: str, kill_every: float, leases: tuple[float, float]) -> None:
+    lease_max, lease_margin = leases
     settings = Settings(
-        plan=Plan(kind=kind, guests=3 if kill_every else 2, contexts=32),
+        plan=Plan(
+            kind=kind,
+            guests=3 if kill_every else 2,
+            contexts=64,
+            lease_max=lease_max,
+            lease_margin=lease_margin,
+        ),
         changes=CHANGES,
         seed=SEED,
+        odds=Odds(looks=5),
         kill_every=kill_every,
         seconds=LONGEST,
     )

@@ -19,7 +19,7 @@ class Truth:
     """
 
     def __init__(self, share: Path) -> None:
-        self.share = share
+        self._share = str(share)
 
     def see(self, observation: Action, held: Mapping[int, int]) -> Result:
         """What this observation must give now.
@@ -31,7 +31,7 @@ class Truth:
         try:
             if observation.kind is Kind.READ_HELD:
                 return _read(held[observation.slot])
-            return _WAYS[observation.kind](self.share / observation.path)
+            return _WAYS[observation.kind](f"{self._share}/{observation.path}")
         except OSError as error:
             return Result(error.errno or 0)
 
@@ -55,11 +55,11 @@ def _read(fd: int) -> Result:
     return result._replace(content=zlib.crc32(os.pread(fd, result.size, 0)))
 
 
-def _lstat(path: Path) -> Result:
+def _lstat(path: str) -> Result:
     return _status(os.lstat(path))
 
 
-def _open(path: Path) -> Result:
+def _open(path: str) -> Result:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         return _read(fd)
@@ -71,7 +71,7 @@ _TYPES = {stat.S_IFREG: 8, stat.S_IFDIR: 4, stat.S_IFLNK: 10}
 """DT_REG, DT_DIR, DT_LNK (dirent.h)."""
 
 
-def _list(path: Path) -> Result:
+def _list(path: str) -> Result:
     with os.scandir(path) as entries:
         names = sorted(
             f"{entry.name}/{_TYPES[stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)]}" for entry in entries
@@ -83,11 +83,11 @@ def _bytes(data: bytes) -> Result:
     return Result(0, size=len(data), content=zlib.crc32(data))
 
 
-_WAYS: dict[Kind, Callable[[Path], Result]] = {
+_WAYS: dict[Kind, Callable[[str], Result]] = {
     Kind.LSTAT: _lstat,
     Kind.OPEN: _open,
     Kind.MAP: _open,
     Kind.LIST: _list,
-    Kind.READ_LINK: lambda path: _bytes(os.fsencode(path.readlink())),
+    Kind.READ_LINK: lambda path: _bytes(os.fsencode(Path(path).readlink())),
     Kind.GET_XATTR: lambda path: _bytes(os.getxattr(path, "user.torture", follow_symlinks=False)),
 }

@@ -25,6 +25,10 @@ class Thing:
         return self.status.st_ino
 
     @property
+    def folder(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
     def size(self) -> int:
         return self.status.st_size
 
@@ -39,7 +43,7 @@ class World:
     """
 
     def __init__(self, share: Path, root: str, rng: random.Random) -> None:
-        self._share = share
+        self._share = str(share)
         self._rng = rng
         self.root = root
         self.things = sorted(self._scan(root), key=lambda thing: thing.path)
@@ -84,13 +88,13 @@ class World:
 
     def content(self, path: str) -> bytes:
         """A file's contents."""
-        return (self._share / path).read_bytes()
+        return Path(self._share, path).read_bytes()
 
     def _of_type(self, is_type: Callable[[int], bool]) -> list[Thing]:
         return [thing for thing in self.things if is_type(thing.status.st_mode)]
 
     def _scan(self, folder: str) -> Iterator[Thing]:
-        with os.scandir(self._share / folder) as entries:
+        with os.scandir(f"{self._share}/{folder}") as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}"
                 yield Thing(path, entry.stat(follow_symlinks=False))
