@@ -83,8 +83,8 @@ cdef class InodeTable:
         free(self.buckets)
 
     def watched(self, nodeid: int, ok: bool) -> None:
-        """The host watch answers what it was asked for an inode, which may be forgotten meanwhile."""
-        cdef inode_t *inode = self.record(nodeid)
+        """The host watch answers what it was asked for an inode, which may be idle or gone meanwhile."""
+        cdef inode_t *inode = numbered(self, nodeid)
         if inode != NULL:
             inode.watch = WATCHED if ok else REFUSED
 
@@ -135,14 +135,8 @@ cdef class InodeTable:
 
     cdef inode_t *record(self, uint64_t nodeid) noexcept:
         """The inode with a node id from the guest, live, but perhaps not open; or NULL."""
-        cdef uint64_t index = nodeid >> self.slot_bits & ((1 << INDEX_BITS) - 1)
-        cdef inode_t *inode
-        if nodeid == ROOT_NODEID:
-            return &self.root
-        if index < 2 or index >= self.record_count:
-            return NULL
-        inode = self.records[index]
-        return inode if inode.nodeid == nodeid and inode.nlookup else NULL
+        cdef inode_t *inode = numbered(self, nodeid)
+        return inode if inode != NULL and inode.nlookup else NULL
 
     cdef inode_t *get(self, uint64_t nodeid) noexcept:
         """The live inode of a node id from the guest, open; NULL where there is none, or none any more."""
@@ -401,6 +395,16 @@ cdef class InodeTable:
             self.drop_idle(self.idle_ones.oldest)
         self.tick += 1
         return True
+
+
+cdef inline inode_t *numbered(InodeTable self, uint64_t nodeid) noexcept:
+    """The inode with a node id, live or idle, or NULL."""
+    cdef uint64_t index = nodeid >> self.slot_bits & ((1 << INDEX_BITS) - 1)
+    if nodeid == ROOT_NODEID:
+        return &self.root
+    if index < 2 or index >= self.record_count or self.records[index].nodeid != nodeid:
+        return NULL
+    return self.records[index]
 
 
 cdef void identify(InodeTable self, inode_t *inode, const statx_t *stx) noexcept:
