@@ -31,7 +31,7 @@ from guest.kept import TableRule
 from guest.transport import Buffer, Transport
 from server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced
-from tests.integration.user_guests import Backend
+from tests.integration.user_guests import Backend, warm_up
 
 STEPS = 10_000
 STEPS_PER_EXAMPLE = 400
@@ -80,6 +80,7 @@ class World:
         self.serial = itertools.count()
         self.steps = 0
         self.done = 0
+        self.wrong: set[int] = set()
 
 
 @contextmanager
@@ -217,19 +218,15 @@ class Model(RuleBasedStateMachine):
     def rest(self, who: int) -> None:
         """With no change, a guest that has seen everything sends no request to see it again."""
         guest = self.world.guests[who]
-        for path in PATHS:
-            view(guest, self._in(path))
-        before = guest.requests.copy()
-        for path in PATHS:
-            view(guest, self._in(path))
-        for file, _ in self.files:
-            if file.client is guest.client:
-                file.pread(20_000, 0)
-                between = guest.requests.copy()
-                file.pread(20_000, 0)
-                assert guest.requests == between
-                before += between - before
-        assert guest.requests == before, guest.requests - before
+
+        def look() -> None:
+            for path in PATHS:
+                view(guest, self._in(path))
+            for file, _ in self.files:
+                if file.client is guest.client:
+                    file.pread(20_000, 0)
+
+        warm_up(guest, look)
         self._step(lambda: None)
 
     def _change(self, guest: Guest, what: str, path: str, number: int) -> None:
@@ -303,11 +300,17 @@ class Model(RuleBasedStateMachine):
             content = path in touched
             truth = host_view(self.world.share / where, content=content)
             for number, guest in enumerate(self.world.guests):
-                seen = view(guest, where, content=content)
-                assert seen == truth, f"guest {number}, {path}: sees {seen}, but there is {truth}"
+                self._compare(number, path, view(guest, where, content=content), truth)
         for file, fd in self.files:
-            assert file.pread(20_000, 0) == os.pread(fd, 20_000, 0)
-            assert seen_of(file.stat()) == seen_of(os.fstat(fd))
+            number = next(n for n, guest in enumerate(self.world.guests) if guest.client is file.client)
+            self._compare(number, "data of an open file", file.pread(20_000, 0), os.pread(fd, 20_000, 0))
+            self._compare(number, "an open file", seen_of(file.stat()), seen_of(os.fstat(fd)))
+
+    def _compare(self, guest: int, what: str, seen: object, truth: object) -> None:
+        if seen != truth:
+            # Hypothesis may raise something else in the end, as it does not see the same again.
+            self.world.wrong.add(guest)
+        assert seen == truth, f"guest {guest}, {what}: sees {seen!r}, but there is {truth!r}"
 
 
 def seen_of(result: os.stat_result) -> tuple[int, ...]:
@@ -412,8 +415,9 @@ def test_no_guest_ever_sees_an_older_state(tmp_path: Path) -> None:
 def test_the_model_catches_a_wrong_guest(tmp_path: Path, spoil: Callable[[Guest], None]) -> None:
     with world(tmp_path) as three:
         spoil(three.guests[1])
-        with pytest.raises((AssertionError, Flaky), match=r"guest 1|Hypothesis|Inconsistent"):
+        with pytest.raises((AssertionError, Flaky)):
             run(three, STEPS, (Phase.generate,))
+        assert three.wrong == {1}
 
 
 def test_readers_at_full_speed_never_fall_behind_what_was_acknowledged(tmp_path: Path) -> None:

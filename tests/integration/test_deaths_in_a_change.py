@@ -17,7 +17,7 @@ import pytest
 
 from guest.guest import Guest
 from tests.integration.coherenced_process import Coherenced, eventually
-from tests.integration.user_guests import Backend
+from tests.integration.user_guests import Backend, warm_up
 
 
 @pytest.fixture
@@ -65,6 +65,18 @@ def held_after(backend: Backend, call: str) -> Iterator[None]:
         backend.process.wait()
 
 
+def keep(witness: Guest) -> None:
+    """Let a guest keep a file, and that another is not there."""
+
+    def look() -> None:
+        # Opening is a request each time; the contents are kept where the attributes are.
+        witness.stat("file")
+        witness.exists("moved")
+
+    witness.read_bytes("file")
+    warm_up(witness, look)
+
+
 CHANGES: list[tuple[str, Callable[[Guest], object], Callable[[Path], bool], Callable[[Guest], bool]]] = [
     ("unlinkat", lambda g: g.unlink("file"), lambda s: not (s / "file").exists(), lambda g: not g.exists("file")),
     (
@@ -96,10 +108,7 @@ def test_a_backend_killed_between_its_system_call_and_its_bump(
     with second.connect() as witness:
         changer = first.connect()
         # The witness keeps all that it will be asked, what is not there included.
-        witness.read_bytes("file")
-        witness.exists("moved")
-        with suppress(FileNotFoundError):
-            witness.stat("moved")
+        keep(witness)
 
         def try_to_change() -> None:
             with suppress(OSError):
@@ -157,7 +166,7 @@ def test_backend_and_daemon_killed_in_the_middle_of_a_change(
     first, second = backends
     with second.connect() as witness:
         changer = first.connect()
-        witness.read_bytes("file")
+        keep(witness)
 
         def unlink() -> None:
             with suppress(OSError):

@@ -21,7 +21,7 @@ from guest.fuse_client import Entry, Opened
 from guest.guest import Guest
 from server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced, eventually
-from tests.integration.user_guests import Backend
+from tests.integration.user_guests import Backend, requests_of, warm_up
 
 MODES = ("none", "auto", "always", "shared", "aware")
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -431,7 +431,7 @@ def test_a_guest_that_checks_the_table_sends_nothing_until_something_changes(
         two.connect() as other,
     ):
         seen = look(guest)
-        look(guest)
+        warm_up(guest, lambda: look(guest))
         assert read_twice(guest) == 0
         before = guest.requests.copy()
         assert look(guest) == seen
@@ -444,17 +444,53 @@ def test_a_guest_that_checks_the_table_sends_nothing_until_something_changes(
         assert "nothing" in guest.listdir("/d")
 
 
-def test_a_guest_that_does_not_check_keeps_nothing_in_shared(share: Path, tmp_path: Path, daemon: Coherenced) -> None:
+def test_a_guest_that_does_not_check_keeps_what_is_leased_in_shared(
+    share: Path, tmp_path: Path, daemon: Coherenced
+) -> None:
     (share / "d").mkdir()
     (share / "d/f").write_bytes(b"old")
+
+    def look(guest: Guest) -> tuple[int, list[str]]:
+        return guest.stat("/d/f").st_size, guest.listdir("/d")
+
+    with (
+        Backend(share, tmp_path, name="a", cache="shared", daemon=daemon) as one,
+        Backend(share, tmp_path, name="b", cache="shared", daemon=daemon) as two,
+        one.connect(aware=False) as guest,
+        two.connect(aware=False) as other,
+    ):
+        # The younger something is, the shorter the leases on it: too short to be worth one.
+        assert requests_of(guest, lambda: guest.stat("/d/f"))
+        assert requests_of(guest, lambda: guest.stat("/d/f"))
+        assert other.stat("/d/f").st_size == 3
+        warm_up(guest, lambda: guest.stat("/d/f"))
+        for size in range(4, 7):
+            other.write_bytes("/d/f", bytes(size))
+            assert guest.stat("/d/f").st_size == size
+            assert guest.read_bytes("/d/f") == bytes(size)
+        assert guest.listdir("/d") == ["f"]
+        # A lease on a name that is not there is no obstacle to the guest that has it, only to others.
+        warm_up(guest, lambda: guest.exists("/d/g"))
+        other.write_bytes("/d/g", b"")
+        assert guest.exists("/d/g")
+        assert sorted(guest.listdir("/d")) == ["f", "g"]
+        (counters,) = [dict(backend.counters) for backend in daemon.status().backends if backend.guest == "a"]
+        assert counters["leases"]
+
+
+def test_in_shared_a_guest_that_does_not_check_sees_changes_on_the_host_as_in_auto(
+    share: Path, tmp_path: Path, daemon: Coherenced
+) -> None:
+    (share / "f").write_bytes(b"old")
     with (
         Backend(share, tmp_path, cache="shared", daemon=daemon) as backend,
         backend.connect(aware=False) as guest,
     ):
-        assert read_twice(guest) >= 3
-        (share / "d/f").write_bytes(b"newer")
-        assert guest.stat("/d/f").st_size == 5
-        assert guest.read_bytes("/d/f") == b"newer"
+        warm_up(guest, lambda: guest.stat("/f"))
+        (share / "f").write_bytes(b"newer")
+        # At the latest when the lease is over.
+        eventually(lambda: guest.stat("/f").st_size == 5)
+        assert guest.read_bytes("/f") == b"newer"
 
 
 def test_a_table_of_another_domain_is_no_proof(share: Path, tmp_path: Path, daemon: Coherenced) -> None:
@@ -565,17 +601,12 @@ def test_after_the_daemon_died_guests_ask_and_when_it_is_back_they_need_not(
 ) -> None:
     (share / "f").write_bytes(b"old")
     with Backend(share, tmp_path, cache="shared", daemon=daemon) as backend, backend.connect() as guest:
-        guest.stat("/f")
-        before = guest.requests.total()
-        guest.stat("/f")
-        assert guest.requests.total() == before
-        daemon.kill()
 
         def asks() -> bool:
-            before = guest.requests.total()
-            guest.stat("/f")
-            return guest.requests.total() > before
+            return bool(requests_of(guest, lambda: guest.stat("/f")))
 
+        warm_up(guest, lambda: guest.stat("/f"))
+        daemon.kill()
         eventually(asks)
         (share / "f").write_bytes(b"newer")
         assert guest.stat("/f").st_size == 5

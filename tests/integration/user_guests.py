@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from guest.guest import Guest
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.lab.backends import listens
+
+
+def requests_of(guest: Guest, look: Callable[[], object]) -> Counter[int]:
+    """What requests a look at something takes."""
+    before = guest.requests.copy()
+    look()
+    return guest.requests - before
+
+
+def warm_up(guest: Guest, look: Callable[[], object]) -> None:
+    """Look until the guest needs no request for it any more.
+
+    Nothing from a directory may be kept until coherenced has said that it watches it on the host; the first replies
+    do not wait for that.
+    """
+    eventually(lambda: not requests_of(guest, look))
 
 
 class Backend:
