@@ -25,7 +25,7 @@ TELL_SECONDS = 0.05
 # Changes that are noted between two tellings.
 MAX_NOTED = 8192
 # What is kept for a subscriber that does not read, and what goes into one packet (of at most MAX_BYTES).
-MAX_KEPT_BYTES = 262144
+MAX_KEPT_BYTES = 2097152
 PACKET_BYTES = 32768
 # What a change takes besides its path: names of guests have 64 characters at most, of up to 4 bytes.
 CHANGE_BYTES = 320

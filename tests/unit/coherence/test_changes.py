@@ -111,7 +111,7 @@ def test_what_is_under_a_path(path: bytes, seen: list[bytes]) -> None:
 
 def test_who_does_not_read_is_told_how_many_were_missed_and_nothing_else_is_lost() -> None:
     client = Client()
-    count = 20_000
+    count = 50_000
     for number in range(count):
         client.subscriber.add([Change(1.0, "host", "modify", b"/%d" % number, 1)], 0)
         if number % 100 == 0:
