@@ -10,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 from guest.guest import Guest
+from server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.lab.backends import listens
 
 
-def requests_of(guest: Guest, look: Callable[[], object]) -> Counter[int]:
+def requests_of(guest: Guest, look: Callable[[], object]) -> Counter[Opcode]:
     """What requests a look at something takes."""
     before = guest.requests.copy()
     look()
