@@ -32,6 +32,7 @@ from coherence.messages import (
     Refused,
     Registered,
     StatusQuestion,
+    Subscribe,
     Watch,
     Watched,
     Welcome,
@@ -125,6 +126,8 @@ VALID: list[FromClient] = [
     StatusQuestion(),
     StatusQuestion((1 << 64) - 1),
     Watch(0),
+    Subscribe(),
+    Subscribe(b"\xff/" * 2000),
 ]
 
 
