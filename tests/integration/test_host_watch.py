@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coherence.membership import MAX_ASKED, Membership
 from coherence.table import Table
 from tests.integration.coherenced_process import Coherenced, Member, eventually
 
@@ -171,6 +173,29 @@ def test_something_leaves_the_watched_area(daemon: Coherenced, member: Member, s
         stamp = table.stamp()
         (share / "f").rename(share.parent / "f")
         eventually(lambda: table.floor > stamp)
+
+
+def test_a_backend_asks_for_so_much_at_once_and_never_waits(daemon: Coherenced, share: Path) -> None:
+    answers: list[tuple[int, bool]] = []
+
+    async def ask(membership: Membership) -> None:
+        fd = os.open(share, os.O_PATH)
+        assert not membership.watch(fd, 0), "before attach"
+        membership.attach(asyncio.get_running_loop(), watched=lambda token, ok: answers.append((token, ok)))
+        asked = [token for token in range(200) if membership.watch(fd, token)]
+        assert asked == list(range(MAX_ASKED))
+        while len(answers) < len(asked):
+            await asyncio.sleep(0.001)
+        assert answers == [(token, True) for token in asked]
+        assert membership.watch(fd, 7)
+        os.close(fd)
+        membership.close()
+        assert not membership.watch(fd, 8)
+
+    table, socket = str(daemon.places.table), str(daemon.socket)
+    asyncio.run(
+        ask(Membership.join(table, share_root=(1, 2), guest="hasty", cache="shared", socket_path=socket)),
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: run this as root")
