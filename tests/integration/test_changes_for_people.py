@@ -24,7 +24,7 @@ from coherence.errors import UserError
 from coherence.messages import FromDaemon, StatusQuestion, Subscribe, Subscribed
 from guest.guest import Guest
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
-from tests.integration.user_guests import Backend
+from tests.integration.user_guests import Backend, warm_up
 
 
 class Ctl:
@@ -102,10 +102,18 @@ def share(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Coherenced]:
+def kind() -> str:
+    """How the daemon watches the host."""
+    return "inotify"
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, kind: str) -> Iterator[Coherenced]:
+    if kind == "fanotify" and os.geteuid() != 0:
+        pytest.skip("fanotify needs root: run this as root")
     with Coherenced(tmp_path) as daemon:
         # Few slots would let names of the test share slots.
-        daemon.start("--slots", "1048576")
+        daemon.start("--slots", "1048576", "--watch", kind)
         yield daemon
 
 
@@ -126,18 +134,15 @@ def guests(daemon: Coherenced, share: Path, tmp_path: Path) -> Iterator[list[Gue
             backend = stack.enter_context(Backend(share, tmp_path, name=name, cache="shared", daemon=daemon))
             guests.append(stack.enter_context(backend.connect()))
 
-        def watched() -> bool:
-            for guest in guests:
-                guest.drop_caches()
-                guest.exists("/d/nothing")
-            return daemon.status().status.watch.watches == 2
-
-        eventually(watched)
+        for guest in guests:
+            warm_up(guest, lambda guest=guest: guest.exists("/d/nothing"))  # type: ignore[misc]
         yield guests
 
 
-def test_who_changes_what(daemon: Coherenced, share: Path, guests: list[Guest]) -> None:
+@pytest.mark.parametrize("kind", ["inotify", "fanotify"])
+def test_who_changes_what(daemon: Coherenced, share: Path, guests: list[Guest], kind: str) -> None:
     red, blue = guests
+    assert daemon.status().status.watch.kind == kind
     with Watch(daemon, share / "d") as watch:
         path = share / "d" / "f"
         red.write_bytes("/d/f", b"by red")
