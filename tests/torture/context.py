@@ -26,8 +26,9 @@ _NEAR_SECONDS = 0.3
 """After this an mtime is told exactly."""
 _TICKS = 0.03
 """Seconds: two ticks of the slowest guest's clock, by which a lease may last longer there, and a little more."""
+_FOLLOWED = 5
 _WRONG_SECONDS = 3.0
-"""How long something wrong is looked at."""
+"""How long something wrong is looked at, the first few times that there is something."""
 _ROUNDS = 3
 """How often the others look at a change that was never acknowledged."""
 
@@ -181,6 +182,8 @@ class Context:
 
     async def _until_right(self, member: Member, look: Action) -> str:
         """How long something stays wrong."""
+        if len(self._report.stale) + len(self._report.late) >= _FOLLOWED:
+            return "not followed"
         start = time.monotonic()
         while (waited := time.monotonic() - start) < _WRONG_SECONDS:
             (again,) = await member.ask(self.number, [look])

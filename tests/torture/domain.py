@@ -99,7 +99,8 @@ class Member:
     async def kill_backend(self) -> None:
         """kill -9; returns when it has ended. The guest lives on, without an answer to anything it asks."""
         self.alive.clear()
-        await asyncio.to_thread(self._kill_backend)
+        os.kill(self._backend.pid, signal.SIGKILL)
+        await asyncio.to_thread(self._bury_backend)
 
     async def kill_guest(self) -> None:
         """End the guest like a power failure; what was asked of it is lost."""
@@ -159,8 +160,7 @@ class Member:
             guest.kill()
             raise
 
-    def _kill_backend(self) -> None:
-        os.kill(self._backend.pid, signal.SIGKILL)
+    def _bury_backend(self) -> None:
         self._backend.process.wait(10)
         self._backend_life.close()
 

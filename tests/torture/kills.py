@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import random
 from collections.abc import Sequence
+from itertools import repeat
 
 from tests.torture.actions import Action, Kind, Result
 from tests.torture.changes import Change
@@ -17,7 +18,7 @@ from tests.torture.report import Report
 
 _BACKENDS = 0.6
 """How often a backend is killed, while all live, and not the daemon."""
-_SCENES = 4
+_SCENES = 8
 """Contexts in which a guest is looked at after its backend was killed."""
 _PATIENCE = 0.5
 """Seconds after which a guest without a backend is taken to have asked it, and so to wait for ever."""
@@ -64,13 +65,13 @@ class Killer:
 
     async def _kill_backend(self, orphan: Member) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            scenes = []
-            for context in self._rng.sample(self._contexts, min(_SCENES, len(self._contexts))):
+            contexts = self._rng.sample(self._contexts, min(_SCENES, len(self._contexts)))
+            for context in contexts:
                 await stack.enter_async_context(context.lock)
-                scenes.append(await _prepare(context, orphan, self._rng.choice(self._others(orphan))))
-            await orphan.kill_backend()
+            changers = self._rng.choices(self._others(orphan), k=len(contexts))
+            scenes = await asyncio.gather(*map(_prepare, contexts, repeat(orphan), changers))
             self._report.backend_kills += 1
-            await asyncio.gather(*(scene.play(self._report) for scene in scenes))
+            await asyncio.gather(orphan.kill_backend(), *(scene.play(self._report) for scene in scenes))
         await orphan.replace()
 
     def _others(self, orphan: Member) -> list[Member]:
