@@ -97,30 +97,38 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # The interpreter flushes what is left when it ends, and must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"standard output: {error.strerror}: write elsewhere") from None
+
+
 def _status(socket: Path, options: argparse.Namespace) -> None:
     report = fetch_status(socket)
-    print(msgspec.json.format(_json(report)) if options.json else render(report))
+    _show(msgspec.json.format(_json(report)) if options.json else render(report))
 
 
 def _watch(socket: Path, options: argparse.Namespace) -> None:
     lines = watch.json_lines if options.json else watch.lines
     for changes in watch.follow(socket, options.path):
-        for line in lines(changes):
-            print(line)
-        sys.stdout.flush()
+        _show("\n".join(lines(changes)))
 
 
 def _top(socket: Path, options: argparse.Namespace) -> None:
     screen = sys.stdout.isatty() and not (options.json or options.once)
     for number, view in enumerate(top.views(socket, options.interval)):
         if options.json:
-            print(_json(view), flush=True)
+            _show(_json(view))
         elif screen:
             # The last line of the screen stays free, or it would scroll.
-            shown = top.lines(view, shutil.get_terminal_size().lines - 1)
-            print(HOME + "\n".join(shown), flush=True)
+            _show(HOME + "\n".join(top.lines(view, shutil.get_terminal_size().lines - 1)))
         else:
-            print(("\n" if number else "") + "\n".join(top.lines(view)), flush=True)
+            _show(("\n" if number else "") + "\n".join(top.lines(view)))
         if options.once:
             return
 
@@ -141,19 +149,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if options.command == "check":
-            print(check(options.file))
+            _show(check(options.file))
         else:
             socket = Path(options.socket or socket_of(str(Places(options.table).table)))
             DAEMON_COMMANDS[options.command](socket, options)
-        sys.stdout.flush()
     except UserError as error:
         print(f"coherencectl: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0 if options.command in ENDLESS else INTERRUPTED
     except BrokenPipeError:
-        # Who read this has had enough; and so that the interpreter does not complain when it flushes at its end:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who read this has had enough.
+        return 0
     return 0
 
 

@@ -33,7 +33,7 @@ class MissedLine(Struct, frozen=True):
 
 
 def follow(socket: Path, path: Path | None) -> Iterator[Changes]:
-    """What the daemon at this socket tells; the first has no changes, and says that from then on all are told.
+    """What the daemon at this socket tells, for ever.
 
     Args:
         socket: the daemon's control socket.
@@ -48,7 +48,6 @@ def follow(socket: Path, path: Path | None) -> Iterator[Changes]:
     with connected(socket) as connection:
         ask(connection, Subscribe(wanted), Subscribed)
         connection.settimeout(None)
-        yield Changes([], 0)
         while True:
             message, _ = connection.receive()
             if not isinstance(message, Changes):

@@ -27,6 +27,11 @@ from tests.integration.coherenced_process import SECONDS, Coherenced, Member, ev
 from tests.integration.user_guests import Backend, warm_up
 
 
+def command(daemon: Coherenced, *arguments: str) -> list[str]:
+    """A coherencectl's command line."""
+    return [sys.executable, "-m", "coherence.ctl", *arguments, "--socket", str(daemon.socket)]
+
+
 class Ctl:
     """A running coherencectl. A context that ends it.
 
@@ -34,9 +39,10 @@ class Ctl:
         lines: what it has printed so far.
     """
 
-    def __init__(self, daemon: Coherenced, *arguments: str) -> None:
+    def __init__(self, daemon: Coherenced, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "coherence.ctl", *arguments, "--socket", str(daemon.socket)],
+            command(daemon, *arguments),
+            env=os.environ | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -244,22 +250,39 @@ def test_the_daemon_goes_away(daemon: Coherenced, share: Path, member: Member, n
             assert "ended the connection" in complaint or "no coherenced at" in complaint
 
 
-def test_nobody_reads_what_it_prints(daemon: Coherenced, share: Path, member: Member) -> None:
-    with Ctl(daemon, "watch") as watch:
-        assert watch.process.stdout is not None
-        piped = subprocess.Popen(
-            [sys.executable, "-m", "coherence.ctl", "top", "--json", "--interval", "0.1", "--socket", daemon.socket],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert piped.stdout is not None
-        piped.stdout.readline()
-        piped.stdout.close()
-        assert piped.wait(SECONDS) == 0
-        assert piped.stderr is not None
-        assert piped.stderr.read() == ""
-        piped.stderr.close()
+@pytest.mark.parametrize("what", [["watch"], ["top", "--interval", "0.1"]])
+def test_nobody_reads_what_it_prints(daemon: Coherenced, share: Path, member: Member, what: list[str]) -> None:
+    process = subprocess.Popen(command(daemon, *what), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+
+    def ended() -> bool:
+        (share / "f").touch()
+        return process.poll() is not None
+
+    eventually(ended)
+    assert (process.returncode, process.stderr.read()) == (0, "")
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("what", ["status", "top"])
+def test_what_it_prints_goes_nowhere(daemon: Coherenced, what: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(daemon, what), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "coherencectl: standard output: No space left on device: write elsewhere\n",
+    )
+
+
+def test_names_that_the_terminal_cannot_show(daemon: Coherenced, share: Path, member: Member) -> None:
+    with Ctl(daemon, "watch", environment={"PYTHONIOENCODING": "ascii"}) as watch:
+
+        def shown() -> bool:
+            (share / "é").touch()
+            return any(f"{share}/\\xe9" in line for line in watch.lines)
+
+        eventually(shown)
 
 
 def test_a_daemon_that_sees_nothing_says_so(tmp_path: Path) -> None:
@@ -344,8 +367,7 @@ def test_top_shows_who_writes(daemon: Coherenced, guests: list[Guest]) -> None:
 
 def test_top_on_a_terminal(daemon: Coherenced, member: Member) -> None:
     main, terminal = pty.openpty()
-    command = [sys.executable, "-m", "coherence.ctl", "top", "--interval", "0.1", "--socket", str(daemon.socket)]
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+    process = subprocess.Popen(command(daemon, "top", "--interval", "0.1"), stdout=terminal, stderr=terminal)
     os.close(terminal)
     shown = b""
     while shown.count(b"\x1b[H\x1b[J") < 3:
