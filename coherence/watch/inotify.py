@@ -200,19 +200,15 @@ class InotifyWatch:
         Returns:
             Whether it is watched from now on.
         """
-        kept = False
+        watched = None
         try:
             status = os.fstat(fd)
-            watched = self._tree.by_identity.get((status.st_dev, status.st_ino))
-            if watched is None and self._may_watch(key, status):
+            if (status.st_dev, status.st_ino) in self._tree.by_identity or self._may_watch(key, status):
                 watched = self._add(fd, status)
-                kept = True
         except OSError as error:
             self._warn("a directory cannot be watched", error)
-            watched = None
-        finally:
-            if not kept:
-                os.close(fd)
+        if watched is None or watched.fd != fd:
+            os.close(fd)
         if watched is None:
             self._domain.counts.refused += 1
             return False
@@ -236,7 +232,11 @@ class InotifyWatch:
         return True
 
     def _add(self, fd: int, status: os.stat_result) -> Watched:
+        # The kernel knows best whether it is watched already: not every file system has one number for one inode.
         wd = self._inotify.add_watch(f"/proc/self/fd/{fd}", MASK)
+        known = self._tree.by_wd.get(wd)
+        if known is not None:
+            return known
         return self._tree.add(wd, fd, status, self._domain.table.inode_slot(status.st_dev, status.st_ino))
 
     def _warn(self, what: str, error: OSError) -> None:

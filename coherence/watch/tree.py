@@ -97,7 +97,8 @@ class Tree:
     def remove(self, watched: Watched) -> None:
         """Forget it and close its descriptor."""
         del self.by_wd[watched.wd]
-        del self.by_identity[watched.identity]
+        if self.by_identity.get(watched.identity) is watched:
+            del self.by_identity[watched.identity]
         self._leave_parent(watched)
         os.close(watched.fd)
 

@@ -237,6 +237,25 @@ def test_a_watch_descriptor_that_is_given_out_again(world: World, backend: Backe
     assert world.watch._tree.by_wd[old] is new
 
 
+def test_two_directories_with_one_inode_number(world: World, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some file systems that are made of others have them."""
+    first, second = world.directory / "a", world.directory / "b"
+    first.mkdir()
+    second.mkdir()
+    assert backend.ask(first)
+    fstat = os.fstat
+    descriptor = os.open(second, os.O_PATH)
+    monkeypatch.setattr(os, "fstat", lambda fd: fstat(fd) if fd != descriptor else first.stat())
+    assert world.watch.watch(1, descriptor)
+    monkeypatch.undo()
+    assert world.watch.watches == 3
+    for path in (first / "f", second / "f"):
+        path.touch()
+        assert world.bumped(lambda path=path: path.write_text("x")) == {world.inode(path)}  # type: ignore[misc]
+    world.watch.leave(1)
+    assert world.watch.watches == 0
+
+
 def test_unmount(world: World, backend: Backend) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting needs root: run this as root")
