@@ -141,9 +141,6 @@ inline change()
 
 inline let_go()
 {
-#ifdef CLEAR_BEFORE_UNLOCK
-    journal[me] = false;
-#endif
     d_step {
         if
         :: lock == me -> lock = NOBODY
@@ -195,19 +192,20 @@ end:    do
     } unless { d_step { dead[me] -> stamp = 0; v = 0; g = 0; reads = 0; ok = false; wants[me] = false } }
 }
 
-/* What the journal announces; the journal goes last, as this daemon may die here, too. */
+/* What the journal announces is bumped, then all its locks go; the journal last, as this daemon may die here, too. */
 inline bury(i)
 {
+#ifdef RELEASE_BEFORE_BUMP
+    release(i);
+#endif
 #ifndef NO_JOURNAL
     if
-    :: journal[i] ->
-#ifdef RELEASE_BEFORE_BUMP
-        release(i);
-#endif
-        bump();
-        release(i)
+    :: journal[i] -> bump()
     :: else
     fi;
+#endif
+#ifndef NO_RELEASE
+    release(i);
 #endif
     atomic {
         journal[i] = false;

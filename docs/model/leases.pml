@@ -181,7 +181,11 @@ inline unlock()
 inline wait_for_older()
 {
     for (i : 0 .. N - 1) {
+#ifdef NEWER_LEASES_WAITED_FOR
+        !lease[i] || i == me
+#else
         !older[i]
+#endif
     }
     i = 0
 }
