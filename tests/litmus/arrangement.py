@@ -113,15 +113,17 @@ def perform(
     tests = tuple(test for test in arrangement.tests() if not only or test.name in only)
     if arrangement is not Arrangement.GUESTS:
         modes = [mode for mode in modes if mode in SETTLE]
+    folder = f"{arrangement.name.lower()}-{seed:x}"
     # All places at once: while one mode is played, those of the next become old enough for long leases.
     for mode in modes:
-        prepare(arena.root / mode, tests, rounds)
+        prepare(arena.root / mode / folder, tests, rounds)
     for mode in modes:
         settle = SETTLE[mode] if arrangement is Arrangement.HOST_CHANGED else 0.0
         waiting = mode in (Mode.SHARED, Mode.MIXED) or settle > 0
         run = Run(
             side=arena.side,
             mode=mode,
+            folder=folder,
             tests=tests,
             rounds=rounds,
             lanes=WAITING_LANES if waiting else LANES,
@@ -129,5 +131,5 @@ def perform(
             settle_ms=round(settle * 1000),
             slowest=LEASE_MARGIN - TICKS if mode in (Mode.SHARED, Mode.MIXED) else math.inf,
         )
-        seen = play(run, arrangement.players(arena, mode), arena.root / mode)
+        seen = play(run, arrangement.players(arena, mode), arena.root)
         yield Played(arrangement, mode, rounds, seen)

@@ -25,7 +25,7 @@ class Stock:
 
     def play(self, run: Run, number: int) -> None:
         """As Player.play()."""
-        words = _arguments(run, number, DEVICE[self._kind], f"/mnt/{run.mode}")
+        words = _arguments(run, number, DEVICE[self._kind], f"/mnt/{run.mode}/{run.folder}")
         self._vm.check(f"exec /litmus {' '.join(words)}", stdin=_script(run, number), timeout=TIMEOUT)
 
 
@@ -41,7 +41,7 @@ class Host:
 
     def play(self, run: Run, number: int) -> None:
         """As Player.play()."""
-        words = _arguments(run, number, str(run.side.path), str(self._root / run.mode))
+        words = _arguments(run, number, str(run.side.path), str(self._root / run.mode / run.folder))
         program = str(assets.compile_static(PROGRAM))
         subprocess.run([program, *words], input=_script(run, number), timeout=TIMEOUT, check=True)
 

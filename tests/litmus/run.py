@@ -40,6 +40,7 @@ class Run:
     Attributes:
         side: the side channel.
         mode: how the guests cache.
+        folder: where the places are, in the mode's directory; no guest may know it from another run.
         tests: one after the other.
         rounds: of each test.
         lanes: how many rounds go on at once.
@@ -51,6 +52,7 @@ class Run:
 
     side: SideChannel
     mode: Mode
+    folder: str
     tests: Sequence[Litmus]
     rounds: int
     lanes: int
@@ -86,8 +88,9 @@ def play(run: Run, players: Sequence[Player], root: Path) -> Seen:
     Args:
         run: the run.
         players: for party 1, 2, ...
-        root: the directory on the host in which the places are.
+        root: on the host; the directory of each mode is in it.
     """
+    root = root / run.mode / run.folder
     run.side.reset(len(run.tests) * run.rounds)
     with ThreadPoolExecutor(run.parties) as pool:
         playing = [pool.submit(player.play, run, n) for n, player in enumerate(players[: run.parties], start=1)]

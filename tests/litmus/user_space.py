@@ -74,7 +74,7 @@ class _Lane:
         dice = random.Random(f"{self._run.seed} {index} {self._party}")
         self._slowest = 0
         side, part = self._run.side, self._run.part(test, self._party + 1)
-        place = Place(self._guest, f"/{test.name}/{round_:05}", self._party + 1)
+        place = Place(self._guest, f"/{self._run.folder}/{test.name}/{round_:05}", self._party + 1)
         for step in part.warm:
             self._perform(place, index, *step.split())
         self._meet(barrier)

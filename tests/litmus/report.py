@@ -1,0 +1,102 @@
+"""What was seen, as tables for docs/litmus.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from tests.litmus.arrangement import Arrangement, Played
+from tests.litmus.catalogue import GROUPS
+from tests.litmus.litmus import Litmus, Mode, Shows
+
+Results = Mapping[str, Sequence[Played]]
+"""For each kind of guests."""
+SIGNS = {Shows.NEVER: "", Shows.MAY: "~", Shows.MUST: "!"}
+
+
+def account(results: Results) -> str:
+    """The generated part of docs/litmus.md."""
+    return "\n".join(["## What was seen\n", *_summaries(results), "## The tests\n", *_tests(results)])
+
+
+def _summaries(results: Results) -> Iterable[str]:
+    for kind, played in results.items():
+        for arrangement in Arrangement:
+            columns = [one for one in played if one.arrangement is arrangement]
+            if not columns:
+                continue
+            rounds = max(one.rounds for one in columns)
+            yield f"### {kind}: {arrangement.value}, {rounds} rounds of each test\n"
+            yield from _table(
+                ["test", *(one.mode.value for one in columns)],
+                [
+                    [f"`{test.name}`", *(_summary(test, one) for one in columns)]
+                    for test in arrangement.tests()
+                    if any(test.name in one.seen for one in columns)
+                ],
+            )
+
+
+def _summary(test: Litmus, one: Played) -> str:
+    """Stale rounds, the sign of what is expected, disturbed rounds, and forbidden ones loudly."""
+    if test.name not in one.seen:
+        return ""
+    seen = one.seen[test.name]
+    shows = one.arrangement.shows(test, one.mode)
+    stale = sum(n for outcome, n in seen.judged.items() if outcome in test.stale)
+    wrong = sum(n for outcome, n in seen.judged.items() if outcome not in test.local | test.stale)
+    words = [f"{stale}{SIGNS[shows]}"]
+    if shows is Shows.NEVER and stale:
+        words.append(f"**{stale} forbidden**")
+    if wrong:
+        words.append(f"**{wrong} wrong**")
+    if disturbed := seen.disturbed.total():
+        words.append(f"({disturbed})")
+    return " ".join(words)
+
+
+def _tests(results: Results) -> Iterable[str]:
+    for group, tests in GROUPS.items():
+        yield f"### {group}\n"
+        for test in tests:
+            yield from _test(test, results)
+
+
+def _test(test: Litmus, results: Results) -> Iterable[str]:
+    yield f"**`{test.name}`**: {test.title}.\n"
+    yield "```"
+    yield from (f"before   {line}" for line in test.setup)
+    for number, party in enumerate(test.parties, start=1):
+        warm = f"   (kept: {'; '.join(party.warm)})" if party.warm else ""
+        yield f"party {number}  {'; '.join(party.steps)}{warm}"
+    if test.final:
+        yield f"at last  {'; '.join(test.final)}"
+    yield "```\n"
+    counts = {mode: _count(test, mode, results) for mode in Mode}
+    modes = [mode for mode in Mode if counts[mode]]
+    outcomes = sorted(set().union(*counts.values()), key=lambda outcome: (outcome not in test.local, outcome))
+    if outcomes:
+        yield from _table(
+            ["outcome", "", *(mode.value for mode in modes)],
+            [[f"`{o}`", _class(test, o), *(str(counts[mode][o] or "") for mode in modes)] for o in outcomes],
+        )
+
+
+def _class(test: Litmus, outcome: str) -> str:
+    return "local" if outcome in test.local else "stale" if outcome in test.stale else "**wrong**"
+
+
+def _count(test: Litmus, mode: Mode, results: Results) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for played in results.values():
+        for one in played:
+            if one.arrangement is Arrangement.GUESTS and one.mode is mode and test.name in one.seen:
+                total += one.seen[test.name].judged
+    return total
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + " --- |" * len(head)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield ""
