@@ -10,29 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import document
 from bench.compare.measure import OPERATIONS, PEERS, compare
 from bench.compare.report import account, table
-from tests.lab.paths import CHECKOUT, LabError
-
-DOCUMENT = CHECKOUT / "docs/benchmarks.md"
-BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+from tests.lab.paths import LabError
 
 
 def say(line: str) -> None:
     print(f"compare: {line}", file=sys.stderr, flush=True)
-
-
-def write_document(text: str) -> None:
-    """Put the account between its markers in docs/benchmarks.md, or add it there."""
-    block = f"{BEGIN}\n{text}{END}\n"
-    old = DOCUMENT.read_text() if DOCUMENT.exists() else "# Benchmarks\n"
-    if BEGIN in old and END in old:
-        head, rest = old.split(BEGIN, 1)
-        new = head + block + rest.split(END, 1)[1].lstrip("\n")
-    else:
-        new = f"{old.rstrip()}\n\n## Beside other backends\n\n{block}"
-    DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(new)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
+    parser.add_argument("--write-docs", action="store_true", help="also write docs/benchmarks.md")
     options = parser.parse_args(arguments)
     if options.boots < 1 or options.rounds < 1:
         parser.error("--boots and --rounds must be 1 or more")
@@ -76,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if options.write_docs:
-        write_document(account(options.kind, options.boots, options.rounds, results))
-        say(f"wrote {DOCUMENT}")
+        text = account(options.kind, options.boots, options.rounds, results)
+        document.write("comparison", "Beside other backends", text)
+        say(f"wrote {document.DOCUMENT}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""What the cache modes gain and cost, side by side in real guests."""
