@@ -2,13 +2,17 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.unit.server.leased import LeaseDomain, lease_domain
 from tests.unit.server.share import Share
+
+OLD_SHARES = 150
 
 
 @pytest.fixture
@@ -33,3 +37,27 @@ def fails() -> Callable[[int], AbstractContextManager[None]]:
         assert errno.errorcode[caught.value.errno] == errno.errorcode[code]
 
     return context
+
+
+@pytest.fixture(scope="session")
+def old_shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
+    """Directories with the same content, old enough for a lease of a quarter of a second on all of it."""
+    pool = tmp_path_factory.mktemp("old")
+    for number in range(OLD_SHARES):
+        share = pool / str(number)
+        (share / "d").mkdir(parents=True)
+        (share / "e").mkdir()
+        for name in ("d/f", "d/g", "e/h"):
+            (share / name).write_bytes(b"content")
+        (share / "link").symlink_to("d/f")
+        os.mkfifo(share / "fifo")
+    made = time.time()
+    while time.time() < made + 1:
+        time.sleep(made + 1 - time.time())
+    yield iter(sorted(pool.iterdir()))
+
+
+@pytest.fixture
+def domain(old_shares: Iterator[Path]) -> LeaseDomain:
+    """A domain on a directory that has not changed for a second; its guests come with domain.guest()."""
+    return lease_domain(next(old_shares))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coherence.membership import Membership
@@ -24,6 +25,10 @@ GUEST = 0x1_0000_0000
 QUEUE_SIZE = 64
 DESC, AVAIL, USED = 0x0, 0x1000, 0x2000
 HEAP = 0x10000
+HIPRIO = 0x4000
+"""How far the rings of the hiprio queue, which stays empty, are from those of the request queue."""
+PENDING, PENDING_SIZE, PENDING_MAX = 0x300000, 0x8000, 31
+"""Where requests lie that are sent beside others, how much room each has, and how many there can be."""
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 
@@ -42,6 +47,38 @@ class Desc:
 
 
 @dataclass
+class Pending:
+    """A request in the ring.
+
+    Attributes:
+        head: of its chain; the next descriptor is that of the reply.
+        at: of the request, and `reply` of the reply, in guest memory.
+    """
+
+    guest: RawGuest
+    head: int
+    unique: int
+    at: int
+    reply: int
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has given the chain back."""
+        self.guest.collect()
+        return self.head in self.guest.answered
+
+    @property
+    def outcome(self) -> tuple[int, bytes]:
+        """The errno and the body of the reply, which must be there."""
+        assert self.done, "the request was not served"
+        length = self.guest.answered[self.head]
+        size, error, unique = OUT_HEADER.unpack_from(self.guest.memory, self.reply)
+        assert unique == self.unique
+        assert size == length
+        return -error, self.guest.memory[self.reply + OUT_HEADER.size : self.reply + length]
+
+
+@dataclass
 class RawGuest:
     """Guest memory, one request queue, and the loop that serves it."""
 
@@ -53,6 +90,9 @@ class RawGuest:
     call: int
     avail_idx: int = 0
     unique: int = 0
+    collected: int = 0
+    answered: dict[int, int] = field(default_factory=dict)
+    pending: list[Pending] = field(default_factory=list)
 
     def write_table(self, descs: Sequence[Desc], at: int = DESC) -> None:
         self.memory[at : at + 16 * len(descs)] = b"".join(desc.encode() for desc in descs)
@@ -83,18 +123,49 @@ class RawGuest:
         self, opcode: int, nodeid: int, body: bytes = b"", room: int = 4096, **header: int
     ) -> tuple[int, bytes]:
         """Send one request: (errno, body of the reply)."""
-        reply, length = self._send(opcode, nodeid, body, room, **header)
-        size, error, unique = OUT_HEADER.unpack_from(reply)
-        assert unique == self.unique
-        assert size == length
-        return -error, reply[OUT_HEADER.size : length]
+        pending = self._send(opcode, nodeid, body, room, **header)
+        return pending.outcome
 
     def tell(self, opcode: int, nodeid: int, body: bytes = b"") -> None:
         """Send one request that has no reply."""
-        _, length = self._send(opcode, nodeid, body, 0)
-        assert length == 0
+        assert self.answered[self._send(opcode, nodeid, body, 0).head] == 0
 
-    def _send(self, opcode: int, nodeid: int, body: bytes, room: int, **header: int) -> tuple[bytes, int]:
+    def post(self, opcode: int, nodeid: int, body: bytes = b"", room: int = 4096, **header: int) -> Pending:
+        """Put a request beside others into the ring and let it be served, or not yet."""
+        busy = {pending.head for pending in self.pending if not pending.done}
+        number = next(n for n in range(PENDING_MAX) if 2 * n + 2 not in busy)
+        at = PENDING + number * PENDING_SIZE
+        pending = self._put(2 * number + 2, at, at + PENDING_SIZE // 2, opcode, nodeid, body, room, **header)
+        self.pending = [one for one in self.pending if one.head in busy] + [pending]
+        self.serve()
+        return pending
+
+    def wait(self, what: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Serve until something is so."""
+        end = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < end, "it never came about"
+            self.loop.call_later(0.002, self.loop.stop)
+            self.loop.run()
+
+    def collect(self) -> None:
+        """Take note of what the device has given back."""
+        while self.collected != self.used_idx:
+            head, length = self.used(self.collected)
+            self.answered[head] = length
+            self.collected = (self.collected + 1) & 0xFFFF
+
+    def _send(self, opcode: int, nodeid: int, body: bytes, room: int, **header: int) -> Pending:
+        pending = self._put(0, HEAP, HEAP + (1 << 20), opcode, nodeid, body, room, **header)
+        self.serve()
+        assert pending.done, "the request was not served"
+        return pending
+
+    def _put(
+        self, head: int, at: int, reply: int, opcode: int, nodeid: int, body: bytes, room: int, **header: int
+    ) -> Pending:
+        self.collect()
+        self.answered.pop(head, None)
         self.unique += 1
         message = IN_HEADER.pack(
             header.get("len", IN_HEADER.size + len(body)),
@@ -107,23 +178,28 @@ class RawGuest:
             0,
         )
         message += body
-        self.memory[HEAP : HEAP + len(message)] = message
-        reply = HEAP + (1 << 20)
+        self.memory[at : at + len(message)] = message
         self.memory[reply : reply + OUT_HEADER.size] = bytes(OUT_HEADER.size)
         self.write_table(
-            [Desc(GUEST + HEAP, len(message), NEXT, 1), Desc(GUEST + reply, OUT_HEADER.size + room, WRITE)]
+            [
+                Desc(GUEST + at, len(message), NEXT, head + 1),
+                Desc(GUEST + reply, OUT_HEADER.size + room, WRITE),
+            ],
+            DESC + 16 * head,
         )
-        before = self.used_idx
-        self.offer(0)
-        self.serve()
-        assert self.used_idx == (before + 1) & 0xFFFF, "the request was not served"
-        head, length = self.used(before)
-        assert head == 0
-        return self.memory[reply : reply + OUT_HEADER.size + room], length
+        self.offer(head)
+        return Pending(self, head, self.unique, at, reply)
 
-    def initialize(self) -> None:
-        # All that there is, but to open its files by itself.
-        flags = 0xFFFFFFFF & ~InitFlag.NO_OPEN_SUPPORT
+    def start_hiprio(self) -> None:
+        """Run the hiprio queue, too; nothing comes on it, but it lets go of what is not used any more."""
+        at = USER + HIPRIO
+        ring = Ring(QUEUE_SIZE, at + DESC, at + USED, at + AVAIL, 0, os.eventfd(0), os.eventfd(0), None)
+        self.device.start_ring(0, ring)
+        self.device.enable_ring(0, True)
+
+    def initialize(self, *, opens: bool = True) -> None:
+        """Begin a session with all that there is; opens: but open files by itself."""
+        flags = 0xFFFFFFFF & ~(InitFlag.NO_OPEN_SUPPORT if opens else 0)
         error, _ = self.request(Opcode.INIT, 0, INIT_IN.pack(7, 41, 131072, flags, 0xFFFFFFFF))
         assert error == 0
 
@@ -134,10 +210,20 @@ def raw_guest(
     *,
     event_idx: bool = False,
     init: bool = True,
+    opens: bool = True,
     membership: Membership | None = None,
     **settings: object,
 ) -> Iterator[RawGuest]:
-    """A device on a directory with one running request queue."""
+    """A device on a directory with one running request queue.
+
+    Args:
+        share: the directory.
+        event_idx: negotiate VIRTIO_RING_F_EVENT_IDX.
+        init: begin a session.
+        opens: the guest sends OPEN, even where it needs not.
+        membership: of a domain.
+        settings: any of server.settings.Settings.
+    """
     credentials.prepare()
     root_fd = os.open(share, os.O_PATH | os.O_DIRECTORY)
     loop = EventLoop()
@@ -153,7 +239,7 @@ def raw_guest(
     guest = RawGuest(device, loop, memory, memory_fd, kick, call)
     try:
         if init:
-            guest.initialize()
+            guest.initialize(opens=opens)
         yield guest
     finally:
         device.close()

@@ -120,3 +120,31 @@ def test_printed_and_done(option: str, capsys: pytest.CaptureFixture[str]) -> No
     output = capsys.readouterr()
     assert output.err == ""
     assert "vfs-backend" in output.out or json.loads(output.out)["type"] == "fs"
+
+
+def test_leases(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse(LEAST)
+    assert (options.lease_max, options.lease_margin) == (1.0, 0.1)
+    settings = parse([*LEAST, "--lease-max", "0.25", "--lease-margin", "0.025"]).settings(5)
+    assert (settings.lease_max, settings.lease_margin) == (0.25, 0.025)
+    # None at all, whatever the margin.
+    assert parse([*LEAST, "--lease-max", "0"]).lease_max == 0
+    assert parse([*LEAST, "--lease-max", "60", "--lease-margin", "60"]).lease_margin == 60
+    for option in ("--lease-max", "--lease-margin"):
+        for value in ("-1", "60.1", "nan", "inf"):
+            assert f"argument {option}: '{value}': use 0 to 60 seconds" in refused(
+                [*LEAST, f"{option}={value}"], capsys
+            )
+        assert "invalid number of seconds value" in refused([*LEAST, option, "long"], capsys)
+    assert "--lease-margin is longer than --lease-max" in refused([*LEAST, "--lease-max", "0.05"], capsys)
+    assert "--lease-margin is longer than --lease-max" in refused([*LEAST, "--lease-margin", "1.5"], capsys)
+
+
+def test_help_tells_of_leases(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--lease-max SECONDS" in text
+    assert "--lease-margin SECONDS" in text
+    assert "0 gives none" in text

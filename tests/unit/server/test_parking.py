@@ -1,0 +1,317 @@
+"""Changes of what is leased to another guest: they wait, and hold up nobody (docs/leases.md)."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+
+from server.fuse.protocol import (
+    CREATE_IN,
+    INTERRUPT_IN,
+    LINK_IN,
+    MKDIR_IN,
+    OPEN_IN,
+    OPEN_OUT,
+    RENAME2_IN,
+    FattrFlag,
+    Opcode,
+)
+from server.vhost_user.interface import Region
+from tests.unit.server.leased import (
+    LEASE_MAX,
+    LONGEST,
+    LeaseDomain,
+    change,
+    entry_valid,
+    find,
+    get_attributes,
+    look_up,
+    parked,
+    set_attributes,
+    write_body,
+)
+from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, SIZE, USER, Desc, RawGuest
+
+ExpectLog = Callable[[str], None]
+MODE = set_attributes(FattrFlag.MODE, mode=0o600)
+
+
+def mode_of(domain: LeaseDomain, path: str = "d/f") -> int:
+    return (domain.share / path).stat().st_mode & 0o777
+
+
+def state_of(domain: LeaseDomain) -> dict[str, os.stat_result]:
+    """What there is in the directory d."""
+    return {path.name: path.lstat() for path in (domain.share / "d").iterdir()}
+
+
+def rest_is_served(guest: RawGuest, nodeid: int) -> None:
+    for _ in range(3):
+        get_attributes(guest, nodeid)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "path", "body"),
+    [
+        (Opcode.SETATTR, "d/f", MODE),
+        (Opcode.OPEN, "d/f", OPEN_IN.pack(os.O_WRONLY | os.O_TRUNC, 0)),
+        (Opcode.CREATE, "d", CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"new\0"),
+        (Opcode.MKDIR, "d", MKDIR_IN.pack(0o755, 0) + b"new\0"),
+        (Opcode.SYMLINK, "d", b"new\0target\0"),
+        (Opcode.UNLINK, "d", b"f\0"),
+        (Opcode.RENAME2, "d", b"f\0new\0"),
+        (Opcode.LINK, "d", b"new\0"),
+    ],
+)
+def test_a_change_waits_until_the_leases_of_others_are_over(
+    domain: LeaseDomain, opcode: Opcode, path: str, body: bytes
+) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        parent = find(guest, "d")
+        nodeid, file, unconcerned = find(other, path), find(other, "d/f"), find(other, "e/h")
+        body = {
+            Opcode.RENAME2: RENAME2_IN.pack(nodeid, 0) + body,
+            Opcode.LINK: LINK_IN.pack(file) + body,
+        }.get(opcode, body)
+        began = time.monotonic()
+        # All that any of the changes concerns.
+        assert get_attributes(guest, parent)[0] == LONGEST
+        assert entry_valid(look_up(guest, parent, "f")[0]) == LONGEST
+        assert entry_valid(look_up(guest, parent, "new")[0]) == LONGEST
+        before = state_of(domain)
+        pending = other.post(opcode, nodeid, body)
+        assert parked(other, pending)
+        rest_is_served(other, unconcerned)
+        rest_is_served(guest, parent)
+        assert state_of(domain) == before
+        other.wait(lambda: pending.done)
+        assert time.monotonic() - began >= LEASE_MAX
+        assert pending.outcome[0] == 0
+        assert state_of(domain) != before
+        assert other.device.parked == 0
+        assert other.device.fs.changes.held >= 1
+
+
+def test_a_write_waits(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        fh, _, _ = OPEN_OUT.unpack(other.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_WRONLY, 0))[1])
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.WRITE, nodeid, write_body(b"CON", fh=fh))
+        assert parked(other, pending)
+        assert (domain.share / "d/f").read_bytes() == b"content"
+        other.wait(lambda: pending.done)
+        assert pending.outcome[0] == 0
+        assert (domain.share / "d/f").read_bytes() == b"CONtent"
+
+
+def test_own_leases_are_no_obstacle(domain: LeaseDomain) -> None:
+    with domain.guest() as guest:
+        nodeid = find(guest, "d/f")
+        assert get_attributes(guest, nodeid)[0] == LONGEST
+        assert guest.request(Opcode.SETATTR, nodeid, MODE)[0] == 0
+        assert guest.request(Opcode.UNLINK, find(guest, "d"), b"f\0")[0] == 0
+        assert guest.device.fs.changes.held == 0
+
+
+def test_other_things_are_no_obstacle(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        get_attributes(guest, find(guest, "d/f"))
+        assert other.request(Opcode.SETATTR, find(other, "e/h"), MODE)[0] == 0
+        assert other.device.fs.changes.held == 0
+
+
+def test_no_new_lease_while_a_change_waits(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other, domain.guest() as third:
+        nodeids = [find(each, "d/f") for each in (guest, other, third)]
+        get_attributes(guest, nodeids[0])
+        pending = other.post(Opcode.SETATTR, nodeids[1], MODE)
+        assert parked(other, pending)
+        for each, nodeid in zip((guest, other, third), nodeids, strict=True):
+            assert get_attributes(each, nodeid)[0] == 0
+        other.wait(lambda: pending.done)
+
+
+def test_a_guest_that_asks_all_the_time_does_not_keep_a_change_from_being_made(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid, changed = find(guest, "d/f"), find(other, "d/f")
+        get_attributes(guest, nodeid)
+        began = time.monotonic()
+        pending = other.post(Opcode.SETATTR, changed, MODE)
+
+        def asked_meanwhile() -> bool:
+            get_attributes(guest, nodeid)
+            return pending.done
+
+        other.wait(asked_meanwhile)
+        # One lease, and what a loaded machine takes to come round.
+        assert time.monotonic() - began < LEASE_MAX + 1
+
+
+def test_many_changes_wait_at_once_and_all_are_made(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        parent, changed = find(guest, "d"), find(other, "d")
+        get_attributes(guest, parent)
+        body = CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0)
+        pending = [other.post(Opcode.CREATE, changed, body + b"%d\0" % number) for number in range(PENDING_MAX)]
+        assert other.device.parked == PENDING_MAX
+        rest_is_served(other, changed)
+        other.wait(lambda: all(each.done for each in pending))
+        assert all(each.outcome[0] == 0 for each in pending)
+        assert {f"{number}" for number in range(PENDING_MAX)} < state_of(domain).keys()
+
+
+# --- the guest gives up ----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_change_is_answered_at_once_and_not_made(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        old = mode_of(domain)
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        kept = other.post(Opcode.SETATTR, nodeid, set_attributes(FattrFlag.MODE, mode=0o640))
+        began = time.monotonic()
+        # One about nothing, and one about what is served already, do no harm.
+        other.tell(Opcode.INTERRUPT, 0, INTERRUPT_IN.pack(123456))
+        other.tell(Opcode.INTERRUPT, 0, INTERRUPT_IN.pack(pending.unique - 1))
+        assert not pending.done
+        other.tell(Opcode.INTERRUPT, 0, INTERRUPT_IN.pack(pending.unique))
+        assert pending.outcome == (errno.EINTR, b"")
+        assert time.monotonic() - began < LEASE_MAX
+        assert parked(other, kept)
+        assert mode_of(domain) == old
+        other.wait(lambda: kept.done)
+        assert mode_of(domain) == 0o640
+
+
+def test_stopping_the_ring_finishes_what_waits(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        assert other.device.stop_ring(1) == other.avail_idx
+        assert pending.outcome[0] == 0
+        assert mode_of(domain) == 0o600
+
+
+def test_a_reset_drops_what_waits(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        old = mode_of(domain)
+        other.device.reset()
+        assert other.device.parked == 0
+        # The lease's own guest has nobody to wait for, and what comes after waits for nothing else than the lease.
+        change(guest, Opcode.SETATTR, find(guest, "d/f"), set_attributes(FattrFlag.MODE, mode=0o604))
+        assert not pending.done
+        assert old != mode_of(domain) == 0o604
+
+
+# --- hostile and strange guests ----------------------------------------------------------------------------------
+
+
+def test_a_parked_request_that_is_rewritten_is_another_request(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        for at, value in (
+            (4, struct.pack("<I", 4711)),  # opcode
+            (0, struct.pack("<I", 0xFFFFFFF0)),  # length
+            (0, struct.pack("<I", 3)),
+            (16, struct.pack("<Q", 0xDEAD)),  # nodeid
+            (40, os.urandom(88)),  # body
+        ):
+            guest.wait(lambda: get_attributes(guest, find(guest, "d/f"))[0] > 0)
+            pending = other.post(Opcode.SETATTR, nodeid, MODE)
+            assert parked(other, pending)
+            other.memory[pending.at + at : pending.at + at + len(value)] = value
+            other.wait(lambda pending=pending: pending.done)  # type: ignore[misc]  # a lambda of its own
+            rest_is_served(other, nodeid)
+            assert other.device.parked == 0
+
+
+@pytest.mark.parametrize(
+    "descs",
+    [
+        [Desc(GUEST + SIZE, 128)],
+        [Desc(GUEST, 1 << 31)],
+        [Desc(0, 128)],
+    ],
+)
+def test_a_chain_that_is_broken_meanwhile_ends_the_session(
+    domain: LeaseDomain, descs: list[Desc], expect_log: ExpectLog
+) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        old = mode_of(domain)
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        other.write_table(descs, DESC + 16 * pending.head)
+        expect_log("broke the ring")
+        other.wait(lambda: not other.device.fs.initialized)
+        assert mode_of(domain) == old
+        # Nobody else is the worse for it.
+        change(guest, Opcode.SETATTR, find(guest, "d/f"), MODE)
+        other.device.reset()
+
+
+def test_rings_that_are_rewritten_meanwhile(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        # The same chain once more, as another request: the guest has two replies in one place.
+        other.offer(pending.head)
+        other.serve()
+        assert other.device.parked == 2
+        other.wait(lambda: other.device.parked == 0)
+        assert mode_of(domain) == 0o600
+        rest_is_served(other, nodeid)
+
+
+def test_the_memory_table_comes_again_while_a_change_waits(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        moved = os.memfd_create("moved")
+        os.pwrite(moved, other.memory[:], 0)
+        other.device.set_memory([Region(GUEST, SIZE, USER, 0, os.dup(moved))])
+        old, other.memory = other.memory, mmap.mmap(moved, SIZE)
+        os.close(moved)
+        # Nothing may go to where the memory was.
+        old[:] = bytes(SIZE)
+        other.wait(lambda: pending.done)
+        assert pending.outcome[0] == 0
+        assert mode_of(domain) == 0o600
+        assert old[:] == bytes(SIZE)
+        old.close()
+        rest_is_served(other, nodeid)
+
+
+def test_the_memory_goes_away_while_a_change_waits(domain: LeaseDomain, expect_log: ExpectLog) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        old = mode_of(domain)
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        expect_log("guest's session ended")
+        other.device.set_memory([])
+        change(guest, Opcode.SETATTR, find(guest, "d/f"), set_attributes(FattrFlag.MODE, mode=0o604))
+        other.loop.call_later(0, other.loop.stop)
+        other.loop.run()
+        assert not pending.done
+        assert old != mode_of(domain) == 0o604
