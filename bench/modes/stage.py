@@ -203,16 +203,32 @@ def _backend(
 
 
 def _check_clock(guest: Guest) -> None:
-    """A guest that booted on a busy host may have measured its TSC wrongly, by a factor even: its times mean nothing."""
-    started, first = time.monotonic(), _uptime(guest)
+    """A guest that booted on a busy host may have measured its TSC wrongly: its times mean nothing then."""
+    first = _uptime(guest)
     time.sleep(2)
-    rate = (_uptime(guest) - first) / (time.monotonic() - started)
-    if abs(rate - 1) > CLOCK_ERROR:
-        raise LabError(f"a guest's clock runs {rate:.2f} times as fast as the host's: run again on a quiet machine")
+    second = _uptime(guest)
+    # The guest read its clock at some moment between the question and the answer.
+    least, most = second.asked - first.answered, second.answered - first.asked
+    seconds = second.clock - first.clock
+    if not least * (1 - CLOCK_ERROR) <= seconds <= most * (1 + CLOCK_ERROR):
+        raise LabError(
+            f"a guest's clock went on by {seconds} s in {least:.2f} to {most:.2f} s: run again on a quiet host"
+        )
 
 
-def _uptime(guest: Guest) -> float:
-    return float(guest.check("cut -d' ' -f1 /proc/uptime"))
+@dataclasses.dataclass(frozen=True)
+class _Uptime:
+    """A guest's clock, and the host's when it was asked for and when it was told."""
+
+    asked: float
+    clock: float
+    answered: float
+
+
+def _uptime(guest: Guest) -> _Uptime:
+    asked = time.monotonic()
+    clock = float(guest.check("cut -d' ' -f1 /proc/uptime"))
+    return _Uptime(asked, clock, time.monotonic())
 
 
 def _guest(kind: str, cpu: str, served: Mapping[Mode, Backend], stack: contextlib.ExitStack) -> Guest:
