@@ -233,10 +233,15 @@ static inline int lb_locked_by_another(lb_t *bucket, uint64_t me, uint64_t now)
     return lb_locked(lock, now) && lb_holder(lock) != me;
 }
 
+static inline int lb_is_closed(lb_t *bucket, uint64_t now)
+{
+    return atomic_load(&bucket[LB_CLOSED]) > now;
+}
+
 /* Whether nothing speaks against a lease: no change by another, none that waits. */
 static inline int lb_open(lb_t *bucket, uint64_t me, uint64_t now)
 {
-    return !lb_locked_by_another(bucket, me, now) && atomic_load(&bucket[LB_CLOSED]) <= now;
+    return !lb_locked_by_another(bucket, me, now) && !lb_is_closed(bucket, now);
 }
 
 /*

@@ -38,13 +38,14 @@ cdef extern from "leases.h" nogil:
     uint64_t lb_lock(lb_t *bucket, uint64_t me, uint64_t now, uint64_t *old)
     bint lb_unlock(lb_t *bucket, uint64_t mine, uint64_t next)
     uint64_t lb_time(uint64_t lock)
-    bint lb_locked_by_another(lb_t *bucket, uint64_t me, uint64_t now)
     uint64_t lb_free_since(uint64_t now)
     void lb_release(lb_t *bucket, uint64_t holder, uint64_t now)
     void lb_note(lb_t *bucket, uint64_t now)
     bint lb_open(lb_t *bucket, uint64_t me, uint64_t now)
 
     uint64_t lb_leased_until(lb_t *bucket, uint64_t hash, uint64_t me, uint64_t now)
+    bint lb_is_closed(lb_t *bucket, uint64_t now)
+    bint lb_write_lease(lb_t *bucket, uint64_t hash, uint64_t me, uint64_t now, uint64_t until)
     void lb_close(lb_t *bucket, uint64_t until)
     bint lt_grant(
         const lt_t *lt, const vt_t *vt, uint64_t hash, uint64_t me, uint64_t stamp, uint64_t now, uint64_t until

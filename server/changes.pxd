@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from coherence.leases cimport Leases, lb_t
 from coherence.table cimport Journal, Table
+from server.inodes cimport inode_t
 
 cdef enum:
     PARK = -2        # of an operation: not now, see Changes.due
@@ -19,6 +20,9 @@ cdef struct change_t:
     uint64_t things[THINGS_MAX]     # hashes
     bint data[THINGS_MAX]           # whether a file's data or a directory's list changes
     unsigned thing_count
+    inode_t *known[THINGS_MAX]      # inodes whose data changes and that the guest knows
+    bint current[THINGS_MAX]        # whether the guest had nothing older before
+    unsigned known_count
     lb_t *locked[THINGS_MAX]        # buckets of the lease table
     uint64_t mine[THINGS_MAX]       # their lock words
     uint64_t before[THINGS_MAX]     # the same before
@@ -29,11 +33,13 @@ cdef class Changes:
     cdef Journal journal
     cdef Leases leases
     cdef uint64_t due
-    cdef readonly uint64_t made
+    cdef uint64_t stamp
+    cdef uint64_t number, first
     cdef readonly uint64_t held
 
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept
     cdef void add_inode(self, change_t *change, uint64_t hash, bint data) noexcept
+    cdef void add_known(self, change_t *change, inode_t *inode, bint data) noexcept
     cdef int begin(self, change_t *change) noexcept
     cdef void acknowledge(self, change_t *change) noexcept
     cdef void withdraw(self, change_t *change, int error) noexcept

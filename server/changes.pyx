@@ -12,14 +12,15 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport usleep
 
 from coherence.leases cimport (
-    Leases, lb_close, lb_free_since, lb_leased_until, lb_lock, lb_time, lb_unlock, lt_bucket, lt_now, lt_set_data,
-    lt_set_origin,
+    Leases, lb_close, lb_free_since, lb_is_closed, lb_leased_until, lb_lock, lb_t, lb_time, lb_unlock, lb_write_lease,
+    lt_bucket, lt_data_since, lt_now, lt_set_data, lt_set_origin,
 )
 from coherence.table cimport (
     VJ_WORD_CHANGES, VT_WORD_ROOT_COUNT, VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root,
-    vt_lift_floor, vt_load, vt_name_hash, vt_name_slot,
+    vt_lift_floor, vt_load, vt_name_hash, vt_name_slot, vt_stamp,
 )
 from server.fuse.wire cimport FUSE_ROOT_ID
+from server.inodes cimport inode_t
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pwrite(int fd, const void *buffer, size_t size, long offset)
@@ -38,6 +39,7 @@ cdef enum:
     SPIN_US = 30         # for a lock: most changes take less
     AGAIN_US = 300       # after which a lock is tried again
     CLOSED_US = 500000   # beyond the end of the last lease, for the change to be made
+    RESERVED_US = 20000  # beyond it, for other changes to wait until it is made
 
 
 cdef class Changes:
@@ -50,6 +52,7 @@ cdef class Changes:
 
     Attributes:
         due: after begin() said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
+        stamp: after acknowledge(): one that is no older than this change, and no newer than another's.
         made: changes made so far.
         held: how often a change had to wait for leases.
     """
@@ -58,6 +61,12 @@ cdef class Changes:
         self.table = table
         self.journal = journal
         self.leases = leases
+        # Not from 0: origins of an earlier backend with the same number among the holders are still there.
+        self.number = self.first = lt_now()
+
+    @property
+    def made(self) -> int:
+        return self.number - self.first
 
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept:
         """Count a name as changed. Names come first: see acknowledge()."""
@@ -83,6 +92,13 @@ cdef class Changes:
         add_slot(change, hash & self.table.vt.mask)
         if vt_is_root(&self.table.vt, hash & self.table.vt.mask):
             add_slot(change, FUSE_ROOT_ID)
+
+    cdef void add_known(self, change_t *change, inode_t *inode, bint data) noexcept:
+        """Count an inode as changed that the guest knows: of its own changes it need not be told."""
+        self.add_inode(change, inode.hash, data)
+        if data and change.known_count < THINGS_MAX:
+            change.known[change.known_count] = inode
+            change.known_count += 1
 
     cdef int begin(self, change_t *change) noexcept:
         """Before the system call: 0, or PARK where the change has to wait for others.
@@ -121,6 +137,11 @@ cdef class Changes:
         # What has become the root of a share since the beginning has slot 1, too, for that share's guest.
         if overtaken or vt_load(&self.table.vt, VT_WORD_ROOT_COUNT) != change.roots:
             vt_lift_floor(&self.table.vt)
+        # Under the locks: no other backend's change of these is older than this and newer than the change.
+        self.stamp = vt_stamp(&self.table.vt)
+        for i in range(change.known_count):
+            if change.current[i]:
+                change.known[i].told_stamp = self.stamp
         if not unlock(change, lt_now()):
             # A lock was held too long: somebody may have taken it away, or given a lease on what was old.
             vt_lift_floor(&self.table.vt)
@@ -175,7 +196,7 @@ cdef bint lock(Changes self, change_t *change) noexcept:
     A change that waits for leases closes its buckets for some time longer, and again where it is kept waiting by
     locks: else a guest that asks all the time could have the next lease before the change is made.
     """
-    cdef uint64_t now = lt_now(), until, give_up = now + SPIN_US
+    cdef uint64_t now = lt_now(), give_up = now + SPIN_US
     cdef unsigned i
     while not lock_buckets(self, change, now):
         relax()
@@ -191,17 +212,29 @@ cdef bint lock(Changes self, change_t *change) noexcept:
             self.due = now
             restore(change)
             return False
-    self.due = 0
-    for i in range(change.thing_count):
-        until = lb_leased_until(lt_bucket(&self.leases.lt, change.things[i]), change.things[i], self.journal.holder, now)
-        self.due = max(self.due, until)
+    self.due = leased_until(self, change, now)
     if self.due == 0:
         return True
+    for i in range(change.thing_count):
+        if change.data[i]:
+            reserve(self, change.things[i], now)
     for i in range(change.locked_count):
         lb_close(change.locked[i], self.due + CLOSED_US)
     restore(change)
     self.held += 1
     return False
+
+
+cdef void reserve(Changes self, uint64_t hash, uint64_t now) noexcept:
+    """Let other guests' changes of the same data wait for this one, which waits.
+
+    While a guest changes the size of a file its kernel takes no notice of attributes (FUSE_I_SIZE_UNSTABLE), and so
+    would go on using pages that another guest's change made old. Only the first to wait does this, or two would wait
+    for each other.
+    """
+    cdef lb_t *bucket = lt_bucket(&self.leases.lt, hash)
+    if not lb_is_closed(bucket, now):
+        lb_write_lease(bucket, hash, self.journal.holder, now, self.due + RESERVED_US)
 
 
 cdef bint lock_buckets(Changes self, change_t *change, uint64_t now) noexcept:
@@ -228,20 +261,24 @@ cdef bint lock_buckets(Changes self, change_t *change, uint64_t now) noexcept:
 
 cdef void outwait(Changes self, change_t *change) noexcept:
     """Wait for the leases of others on what has been changed; new ones can only be on what it is now."""
-    cdef uint64_t now, until = 0
-    cdef unsigned i
-    while True:
-        now = lt_now()
-        for i in range(change.thing_count):
-            until = max(
-                until,
-                lb_leased_until(
-                    lt_bucket(&self.leases.lt, change.things[i]), change.things[i], self.journal.holder, now
-                ),
-            )
-        if until <= now:
-            return
+    cdef uint64_t now = lt_now(), until = leased_until(self, change, now)
+    while now < until:
         usleep(min(until - now, <uint64_t>100_000))
+        now = lt_now()
+
+
+cdef uint64_t leased_until(Changes self, change_t *change, uint64_t now) noexcept:
+    """When the last lease of others on what changes ends; 0 when there is none."""
+    cdef uint64_t until = 0
+    cdef unsigned i
+    for i in range(change.thing_count):
+        until = max(
+            until,
+            lb_leased_until(
+                lt_bucket(&self.leases.lt, change.things[i]), change.things[i], self.journal.holder, now
+            ),
+        )
+    return until
 
 
 cdef bint unlock(change_t *change, uint64_t now) noexcept:
@@ -266,10 +303,16 @@ cdef void restore(change_t *change) noexcept:
 cdef void mark(Changes self, change_t *change) noexcept:
     """Say in the lease table what this was; then to the host watch, which sees writes to the journal, that it was."""
     cdef unsigned i
+    cdef inode_t *inode
+    for i in range(change.known_count):
+        inode = change.known[i]
+        change.current[i] = inode.told_stamp != 0 and not lt_data_since(
+            &self.leases.lt, inode.slot, inode.told_stamp
+        )
     for i in range(change.thing_count):
         if change.data[i]:
             lt_set_data(&self.leases.lt, &self.table.vt, change.things[i])
-    self.made += 1
+    self.number += 1
     for i in range(change.count):
-        lt_set_origin(&self.leases.lt, change.slots[i], self.journal.holder, self.made)
-    pwrite(self.journal.fd, &self.made, sizeof(self.made), 8 * VJ_WORD_CHANGES)
+        lt_set_origin(&self.leases.lt, change.slots[i], self.journal.holder, self.number)
+    pwrite(self.journal.fd, &self.number, sizeof(self.number), 8 * VJ_WORD_CHANGES)

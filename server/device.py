@@ -104,6 +104,9 @@ class FsDevice:
         self._queues[index] = queue
 
     def enable_ring(self, index: int, enabled: bool) -> None:
+        if not enabled:
+            # QEMU does this before it asks for the base: what is parked must not be lost.
+            self._queues[index].finish()
         self._queues[index].enable(enabled)
 
     def set_call(self, index: int, fd: int | None) -> None:

@@ -10,7 +10,7 @@ from libc.errno cimport EBADF, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOS
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
+from posix.fcntl cimport F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY, fcntl
 from posix.unistd cimport close
 
 from coherence.leases cimport Leases
@@ -192,9 +192,9 @@ cdef class FileSystem:
         return encode_entry(self, live(self, parent) if parent else NULL, found, &stx, name)
 
     def attr_out(self, nodeid: int) -> bytes:
-        """The attributes of an inode as they are now: an encoded fuse_attr_out."""
+        """The attributes of an inode after a SETATTR: an encoded fuse_attr_out."""
         cdef fuse_attr_out out
-        cdef int error = self.fill_attr_out(&out, live(self, nodeid))
+        cdef int error = self.fill_attr_out(&out, live(self, nodeid), False)
         if error:
             raise oserror(error)
         return (<char *>&out)[:sizeof(out)]
@@ -217,11 +217,11 @@ cdef class FileSystem:
     def open_handle(self, nodeid: int, fd: int) -> bytes:
         """Make an open handle of a descriptor, which it takes: an encoded fuse_open_out."""
         cdef fuse_open_out out
-        cdef handle_t *handle = self.handles.open(nodeid, fd)
-        if handle == NULL:
-            raise oserror(ENOMEM)
+        cdef int error
         memset(&out, 0, sizeof(out))
-        out.fh = handle.fh
+        error = self.hand_out(live(self, nodeid), fd, &out.fh)
+        if error:
+            raise oserror(error)
         out.open_flags = self.file_flags
         return (<char *>&out)[:sizeof(out)]
 
@@ -256,7 +256,7 @@ cdef class FileSystem:
             self.changes.add_name(&change, live(self, nodeid).slot, name, len(name))
         for nodeid in inodes:
             inode = live(self, nodeid)
-            self.changes.add_inode(&change, inode.hash, data or inode.type == S_IFDIR)
+            self.changes.add_known(&change, inode, data or inode.type == S_IFDIR)
         for nodeid, name in names:
             add_occupant(self, &change, live(self, nodeid), name)
         if self.changes.begin(&change) == PARK:
@@ -374,23 +374,21 @@ cdef class FileSystem:
         size_t length
     ) noexcept:
         """The reply of a lookup that found an inode; parent: NULL where it has no name."""
+        cdef uint64_t attr_valid, entry_valid = 0
         cdef bint told
         entry.nodeid = inode.nodeid
         entry.generation = 0
         self.fill_attr(&entry.attr, stx)
-        told = self.validity.tell(inode, stx, &entry.attr)
+        told = self.validity.tell(inode, stx, &entry.attr, True)
         if parent != NULL:
             self.validity.cover(parent, inode, stx)
-        set_valid(
-            &entry.entry_valid,
-            &entry.entry_valid_nsec,
-            self.validity.of_name(parent, name, length, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec),
-        )
-        set_valid(
-            &entry.attr_valid,
-            &entry.attr_valid_nsec,
-            self.validity.of_attributes(inode, stx) if told else 0,
-        )
+        attr_valid = self.validity.of_attributes(inode, stx) if told else 0
+        # A rename in the guest takes the name's validity along to another name, on which it has no lease: then its
+        # lease on the inode has to do.
+        if attr_valid:
+            entry_valid = self.validity.of_name(parent, name, length, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec)
+        set_valid(&entry.entry_valid, &entry.entry_valid_nsec, min(entry_valid, attr_valid))
+        set_valid(&entry.attr_valid, &entry.attr_valid_nsec, attr_valid)
 
     cdef int fill_negative(self, fuse_entry_out *entry, inode_t *parent, const char *name, size_t length) noexcept:
         """The reply of a lookup that found nothing: 0, or ENOENT where the guest may not keep that."""
@@ -405,15 +403,15 @@ cdef class FileSystem:
         set_valid(&entry.entry_valid, &entry.entry_valid_nsec, valid)
         return 0
 
-    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode) noexcept:
-        """The reply of a GETATTR: 0 or an errno."""
+    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared) noexcept:
+        """The reply of a GETATTR, or of a SETATTR, which the guest does not compare with what it has: 0 or an errno."""
         cdef statx_t stx
         cdef bint told
         if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             return errno
         memset(out, 0, sizeof(fuse_attr_out))
         self.fill_attr(&out.attr, &stx)
-        told = self.validity.tell(inode, &stx, &out.attr)
+        told = self.validity.tell(inode, &stx, &out.attr, compared)
         set_valid(&out.attr_valid, &out.attr_valid_nsec, self.validity.of_attributes(inode, &stx) if told else 0)
         return 0
 
@@ -438,6 +436,34 @@ cdef class FileSystem:
                 return fd
             handle = self.data_files.keep(inode, fd, writable)
         return handle.fd if handle != NULL else -ENOMEM
+
+    cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept:
+        """Give the guest a descriptor, which this takes, by an fh: 0 or an errno.
+
+        A guest that opens nothing does not release what it gets by CREATE either: it has fh 0.
+        """
+        cdef handle_t *handle
+        cdef int flags
+        if not self.opens_nothing or inode.type != S_IFREG:
+            handle = self.handles.open(inode.nodeid, fd)
+            if handle == NULL:
+                return ENOMEM
+            fh[0] = handle.fh
+            return 0
+        fh[0] = 0
+        flags = fcntl(fd, F_GETFL)
+        # For reading and writing at any place, as whatever file of the guest's sends its requests wants it.
+        if flags & O_ACCMODE == O_WRONLY or fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0:
+            close(fd)
+            return 0
+        self.data_files.keep(inode, fd, flags & O_ACCMODE == O_RDWR)
+        return 0
+
+    cdef void hold(self, const statx_t *stx) noexcept:
+        """An inode is about to lose a name, perhaps its last: where it is known, it must be open from now on."""
+        cdef inode_t *inode = self.inodes.find(stx)
+        if inode != NULL and inode.fd < 0 and inode.nlookup:
+            self.inodes.reopen(inode)
 
     cdef void evict(self, const statx_t *stx) noexcept:
         """A name of this inode is gone: if it was the last one, its blocks are to be freed."""
@@ -523,3 +549,4 @@ cdef void add_occupant(FileSystem fs, change_t *change, const inode_t *parent, c
     cdef statx_t stx
     if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx) == 0:
         fs.changes.add_inode(change, fs.inodes.hash_of(&stx), (stx.stx_mode & S_IFMT) == S_IFDIR)
+        fs.hold(&stx)

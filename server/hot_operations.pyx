@@ -174,16 +174,16 @@ cdef int getattr_(FileSystem fs, request_t *request) noexcept:
     if inode == NULL:
         return ESTALE
     request.reply_size = sizeof(fuse_attr_out)
-    return fs.fill_attr_out(<fuse_attr_out *>request.reply, inode)
+    return fs.fill_attr_out(<fuse_attr_out *>request.reply, inode, True)
 
 
-cdef int opened(FileSystem fs, const inode_t *inode, int fd, uint32_t flags, fuse_open_out *out) noexcept:
+cdef int opened(FileSystem fs, inode_t *inode, int fd, uint32_t flags, fuse_open_out *out) noexcept:
     """Make a handle of a descriptor, which it takes, and tell the guest what it may do with it."""
-    cdef handle_t *handle = fs.handles.open(inode.nodeid, fd)
-    if handle == NULL:
-        return ENOMEM
+    cdef int error
     memset(out, 0, sizeof(fuse_open_out))
-    out.fh = handle.fh
+    error = fs.hand_out(inode, fd, &out.fh)
+    if error:
+        return error
     if inode.type == S_IFDIR:
         out.open_flags = fs.directory_flags
     else:
@@ -196,13 +196,13 @@ cdef int allowed_flags(FileSystem fs, uint32_t flags) noexcept:
     return flags & (OPEN_FLAGS | (O_DIRECT if fs.allow_direct_io else 0))
 
 
-cdef int open_inode(FileSystem fs, const inode_t *inode, int flags, bint kill, int *fd) noexcept:
+cdef int open_inode(FileSystem fs, inode_t *inode, int flags, bint kill, int *fd) noexcept:
     """Open an inode: 0, with *fd, an errno, or PARK. kill: O_TRUNC clears set-user-id and set-group-id bits."""
     cdef change_t change
     cdef bint truncate = flags & O_TRUNC
     if truncate:
         memset(&change, 0, sizeof(change))
-        fs.changes.add_inode(&change, inode.hash, True)
+        fs.changes.add_known(&change, inode, True)
         if fs.changes.begin(&change) == PARK:
             return PARK
         if kill:
@@ -245,9 +245,10 @@ cdef int release(FileSystem fs, request_t *request) noexcept:
     if request.body_size < sizeof(fuse_release_in):
         return EINVAL
     handle = fs.handles.get(request.header.nodeid, (<fuse_release_in *>request.body).fh)
-    if handle == NULL:
+    if handle != NULL:
+        fs.handles.close(handle)
+    elif not fs.opens_nothing:
         return EBADF
-    fs.handles.close(handle)
     return 0
 
 
@@ -354,7 +355,7 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
         return EINVAL
     kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
     memset(&change, 0, sizeof(change))
-    fs.changes.add_inode(&change, inode.hash, True)
+    fs.changes.add_known(&change, inode, True)
     if fs.changes.begin(&change) == PARK:
         return PARK
     if kill:
@@ -409,7 +410,7 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
     kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
     memset(&change, 0, sizeof(change))
     fs.changes.add_name(&change, parent.slot, name, length)
-    fs.changes.add_inode(&change, parent.hash, True)
+    fs.changes.add_known(&change, parent, True)
     if fs.changes.begin(&change) == PARK:
         return PARK
     error = become(request.header.uid, request.header.gid)
@@ -479,13 +480,14 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
         return EROFS
     memset(&change, 0, sizeof(change))
     fs.changes.add_name(&change, parent.slot, name, length)
-    fs.changes.add_inode(&change, parent.hash, True)
+    fs.changes.add_known(&change, parent, True)
     # The victim's link count changes; and if it is only held open as idle here, its blocks are to be freed.
     known = (fs.table is not None or fs.inodes.idle_ones.count) and statx(
         parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx
     ) == 0
     if known:
         fs.changes.add_inode(&change, fs.inodes.hash_of(&stx), False)
+        fs.hold(&stx)
     if fs.changes.begin(&change) == PARK:
         return PARK
     error = errno if unlinkat(parent.fd, name, 0) < 0 else 0

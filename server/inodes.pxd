@@ -34,7 +34,7 @@ cdef struct inode_t:
     uint64_t told_size
     bint told_racy         # when its ctime could still be that of a later change
     uint32_t blip          # nanoseconds that its mtime is told wrong by, for the guest to drop its pages
-    uint64_t blip_until
+    uint64_t blip_until    # 0: it was not told yet
     # The descriptor for a guest that does not open files (server.data_files): a handle, 0 for none.
     uint64_t data_fh
     bint data_writable

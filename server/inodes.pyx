@@ -109,7 +109,7 @@ cdef class InodeTable:
         for i in range(self.bucket_count):
             self.buckets[i] = NULL
         self.record_count = 2
-        self.root.told_stamp = self.root.data_fh = 0
+        self.root.told_stamp = self.root.data_fh = self.root.blip = 0
         self.free_records = NULL
         self.idle_ones = self.open_ones = list_t(NULL, NULL, 0)
         self.live = 0

@@ -129,7 +129,7 @@ cdef class EventLoop:
                 least = until
         return -1 if least < 0 else <int>min((least + 999_999) // 1_000_000, 60_000)
 
-    cdef void answer_interrupted(self) noexcept:
+    cdef int answer_interrupted(self) except -1:
         """An INTERRUPT may be about a request of any queue; one about what is served already is over."""
         cdef RequestQueue queue
         for queue in self.queues:
@@ -137,6 +137,7 @@ cdef class EventLoop:
                 queue.answer_interrupted()
         for queue in self.queues:
             queue.fs.interrupted_count = 0
+        return 0
 
     cdef int run_timers(self) except -1:
         cdef RequestQueue queue

@@ -36,7 +36,8 @@ cdef class RequestQueue:
     cdef int retry(self, uint64_t now) except -1
     cdef int serve_parked(self, int i) except -1
     cdef void release(self, int i, uint32_t moved) noexcept
-    cdef void answer_interrupted(self) noexcept
+    cdef int answer_interrupted(self) except -1
+    cdef int give_up(self) except -1
     cdef int64_t until_retry(self, uint64_t now) noexcept
     cdef int tick(self, uint64_t now) except -1
     cdef int64_t until_tick(self, uint64_t now) noexcept

@@ -133,7 +133,6 @@ cdef class RequestQueue:
         """Serve what the ring has, up to a budget. Sets ready where more is waiting."""
         cdef int got, served = 0
         cdef size_t moved
-        cdef uint64_t one = 1
         self.ready = False
         if not self.enabled:
             return 0
@@ -144,15 +143,15 @@ cdef class RequestQueue:
                     break
                 continue
             if got < 0:
-                self.enabled = False
-                if self.err_fd >= 0:
-                    write(self.err_fd, &one, sizeof(one))
-                self.on_broken()
-                return 0
+                return self.give_up()
             moved = self.serve_chain()
             served += 1
             if moved == PARKED:
-                self.park()
+                if self.parked_count == self.ring.size:
+                    # Only a driver that offers again what it has not got back can have so many.
+                    self.ring.broken = True
+                else:
+                    self.park()
                 continue
             self.ring.push(moved)
             self.unsignalled += 1
@@ -181,7 +180,7 @@ cdef class RequestQueue:
             write(self.call_fd, &one, sizeof(one))
 
     cdef void park(self) noexcept:
-        """Keep the chain that was popped for later; the ring has no more chains than there is room for."""
+        """Keep the chain that was popped for later."""
         cdef parked_t *parked = &self.waiting[self.parked_count]
         parked.head = self.ring.head
         parked.unique = self.request.header.unique
@@ -200,14 +199,9 @@ cdef class RequestQueue:
 
     cdef int serve_parked(self, int i) except -1:
         """Serve a parked request: 1, and it is no longer parked, or 0."""
-        cdef uint64_t one = 1
         cdef uint32_t moved
         if self.ring.walk(self.waiting[i].head) < 0:
-            self.enabled = False
-            if self.err_fd >= 0:
-                write(self.err_fd, &one, sizeof(one))
-            self.on_broken()
-            return 0
+            return self.give_up()
         moved = self.serve_chain()
         if moved == PARKED:
             self.waiting[i].due = self.fs.changes.due * 1000
@@ -215,28 +209,39 @@ cdef class RequestQueue:
         self.release(i, moved)
         return 1
 
+    cdef int give_up(self) except -1:
+        """The ring is broken: tell the front-end and whoever cares."""
+        cdef uint64_t one = 1
+        self.enabled = False
+        self.parked_count = 0
+        if self.err_fd >= 0:
+            write(self.err_fd, &one, sizeof(one))
+        self.on_broken()
+        return 0
+
     cdef void release(self, int i, uint32_t moved) noexcept:
         """Give the chain of a parked request back."""
+        cdef int k
         self.ring.push(moved)
         self.unsignalled += 1
         self.parked_count -= 1
-        self.waiting[i] = self.waiting[self.parked_count]
+        for k in range(i, self.parked_count):
+            self.waiting[k] = self.waiting[k + 1]
 
-    cdef void answer_interrupted(self) noexcept:
-        """Give up parked requests for which the guest does not want to wait any longer."""
-        cdef FileSystem fs = self.fs
-        cdef unsigned k
+    cdef int answer_interrupted(self) except -1:
+        """Answer parked requests for which the guest does not want to wait any longer: they are not served."""
         cdef int i = 0
-        while i < self.parked_count and self.enabled:
-            for k in range(fs.interrupted_count):
-                if fs.interrupted[k] == self.waiting[i].unique and self.ring.walk(self.waiting[i].head) > 0:
-                    self.request.header.unique = self.waiting[i].unique
-                    self.release(i, self.reply(EINTR))
-                    break
-            else:
+        while i < self.parked_count:
+            if not was_interrupted(self.fs, self.waiting[i].unique):
                 i += 1
+            elif self.ring.walk(self.waiting[i].head) < 0:
+                return self.give_up()
+            else:
+                self.request.header.unique = self.waiting[i].unique
+                self.release(i, self.reply(EINTR))
         if self.unsignalled and self.enabled and not self.patient:
             self.signal()
+        return 0
 
     cdef int64_t until_retry(self, uint64_t now) noexcept:
         """Nanoseconds until retry() wants to be called, or -1."""
@@ -313,7 +318,11 @@ cdef class RequestQueue:
             # What is done already does not wait for an operation that may take long.
             self.signal()
         error = serve(self.fs, request)
-        return PARKED if error == PARK else self.reply(error)
+        if error == PARK:
+            # It is counted when it is served.
+            self.fs.counters[request.header.opcode] -= 1
+            return PARKED
+        return self.reply(error)
 
     cdef uint32_t reply(self, int error) noexcept:
         """Write the reply into the chain, where one is due and there is room: how many bytes it has."""
@@ -334,6 +343,14 @@ cdef class RequestQueue:
         out.unique = request.header.unique
         scatter(ring.writable, <char *>&out, sizeof(out))
         return out.len
+
+
+cdef bint was_interrupted(FileSystem fs, uint64_t unique) noexcept:
+    cdef unsigned i
+    for i in range(fs.interrupted_count):
+        if fs.interrupted[i] == unique:
+            return True
+    return False
 
 
 cdef int gather(const iovec *iov, int count, size_t offset, void *target, size_t size) noexcept:

@@ -18,6 +18,7 @@ cdef class Validity:
     cdef uint64_t lease_max, lease_margin
     cdef uint64_t stamp
     cdef uint64_t told_by
+    cdef uint64_t epoch        # of the host watch
     cdef uint64_t granted_at
     cdef bint granted
     cdef object watcher
@@ -32,6 +33,6 @@ cdef class Validity:
         self, inode_t *parent, const char *name, size_t length, int64_t born_sec, int64_t born_nsec
     ) noexcept
     cdef uint64_t of_attributes(self, inode_t *inode, const statx_t *stx) noexcept
-    cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr) noexcept
+    cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr, bint compared) noexcept
     cdef bint is_stale(self, const inode_t *inode) noexcept
     cdef void spoil(self, inode_t *inode) noexcept

@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint64_t
 
 from coherence.leases cimport (
-    LT_WORD_EPOCH, Leases, lb_locked_by_another, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
+    LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
 )
 from coherence.table cimport Table, vt_name_hash, vt_stamp
 from server.changes cimport Changes
@@ -71,12 +71,12 @@ cdef class Validity:
         """Before the host is asked for anything."""
         if self.shared:
             self.stamp = self.told_by = vt_stamp(&self.table.vt)
+            self.epoch = lt_load(&self.leases.lt, LT_WORD_EPOCH) if self.leases is not None else 0
             self.granted = False
 
     cdef void end_change(self) noexcept:
         """After a change that this request made: what it replies is no older than that."""
-        if self.shared:
-            self.told_by = vt_stamp(&self.table.vt)
+        self.told_by = self.changes.stamp
 
     cdef bint too_late(self) noexcept:
         """Whether a reply is so late after the first lease in it that the guest would keep things for too long."""
@@ -100,7 +100,7 @@ cdef class Validity:
             inode.cover = 0
             self.ask_watch(inode)
             return
-        inode.cover = lt_load(&self.leases.lt, LT_WORD_EPOCH) if parent.watch == WATCHED else 0
+        inode.cover = self.epoch if parent.watch == WATCHED else 0
         inode.uncovered = parent.watch == REFUSED
 
     cdef uint64_t of_name(
@@ -131,56 +131,70 @@ cdef class Validity:
             return 0
         return lease(self, inode.hash, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec)
 
-    cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr) noexcept:
+    cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr, bint compared) noexcept:
         """Note what a plain guest is told; false where it must ask again.
 
         With AUTO_INVAL_DATA a guest's kernel drops the pages of a file, and the list of a directory, when size or
-        mtime are others than it has (fuse_change_attributes()). They may be the same after a change: one within the
-        same tick of the host's clock, or with an mtime that was set back. Then the mtime is told a few nanoseconds
-        wrong for a moment.
+        mtime are others than it has (fuse_change_attributes(), fuse_readdir_cached()). They may be the same after a
+        change: one within the same tick of the host's clock, or with an mtime that was set back. Then the mtime is
+        told a few nanoseconds wrong: of a file for a moment; of a directory, whose list is compared when it is read
+        the next time, until it changes.
+
+        Args:
+            compared: the guest compares; it does not do so with the reply of a SETATTR.
         """
-        cdef uint64_t now = lt_now()
-        cdef bint settled
+        cdef bint same_mtime
         if not self.shared or self.aware or self.leases is None or inode.type not in (S_IFREG, S_IFDIR):
             return True
-        # Before the data word is looked at: a change that ended before has written it, one that begins now will
-        # write one above told_by, and of one that is under way, and may have been seen by statx, nothing is known.
-        settled = not lb_locked_by_another(lt_bucket(&self.leases.lt, inode.hash), self.changes.journal.holder, now)
+        same_mtime = inode.told_stamp != 0 and same(&inode.told_mtime, &stx.stx_mtime)
+        if not same_mtime and inode.type == S_IFDIR:
+            inode.blip = 0
         if (
-            inode.told_stamp != 0
-            and same(&inode.told_mtime, &stx.stx_mtime)
-            and inode.told_size == stx.stx_size
+            compared
+            and same_mtime
+            and (inode.type == S_IFDIR or inode.told_size == stx.stx_size)
             # A ctime cannot be set: the same one is no change, but for one in the same tick.
             and (inode.told_racy or not same(&inode.told_ctime, &stx.stx_ctime))
-            and self.is_stale(inode)
+            and has_new_data(self, inode)
         ):
             self.spoil(inode)
-        if settled or inode.told_stamp == 0:
-            inode.told_stamp = self.told_by
+        inode.told_stamp = self.told_by
         inode.told_mtime, inode.told_ctime, inode.told_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
         inode.told_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
-        if inode.blip == 0:
-            return True
-        if now >= inode.blip_until:
-            inode.blip = 0
-            return True
-        attr.mtimensec += inode.blip if attr.mtimensec < 500_000_000 else -<int>inode.blip
-        return False
+        return inode.blip == 0 or blip(inode, attr, compared)
 
     cdef bint is_stale(self, const inode_t *inode) noexcept:
-        """Whether the data may have changed since the guest was told attributes."""
+        """Whether the guest may have pages that are older than what it is told now."""
         return (
             self.shared
             and not self.aware
             and self.leases is not None
-            and inode.told_stamp != 0
-            and lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+            and (inode.blip != 0 or has_new_data(self, inode))
         )
 
     cdef void spoil(self, inode_t *inode) noexcept:
-        """Let the guest drop the pages of a file."""
+        """Let the guest drop the pages of a file, or the list of a directory."""
         inode.blip = inode.blip % BLIP_MAX + 1
-        inode.blip_until = lt_now() + BLIP_US
+        inode.blip_until = 0
+
+
+cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
+    """Whether the data may have changed since the guest was told attributes."""
+    return inode.told_stamp != 0 and lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+
+
+cdef bint blip(inode_t *inode, fuse_attr *attr, bint compared) noexcept:
+    """Tell a wrong mtime, unless it was told for long enough; false where the guest must ask again."""
+    cdef uint64_t now
+    if inode.type != S_IFDIR:
+        now = lt_now()
+        if inode.blip_until == 0 and compared:
+            inode.blip_until = now + BLIP_US
+        elif inode.blip_until != 0 and now >= inode.blip_until:
+            inode.blip = 0
+            return True
+    attr.mtimensec += inode.blip if attr.mtimensec < 500_000_000 else -<int>inode.blip
+    return inode.type == S_IFDIR
 
 
 cdef uint64_t known_for(Validity self, watch_t watch) noexcept:
@@ -191,11 +205,15 @@ cdef uint64_t known_for(Validity self, watch_t watch) noexcept:
 
 
 cdef watch_t watch_of(Validity self, inode_t *inode, const statx_t *stx) noexcept:
-    if self.watcher is None:
+    cdef bint linked = stx.stx_nlink > 1 and inode.type != S_IFDIR
+    if self.watcher is None or inode.watch == WATCHED:
         return WATCHED
-    if inode.watch == WATCHED or inode.cover == lt_load(&self.leases.lt, LT_WORD_EPOCH):
+    if stx.stx_nlink == 0:
+        # No directory reports what happens to a file that has no name.
+        return REFUSED
+    if inode.cover == self.epoch and not linked:
         return WATCHED
-    if inode.type == S_IFDIR or stx.stx_nlink > 1:
+    if inode.type == S_IFDIR or linked:
         self.ask_watch(inode)
     return REFUSED if inode.watch == REFUSED or inode.uncovered else ASKED
 

@@ -32,9 +32,9 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
     valid = FattrFlag(new.valid)
     fd = fs.fd(request.nodeid)
     path = proc_path(fd)
-    # The guest takes what this reply says without dropping pages that were older than another guest's change.
-    stale = fs.is_stale(request.nodeid)
     with fs.changing(inodes=(request.nodeid,), data=bool(valid & FattrFlag.SIZE)):
+        # The guest takes what this reply says without dropping pages that were older than another guest's change.
+        stale = fs.is_stale(request.nodeid)
         if valid & FattrFlag.MODE:
             _chmod(fd, new.mode)
         if valid & (FattrFlag.UID | FattrFlag.GID):

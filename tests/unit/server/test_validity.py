@@ -77,10 +77,6 @@ def test_times_are_exact_where_one_guest_changes_a_file(domain: LeaseDomain) -> 
         assert told(guest, parent) == truth(domain, "d")
 
 
-OWN = pytest.mark.xfail(strict=True, reason="own changes count as those of others: the mtime is told wrong after them")
-
-
-@OWN
 def test_times_that_a_program_sets_after_writing_are_exact(domain: LeaseDomain) -> None:
     """As cp -p and tar do: create, write, set the times through the descriptor, stat."""
     with domain.guest(opens=False) as guest:
@@ -95,7 +91,6 @@ def test_times_that_a_program_sets_after_writing_are_exact(domain: LeaseDomain) 
             assert told(guest, nodeid) == 1_000_000_123 + step
 
 
-@OWN
 def test_times_that_a_program_sets_after_filling_a_directory_are_exact(domain: LeaseDomain) -> None:
     """As tar does."""
     with domain.guest(opens=False) as guest:
