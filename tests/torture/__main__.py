@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from tests.torture.context import Odds
@@ -60,6 +61,7 @@ def main() -> int:
         kill_every=words.kill_every,
         seconds=words.time_limit,
     )
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # it cleans up
     report = torture(settings, lambda line: print(line, flush=True))
     print(report)
     return 1 if report.stale else 0

@@ -157,6 +157,8 @@ class Context:
             for look, result in zip(looks, await member.ask(self.number, looks), strict=True)
         ]
         now = self.see(looks, member)
+        late = self._was_slow(member)
+        self._report.after_slow += len(looks) if late else 0
         self._note_slow(member, seen)
         for number, (look, mine, true) in enumerate(zip(looks, seen, now, strict=True)):
             self._count(member, look, mine)
@@ -171,7 +173,6 @@ class Context:
                         self.complain(member, f"{look}: still {mine.differences(true)}; {story}")
             else:
                 old = " (as before the change)" if before and mine.same(before[number]) else ""
-                late = self._was_slow(member)
                 text = (
                     f"{look}: {mine.differences(true)}{old}, {await self._until_right(member, look)}, {late}; {story}"
                 )
@@ -354,7 +355,7 @@ class Context:
             self._report.cached += result.microseconds / 1e6 < self.quick.get(member.number, 0)
 
     def _note_slow(self, member: Member, seen: Sequence[Result]) -> None:
-        slowest = max(result.microseconds for result in seen) / 1e6
+        slowest = max((result.microseconds for result in seen), default=0) / 1e6
         if slowest > self._domain.plan.lease_margin - _TICKS:
             self._slow[member.number] = time.monotonic(), slowest
 
@@ -362,7 +363,7 @@ class Context:
         """Whether a guest got an answer so late that a lease in it may have gone on for too long; for people."""
         when, took = self._slow.get(member.number, (0.0, 0.0))
         ago = time.monotonic() - when
-        if ago > self._domain.plan.lease_max + _WRONG_SECONDS:
+        if ago > 1.2 * self._domain.plan.lease_max:
             return ""
         return f"{ago:.3f} s before it was told something only after {1000 * took:.0f} ms"
 

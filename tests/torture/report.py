@@ -34,6 +34,7 @@ class Report:
         stale: One text for each observation that was wrong.
         late: The same for observations of a guest that had got an answer later than the lease margin shortly before.
             That much is not promised (docs/leases.md); it says that the machine is too slow for this margin.
+        after_slow: Observations, right or wrong, of guests that had got such an answer.
         seconds: From the first change to the last.
         counters: The backends' counters at the end, by guest.
     """
@@ -57,6 +58,7 @@ class Report:
     backend_kills: int = 0
     stale: list[str] = dataclasses.field(default_factory=list)
     late: list[str] = dataclasses.field(default_factory=list)
+    after_slow: int = 0
     seconds: float = 0.0
     counters: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
@@ -100,7 +102,7 @@ class Report:
             f"stale            {len(self.stale)}",
         ]
         lines += [f"  {text}" for text in self.stale[:20]]
-        lines.append(f"late             {len(self.late)}")
+        lines.append(f"late             {len(self.late)} of {self.after_slow} checks after a late answer")
         lines += [f"  {text}" for text in self.late[:20]]
         for guest, counters in sorted(self.counters.items()):
             lines.append(f"{guest:16} {', '.join(f'{name} {count}' for name, count in counters.items())}")
