@@ -59,6 +59,7 @@ def stock_guests(kind: str, options: Sequence[str] = ()) -> Iterator[Arena]:
                 vm.mount(mode.value, f"/mnt/{mode}")
             players.append(Stock(kind, vm))
         yield Arena(shared.root, shared.side, lambda mode: players, Host(shared.root))
+        shared.check()
 
 
 @contextmanager
@@ -72,6 +73,7 @@ def user_space_guests(options: Sequence[str] = ()) -> Iterator[Arena]:
                 guest = stack.enter_context(UserSpaceGuest.connect(shared.backend(mode, number), table=table))
                 players.setdefault(mode, []).append(UserSpace(guest))
         yield Arena(shared.root, shared.side, players.__getitem__, Host(shared.root))
+        shared.check()
 
 
 class _Shared:
@@ -81,6 +83,7 @@ class _Shared:
         self._folder = folder
         self._options = options
         self._stack = stack
+        self._backends: list[backends.Backend] = []
         self.root = folder / "root"
         for mode in modes:
             (self.root / mode).mkdir(parents=True)
@@ -99,7 +102,13 @@ class _Shared:
             options += ["--coherence", str(self.table), "--coherence-socket", str(self._daemon.socket)]
             options += ["--guest", f"{mode}-{number}", *self._options]
         served = backends.ours(self.root / mode, folder, cache=mode.cache(number), tag=mode.value, options=options)
-        return self._stack.enter_context(served).socket
+        backend = self._stack.enter_context(served)
+        self._backends.append(backend)
+        return backend.socket
+
+    def check(self) -> None:
+        """No backend has anything to complain about."""
+        assert {backend.process.output() for backend in self._backends} == {""}
 
 
 @contextmanager

@@ -66,9 +66,11 @@ class _Lane:
     def play(self) -> None:
         barrier = 1
         for position, test in enumerate(self._run.tests):
-            for round_ in range(self._lane, self._run.rounds, self._run.lanes):
-                self._round(test, round_, position * self._run.rounds + round_, barrier)
-                barrier += 2
+            for round_ in range(self._run.rounds):
+                index = position * self._run.rounds + round_
+                if index % self._run.lanes == self._lane:
+                    self._round(test, round_, index, barrier)
+                    barrier += 2
 
     def _round(self, test: Litmus, round_: int, index: int, barrier: int) -> None:
         dice = random.Random(f"{self._run.seed} {index} {self._party}")

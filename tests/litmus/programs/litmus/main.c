@@ -2,7 +2,7 @@
  *
  * Usage: litmus SIDE_CHANNEL BYTES ROOT PARTY PARTIES LANES SETTLE_MS SEED < SCRIPT
  *
- * Lanes are threads; lane L does rounds L, L + LANES, ... of each test, together with lane L of the other parties,
+ * Lanes are threads; lane L does rounds L, L + LANES, ... of the whole run, together with lane L of the other parties,
  * so that a lane that waits holds nobody up. Exit status: 0 all rounds done, 1 a party failed, 2 wrong usage.
  */
 #define _GNU_SOURCE
@@ -159,7 +159,9 @@ static void *run_lane(void *argument)
 {
 	struct round round = { .lane = (intptr_t)argument, .barrier = 1 };
 	for (round.test = tests; round.test; round.test = round.test->next)
-		for (round.number = round.lane; round.number < round.test->rounds; round.number += lanes) {
+		for (round.number = 0; round.number < round.test->rounds; round.number++) {
+			if ((round.test->first + round.number) % lanes != round.lane)
+				continue;
 			play(&round);
 			round.barrier += 2;
 		}
