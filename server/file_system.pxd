@@ -50,6 +50,7 @@ cdef class FileSystem:
     cdef int fill_negative(self, fuse_entry_out *entry, inode_t *parent, const char *name, size_t length) noexcept
     cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared) noexcept
     cdef int file_fd(self, uint64_t nodeid, uint64_t fh, bint writable) noexcept
+    cdef uint32_t flags_of(self, const inode_t *inode) noexcept
     cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept
     cdef void hold(self, const statx_t *stx) noexcept
     cdef void evict(self, const statx_t *stx) noexcept

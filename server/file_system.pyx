@@ -34,7 +34,7 @@ from coherence.errors import UserError
 from coherence.log import get_logger
 from server import credentials
 from server.fuse.init import negotiate
-from server.fuse.protocol import InitFlag, Opcode
+from server.fuse.protocol import InitFlag, Opcode, OpenFlag
 from server.operations import OPERATIONS
 
 log = get_logger(__name__)
@@ -44,6 +44,9 @@ cdef enum:
     S_IFREG = 0o100000
     S_IFDIR = 0o040000
     S_IFMT = 0o170000
+
+
+cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
 
 
 class Parked(Exception):
@@ -222,7 +225,7 @@ cdef class FileSystem:
         error = self.hand_out(live(self, nodeid), fd, &out.fh)
         if error:
             raise oserror(error)
-        out.open_flags = self.file_flags
+        out.open_flags = self.flags_of(live(self, nodeid))
         return (<char *>&out)[:sizeof(out)]
 
     def credentials(self, uid: int, gid: int):
@@ -436,6 +439,13 @@ cdef class FileSystem:
                 return fd
             handle = self.data_files.keep(inode, fd, writable)
         return handle.fd if handle != NULL else -ENOMEM
+
+    cdef uint32_t flags_of(self, const inode_t *inode) noexcept:
+        """The FOPEN flags for an inode."""
+        if self.aware and not self.validity.is_watched(inode):
+            # Pages and lists that it keeps would be good until the table says otherwise.
+            return 0 if inode.type == S_IFDIR else DIRECT_IO
+        return self.directory_flags if inode.type == S_IFDIR else self.file_flags
 
     cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept:
         """Give the guest a descriptor, which this takes, by an fh: 0 or an errno.

@@ -184,11 +184,10 @@ cdef int opened(FileSystem fs, inode_t *inode, int fd, uint32_t flags, fuse_open
     error = fs.hand_out(inode, fd, &out.fh)
     if error:
         return error
-    if inode.type == S_IFDIR:
-        out.open_flags = fs.directory_flags
-    else:
+    out.open_flags = fs.flags_of(inode)
+    if inode.type != S_IFDIR and flags & O_ACCMODE == O_RDONLY:
         # Closing what was only read has nothing to report.
-        out.open_flags = fs.file_flags | (FOPEN_NOFLUSH if flags & O_ACCMODE == O_RDONLY else 0)
+        out.open_flags |= FOPEN_NOFLUSH
     return 0
 
 

@@ -20,9 +20,9 @@ from server.virtqueue import MAX_QUEUE_SIZE
 
 PROG: Final = "vfs-backend"
 GUEST_MAX: Final = 64
-LEASE_LIMIT: Final = 60.0
-"""Seconds; all changes of what is leased wait so long at most."""
 """Longest label of a guest, characters (coherence.messages.Label)."""
+LEASE_LIMIT: Final = 10.0
+"""Seconds; all changes of what is leased wait so long at most."""
 CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
 """What management tools such as libvirt ask for (QEMU's docs/interop/vhost-user.json)."""
 
@@ -316,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=_lease,
         default=LEASE_MARGIN,
-        help=f"shared: share of a lease that is for the way of the reply (default {LEASE_MARGIN:g})",
+        help=f"shared: seconds of a lease that are for the way of the reply (default {LEASE_MARGIN:g})",
     )
     group.add_argument("--writeback", action="store_true", help="let the guest delay writes (auto, always)")
     group.add_argument("--no-readdirplus", action="store_true", help="do not offer READDIRPLUS")

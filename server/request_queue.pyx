@@ -78,7 +78,9 @@ cdef class RequestQueue:
         return self.parked_count
 
     def enable(self, enabled: bool) -> None:
-        """Serve the ring, or leave it alone; what came in meanwhile is served then."""
+        """Serve the ring, or leave it alone and drop what is parked; what came in meanwhile is served then."""
+        if not enabled:
+            self.parked_count = 0
         self.enabled = enabled
         self.ready = enabled
 

@@ -34,5 +34,6 @@ cdef class Validity:
     ) noexcept
     cdef uint64_t of_attributes(self, inode_t *inode, const statx_t *stx) noexcept
     cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr, bint compared) noexcept
+    cdef bint is_watched(self, const inode_t *inode) noexcept
     cdef bint is_stale(self, const inode_t *inode) noexcept
     cdef void spoil(self, inode_t *inode) noexcept

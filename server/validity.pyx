@@ -163,6 +163,12 @@ cdef class Validity:
         inode.told_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
         return inode.blip == 0 or blip(inode, attr, compared)
 
+    cdef bint is_watched(self, const inode_t *inode) noexcept:
+        """Whether the host watch sees changes of the data of a file, or of the list of a directory."""
+        if self.watcher is None or inode.watch == WATCHED:
+            return True
+        return inode.type != S_IFDIR and inode.cover == self.epoch
+
     cdef bint is_stale(self, const inode_t *inode) noexcept:
         """Whether the guest may have pages that are older than what it is told now."""
         return (

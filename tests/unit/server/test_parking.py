@@ -36,7 +36,7 @@ from tests.unit.server.leased import (
     set_attributes,
     write_body,
 )
-from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, SIZE, USER, Desc, RawGuest
+from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, QUEUE_SIZE, SIZE, USER, Desc, RawGuest
 
 ExpectLog = Callable[[str], None]
 MODE = set_attributes(FattrFlag.MODE, mode=0o600)
@@ -202,6 +202,18 @@ def test_stopping_the_ring_finishes_what_waits(domain: LeaseDomain) -> None:
         assert mode_of(domain) == 0o600
 
 
+def test_disabling_the_ring_first_as_qemu_does_loses_nothing(domain: LeaseDomain) -> None:
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(other, pending)
+        other.device.enable_ring(1, False)
+        assert other.device.stop_ring(1) == other.avail_idx
+        assert pending.outcome[0] == 0
+        assert mode_of(domain) == 0o600
+
+
 def test_a_reset_drops_what_waits(domain: LeaseDomain) -> None:
     with domain.guest() as guest, domain.guest() as other:
         nodeid = find(other, "d/f")
@@ -263,6 +275,22 @@ def test_a_chain_that_is_broken_meanwhile_ends_the_session(
         # Nobody else is the worse for it.
         change(guest, Opcode.SETATTR, find(guest, "d/f"), MODE)
         other.device.reset()
+
+
+def test_a_parked_chain_that_is_offered_again_and_again(domain: LeaseDomain, expect_log: ExpectLog) -> None:
+    expect_log("broke the ring")
+    with domain.guest() as guest, domain.guest() as other:
+        nodeid = find(other, "d/f")
+        get_attributes(guest, find(guest, "d/f"))
+        pending = other.post(Opcode.SETATTR, nodeid, MODE)
+        most = 0
+        for _ in range(3 * QUEUE_SIZE // 32):
+            for _ in range(32):
+                other.offer(pending.head)
+            other.serve()
+            most = max(most, other.device.parked)
+        assert 32 < most <= QUEUE_SIZE
+        assert other.device.parked == 0
 
 
 def test_rings_that_are_rewritten_meanwhile(domain: LeaseDomain) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.fuse.protocol import CREATE_IN, FALLOCATE_IN, MKNOD_IN, OPEN_IN, OPEN_OUT, Attr, FattrFlag, Opcode
+from server.fuse.protocol import CREATE_IN, FALLOCATE_IN, MKNOD_IN, OPEN_IN, OPEN_OUT, Attr, FattrFlag, Opcode, OpenFlag
 from tests.unit.server.leased import (
     LONGEST,
     LeaseDomain,
@@ -260,3 +260,24 @@ def test_a_guest_that_opens_files_is_told_just_the_same(domain: LeaseDomain) -> 
         change_behind(domain, other, "d/f")
         assert told(one, nodeid) != before
         one.wait(lambda: told(one, nodeid) == before)
+
+
+def test_an_aware_guest_keeps_no_data_of_what_is_not_watched(domain: LeaseDomain) -> None:
+    """Pages and lists that it kept would be good until the table says otherwise."""
+    with domain.guest() as guest:
+        fs = guest.device.fs
+        fs.prove_aware(domain.table.domain)
+        fs.validity.watch_with(lambda fd, nodeid: True)
+
+        def flags(opcode: Opcode, nodeid: int) -> int:
+            error, reply = guest.request(opcode, nodeid, OPEN_IN.pack(os.O_RDONLY, 0))
+            assert error == 0
+            return int(OPEN_OUT.unpack(reply)[1])
+
+        directory, file = find(guest, "d"), find(guest, "d/f")
+        assert flags(Opcode.OPEN, file) & (OpenFlag.DIRECT_IO | OpenFlag.KEEP_CACHE) == OpenFlag.DIRECT_IO
+        assert flags(Opcode.OPENDIR, directory) == 0
+        fs.inodes.watched(directory, True)
+        look_up(guest, directory, "f")
+        assert flags(Opcode.OPEN, file) & (OpenFlag.DIRECT_IO | OpenFlag.KEEP_CACHE) == OpenFlag.KEEP_CACHE
+        assert flags(Opcode.OPENDIR, directory) == OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
