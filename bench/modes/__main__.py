@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", choices=("qemu", "uml"), default="qemu", help="guests to measure in (default: qemu)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     parser.add_argument("--seconds", type=float, default=2, help="length of a loop (default: 2, two leases)")
-    parser.add_argument("--files", type=int, default=20_000, help="in the large tree (default: %(default)s)")
+    parser.add_argument("--files", type=int, default=19_000, help="in the large tree (default: %(default)s)")
     parser.add_argument("--parts", default=",".join(PARTS), help="what, comma-separated (default: %(default)s)")
     parser.add_argument(
         "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
