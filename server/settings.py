@@ -13,7 +13,7 @@ TAG_MAX: Final = 36
 
 LEASE_MAX: Final = 1.0
 """Seconds of the longest lease."""
-LEASE_MARGIN: Final = 0.1
+LEASE_MARGIN: Final = 0.2
 """Seconds of a lease that are for the way of the reply."""
 
 

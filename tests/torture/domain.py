@@ -45,7 +45,7 @@ class Plan:
     contexts: int = 16
     cache: str = "shared"
     lease_max: float = 1.0
-    lease_margin: float = 0.1
+    lease_margin: float = 0.2
 
 
 class Member:

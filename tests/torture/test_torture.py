@@ -77,7 +77,7 @@ def test_the_same_finds_what_another_mode_is_stale_about(cache: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(LONGEST + 120)
-@pytest.mark.parametrize("leases", [(1.0, 0.1), (0.3, 0.1)], ids=["default leases", "short leases"])
+@pytest.mark.parametrize("leases", [(1.0, 0.2), (0.4, 0.2)], ids=["default leases", "short leases"])
 @pytest.mark.parametrize("kill_every", [0.0, KILL_EVERY], ids=["alive", "killed"])
 @pytest.mark.parametrize("kind", ["uml", "qemu"])
 def test_a_hundred_thousand_changes(kind: str, kill_every: float, leases: tuple[float, float]) -> None:

@@ -124,7 +124,7 @@ def test_printed_and_done(option: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_leases(capsys: pytest.CaptureFixture[str]) -> None:
     options = parse(LEAST)
-    assert (options.lease_max, options.lease_margin) == (1.0, 0.1)
+    assert (options.lease_max, options.lease_margin) == (1.0, 0.2)
     settings = parse([*LEAST, "--lease-max", "0.25", "--lease-margin", "0.025"]).settings(5)
     assert (settings.lease_max, settings.lease_margin) == (0.25, 0.025)
     # None at all, whatever the margin.
