@@ -133,7 +133,7 @@ def run(embedded: bool) -> None:
         say(
             "\nIn shared, a stock kernel has leases: it keeps what has not changed lately for up to a second, and who"
             "\nchanges it waits for that, so a guest is never wrong. Guests that check the table keep all that they"
-            "\nknow, nobody waits for them, and they ask only for what changed. Changes made on the host itself are seen"
+            "\nknow, nobody waits for them, and they ask only for what changed. Changes on the host itself are seen"
             "\nby coherenced: at once by guests that check the table, by a stock kernel when its lease is over."
         )
 
