@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import stat
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,9 @@ WHAT: dict[int, What] = {
 }
 # A handle names one inode for ever, so what was found out once stays true.
 KEPT_HANDLES = 65536
+# How long, and how often, an inode number may be on its way to a new inode.
+REUSED_SECONDS = 0.1
+REUSED_AGAIN_SECONDS = 0.0002
 
 
 @dataclass(slots=True, eq=False)
@@ -249,7 +253,7 @@ class FanotifyWatch:
         if system is None:
             return None
         try:
-            fd = calls.open_handle(system.fd, handle)
+            fd = _open(system, handle)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 log.warning("what has changed cannot be looked up: nothing cached counts", reason=error.strerror)
@@ -281,13 +285,29 @@ class FanotifyWatch:
         if system is None:
             return None
         try:
-            fd = calls.open_handle(system.fd, handle)
+            fd = _open(system, handle)
         except OSError:
             return None
         try:
             return os.fsencode(Path(f"/proc/self/fd/{fd}").readlink())
         finally:
             os.close(fd)
+
+
+def _open(system: FileSystem, handle: calls.Handle) -> int:
+    """As calls.open_handle(); ENOMEM only when there is no memory.
+
+    While the number of an inode that is gone is being given to a new one, ext4 and others say ENOMEM, and right after
+    it ESTALE: iget_locked() in the kernel's fs/inode.c finds an inode with I_CREATING.
+    """
+    end = time.monotonic() + REUSED_SECONDS
+    while True:
+        try:
+            return calls.open_handle(system.fd, handle)
+        except OSError as error:
+            if error.errno != errno.ENOMEM or time.monotonic() > end:
+                raise
+        time.sleep(REUSED_AGAIN_SECONDS)
 
 
 def _open_group() -> int:

@@ -64,7 +64,8 @@ class Coherenced:
         self.socket = directory / f"{self.places.name[1:]}.sock"
         self.manager = Manager(directory)
         self.process: subprocess.Popen[str] | None = None
-        self._log = (directory / "coherenced.log").open("a+")
+        self._log_path = directory / "coherenced.log"
+        self._log = self._log_path.open("a")
 
     def __enter__(self) -> Coherenced:
         return self
@@ -114,8 +115,7 @@ class Coherenced:
 
     def log(self) -> str:
         """Everything that the daemons of this object have logged."""
-        self._log.seek(0)
-        return self._log.read()
+        return self._log_path.read_text()
 
     def status(self) -> Report:
         """As coherencectl sees it."""
@@ -135,7 +135,8 @@ class Member:
     """A backend in a process of its own (coherenced_member.py). A context that ends it."""
 
     def __init__(self, daemon: Coherenced, guest: str) -> None:
-        self._log = (daemon.directory / f"member-{guest}.log").open("a+")
+        self._log_path = daemon.directory / f"member-{guest}.log"
+        self._log = self._log_path.open("a")
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -164,8 +165,7 @@ class Member:
 
     def log(self) -> str:
         """Its warnings and errors."""
-        self._log.seek(0)
-        return self._log.read()
+        return self._log_path.read_text()
 
     def _read(self, expected: str) -> None:
         assert self._process.stdout is not None

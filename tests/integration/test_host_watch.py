@@ -258,4 +258,7 @@ def test_a_checkout_is_seen_completely(daemon: Coherenced, member: Member, repos
             slot = old if inode_slot(table, path) == old else name_slot(table, path)
             eventually(lambda slot=slot: not table.valid(slot, stamp))  # type: ignore[misc]
         status = daemon.status().status
-    assert (status.floor_raises, status.watch.overflows) == (1, 0)
+    log = daemon.log()
+    # Anybody else on this machine may mount something meanwhile.
+    assert status.floor_raises == 1 + log.count("was mounted or unmounted"), log
+    assert status.watch.overflows == 0, log

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 from coherence.errors import UserError
 from coherence.table import Table
-from coherence.watch import fanotify_calls
+from coherence.watch import fanotify, fanotify_calls
 from coherence.watch.domain import Domain, What
 from coherence.watch.fanotify import FanotifyWatch
 from tests.unit.coherence.watch_world import FakeLeases
@@ -171,6 +173,43 @@ def test_changes_of_a_backend_are_known_by_its_process(world: World) -> None:
     assert world.seen[-1] == ("blue", "modify", os.fsencode(path))
     world.watch.leave(2)
     assert world.bumped(lambda: os.truncate(path, 8)) == {world.inode(path)}
+
+
+def cannot_open(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Let handles be opened only after these errors."""
+    errors, real = iter(numbers), fanotify_calls.open_handle
+
+    def open_handle(mount: int, handle: fanotify_calls.Handle) -> int:
+        if number := next(errors, 0):
+            raise OSError(number, os.strerror(number))
+        return real(mount, handle)
+
+    monkeypatch.setattr(fanotify_calls, "open_handle", open_handle)
+
+
+@pytest.mark.parametrize("numbers", [[errno.ENOMEM, errno.ENOMEM], [errno.ENOMEM, errno.ESTALE]])
+def test_an_inode_number_that_is_being_used_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, numbers: list[int]
+) -> None:
+    """What ext4 calls ENOMEM then raises no floor."""
+    floor, path = world.table.floor, world.directory / "f"
+    cannot_open(monkeypatch, *numbers)
+    bumped = world.bumped(path.touch)
+    assert errno.ESTALE in numbers or bumped >= {world.name(path), world.inode(path)}
+    assert world.table.floor == floor
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+def test_what_cannot_be_looked_up_invalidates_everything(
+    world: World, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None], number: int
+) -> None:
+    expect_log("cannot be looked up")
+    floor = world.table.floor
+    cannot_open(monkeypatch, *itertools.repeat(number, 1000))
+    monkeypatch.setattr(fanotify, "REUSED_SECONDS", 0.01)
+    (world.directory / "f").touch()
+    world.settle()
+    assert world.table.floor > floor
 
 
 def test_overflow(world: World) -> None:
