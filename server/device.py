@@ -19,6 +19,7 @@ from server.vhost_user.messages import (
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
+from server.vhost_user.shared_memory import SharedMemory
 from server.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class FsDevice:
             self.fs = FileSystem(settings)
         else:
             self.fs = FileSystem(settings, membership.table, membership.journal, membership.leases)
+        self.window_bytes = settings.window_bytes
+        self.shared_memory = SharedMemory(settings.window_bytes, loop)
         self._settings = settings
         self._loop = loop
         self._memory = GuestMemory()
@@ -76,6 +79,12 @@ class FsDevice:
     def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         self._memory.remove(guest_addr, size, user_addr)
         self._rebind()
+
+    def set_backend_channel(self, fd: int | None) -> None:
+        if fd is None:
+            self.shared_memory.disconnect()
+        else:
+            self.shared_memory.connect(fd)
 
     def start_ring(self, index: int, ring: Ring) -> None:
         try:
@@ -119,6 +128,7 @@ class FsDevice:
     def reset(self) -> None:
         for index in list(self._queues):
             self._drop_ring(index)
+        self.shared_memory.reset()
         self.fs.reset()
 
     @property
@@ -129,6 +139,7 @@ class FsDevice:
     def close(self) -> None:
         """Stop everything and let go of the guest's memory."""
         self.reset()
+        self.shared_memory.disconnect()
         self._memory.clear()
 
     def _drop_ring(self, index: int) -> int:

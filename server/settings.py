@@ -1,7 +1,7 @@
 """What the device and its file system need to know; made from the command line by server.options."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -11,6 +11,12 @@ TAG_MAX: Final = 36
 """Longest tag, bytes (virtio 1.3, 5.11.4)."""
 
 
+DaxMode = Literal["never", "always", "inode", "auto"]
+
+DAX_WINDOW: Final = 1 << 30
+"""Bytes of a guest's DAX window."""
+DAX_MIN_SIZE: Final = 64 << 10
+"""Bytes of the smallest file that --dax auto has mapped."""
 LEASE_MAX: Final = 1.0
 """Seconds of the longest lease."""
 LEASE_MARGIN: Final = 0.2
@@ -35,6 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         allow_mmap: let the guest map files shared even where its data is not cached.
         allow_direct_io: pass the guest's O_DIRECT on to the host.
         num_request_queues: request queues, besides the hiprio queue.
+        dax: which files a guest that leaves it to us maps: all, those with the flag that chattr(1) calls x, or those
+            of at least dax_min_size bytes.
+        dax_min_size: bytes.
+        window_bytes: size of the DAX window: 0 for none, or a power of two from 2 MiB.
         queue_size: largest number of descriptors in a queue; a power of two.
     """
 
@@ -52,6 +62,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_mmap: bool = False
     allow_direct_io: bool = False
     num_request_queues: int = 1
+    dax: DaxMode = "never"
+    dax_min_size: int = DAX_MIN_SIZE
+    window_bytes: int = 0
     queue_size: int = 1024
 
     def policy(self, *, aware: bool = False) -> CachePolicy:

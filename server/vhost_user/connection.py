@@ -26,6 +26,10 @@ class Disconnected(Exception):
     """The peer closed the connection between two messages, as it may."""
 
 
+class ConnectionLost(ProtocolError):
+    """The peer is gone, as far as the socket can tell, in the middle of something."""
+
+
 class Connection:
     """Messages over a connected AF_UNIX stream socket, which it owns and makes non-blocking.
 
@@ -86,7 +90,7 @@ class Connection:
             except BlockingIOError:
                 return False
             except OSError as error:
-                raise ProtocolError(f"connection lost: {error.strerror}") from error
+                raise ConnectionLost(f"connection lost: {error.strerror}") from error
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     whole = len(content) // _FD_SIZE * _FD_SIZE
@@ -95,7 +99,7 @@ class Connection:
                 raise ProtocolError(f"more than {MAX_FDS} file descriptors in one message")
             if not data:
                 if self._buffer or self._header is not None:
-                    raise ProtocolError("connection closed in the middle of a message")
+                    raise ConnectionLost("connection closed in the middle of a message")
                 raise Disconnected
             self._buffer += data
         return True
@@ -121,7 +125,7 @@ class Connection:
                 self._wait_until_writable(deadline)
                 continue
             except OSError as error:
-                raise ProtocolError(f"connection lost: {error.strerror}") from error
+                raise ConnectionLost(f"connection lost: {error.strerror}") from error
             rest = rest[sent:]
             fds = ()
 

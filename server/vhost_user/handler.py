@@ -27,6 +27,7 @@ from server.vhost_user.messages import (
     VringAddress,
     VringState,
     pack_config,
+    pack_shmem_config,
     pack_u64,
     pack_vring_state,
     unpack_config,
@@ -42,13 +43,15 @@ _log = get_logger(__name__)
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 """What we offer. Not STATUS: QEMU sends status 0 when a running machine is merely paused, and a guest must
 not lose its mount by that; a guest's restart is told by RESET_DEVICE and by its new FUSE_INIT."""
+
+WINDOW_FEATURES = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_REQ | ProtocolFeature.BACKEND_SEND_FD
+"""What a device with a window offers besides."""
 
 _ADDRESS_END = 1 << 64
 
@@ -130,7 +133,8 @@ class Handler:
         self.protocol_features = ProtocolFeature(0)
         """Protocol features that the front-end accepted."""
         self.backend_channel: int | None = None
-        """The socket for requests of ours to the front-end, when it gave us one."""
+        """The socket of a front-end that would take requests of ours, none of which it knows."""
+        self._offered = PROTOCOL_FEATURES | (WINDOW_FEATURES if device.window_bytes else 0)
         self._methods: dict[int, Callable[[Message], bytes | None]] = {
             Request.GET_FEATURES: self._get_features,
             Request.SET_FEATURES: self._set_features,
@@ -156,6 +160,8 @@ class Handler:
             Request.SET_CONFIG: self._set_config,
             Request.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
         }
+        if device.window_bytes:
+            self._methods[Request.GET_SHMEM_CONFIG] = self._get_shmem_config
 
     def handle(self, message: Message) -> None:
         """Do what `message` asks and answer it; its descriptors are kept or closed.
@@ -194,6 +200,7 @@ class Handler:
         self._reset()
         self._device.set_memory([])
         self._regions = []
+        self._device.set_backend_channel(None)
         self.backend_channel = _replace(self.backend_channel, None)
 
     @staticmethod
@@ -222,11 +229,11 @@ class Handler:
                 self._enable(index, True)
 
     def _get_protocol_features(self, message: Message) -> bytes:
-        return pack_u64(PROTOCOL_FEATURES)
+        return pack_u64(self._offered)
 
     def _set_protocol_features(self, message: Message) -> None:
         features = unpack_u64(message.payload)
-        unknown = features & ~PROTOCOL_FEATURES
+        unknown = features & ~self._offered
         if unknown:
             raise ValueError(f"protocol features {unknown:#x} were not offered")
         self.protocol_features = ProtocolFeature(features)
@@ -255,7 +262,14 @@ class Handler:
         self._rings = [_RingState() for _ in self._rings]
 
     def _set_backend_req_fd(self, message: Message) -> None:
-        self.backend_channel = _replace(self.backend_channel, message.take_fds(1)[0])
+        fd = message.take_fds(1)[0]
+        if ProtocolFeature.SHMEM in self.protocol_features:
+            self._device.set_backend_channel(fd)
+        else:  # closing it would look like a failure of ours
+            self.backend_channel = _replace(self.backend_channel, fd)
+
+    def _get_shmem_config(self, message: Message) -> bytes:
+        return pack_shmem_config([self._device.window_bytes])
 
     # Guest memory
 

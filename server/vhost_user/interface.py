@@ -50,6 +50,8 @@ class Device(Protocol):
     """The high-priority queue and all request queues."""
     config: bytes
     """The configuration space (struct virtio_fs_config)."""
+    window_bytes: int
+    """Size of shared memory region 0, the DAX window: 0 for none, or a power of two from 2 MiB."""
 
     def set_features(self, features: int) -> None:
         """The front-end accepted these virtio features, a subset of `features`."""
@@ -65,6 +67,12 @@ class Device(Protocol):
 
     def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Take away exactly this range of guest memory; KeyError when there is none such."""
+
+    def set_backend_channel(self, fd: int | None) -> None:
+        """Ask the front-end for mappings at this socket, a connected stream; None: no longer.
+
+        Called only for a device with a window, and a front-end that has SHMEM.
+        """
 
     def start_ring(self, index: int, ring: Ring) -> None:
         """Start a stopped ring, disabled: nothing of it is served before enable_ring(index, True)."""

@@ -84,6 +84,13 @@ class Request(IntEnum):
     GET_SHMEM_CONFIG = 44
 
 
+class BackendRequest(IntEnum):
+    """What a back-end asks of a front-end, on the channel that SET_BACKEND_REQ_FD brings."""
+
+    SHMEM_MAP = 9
+    SHMEM_UNMAP = 10
+
+
 class ProtocolFeature(IntFlag):
     """VHOST_USER_PROTOCOL_F_*: extensions negotiated beside the virtio features."""
 
@@ -117,6 +124,10 @@ _MEMORY_TABLE = struct.Struct("=II")
 _REGION = struct.Struct("=QQQQ")
 _SINGLE_REGION_PADDING = 8
 _CONFIG = struct.Struct("=III")
+_SHMEM_REGIONS = 256
+_SHMEM_CONFIG = struct.Struct(f"=I4x{_SHMEM_REGIONS}Q")
+_SHMEM_MAPPING = struct.Struct("=B7xQQQQ")
+_SHMEM_WRITABLE = 1
 
 
 @dataclass
@@ -195,6 +206,20 @@ class Config:
     offset: int
     data: bytes
     flags: int = 0
+
+
+@dataclass(frozen=True)
+class SharedMapping:
+    """A piece of a file in a shared memory region. Offsets and lengths are in bytes.
+
+    SHMEM_UNMAP names what to take away by region, place and length.
+    """
+
+    place: int
+    length: int
+    file_offset: int = 0
+    writable: bool = False
+    region: int = 0
 
 
 def pack_header(request: int, flags: int, size: int) -> bytes:
@@ -298,3 +323,30 @@ def unpack_config(payload: bytes) -> Config:
     if len(data) != size:
         raise ValueError(f"configuration access of {size} bytes with {len(data)} bytes of data")
     return Config(offset, data, flags)
+
+
+def pack_shmem_config(sizes: Sequence[int]) -> bytes:
+    """Payload of the reply to GET_SHMEM_CONFIG: the sizes of the shared memory regions 0, 1, ... in bytes."""
+    return _SHMEM_CONFIG.pack(len(sizes), *sizes, *bytes(_SHMEM_REGIONS - len(sizes)))
+
+
+def unpack_shmem_config(payload: bytes) -> list[int]:
+    """Inverse of pack_shmem_config, when regions are numbered without gaps."""
+    count, *sizes = _checked(_SHMEM_CONFIG, payload)
+    if count > _SHMEM_REGIONS:
+        raise ValueError(f"{count} shared memory regions, {_SHMEM_REGIONS} allowed")
+    return sizes[:count]
+
+
+def pack_shared_mapping(mapping: SharedMapping) -> bytes:
+    """Payload of SHMEM_MAP, which brings the file's descriptor, and of SHMEM_UNMAP."""
+    flags = _SHMEM_WRITABLE if mapping.writable else 0
+    return _SHMEM_MAPPING.pack(mapping.region, mapping.file_offset, mapping.place, mapping.length, flags)
+
+
+def unpack_shared_mapping(payload: bytes) -> SharedMapping:
+    """Inverse of pack_shared_mapping."""
+    region, file_offset, place, length, flags = _checked(_SHMEM_MAPPING, payload)
+    if flags & ~_SHMEM_WRITABLE:
+        raise ValueError(f"flags {flags:#x} of a shared mapping")
+    return SharedMapping(place, length, file_offset, bool(flags), region)

@@ -22,7 +22,9 @@ class FakeDevice:
     queue_count = 3
     config = struct.pack("<36sII", b"myshare", 2, 0)
 
-    def __init__(self) -> None:
+    def __init__(self, window_bytes: int = 0) -> None:
+        self.window_bytes = window_bytes
+        self.backend_channel: int | None = None
         self.accepted: int | None = None
         self.memory: list[tuple[int, int, int, int]] = []
         self.rings: dict[int, Ring] = {}
@@ -55,6 +57,13 @@ class FakeDevice:
                 self.memory.remove(region)
                 return
         raise KeyError(f"no region at {guest_addr:#x}")
+
+    def set_backend_channel(self, fd: int | None) -> None:
+        if fd is not None and self.refuse is not None:
+            _close(fd)
+            raise self.refuse("no")
+        _close(self.backend_channel)
+        self.backend_channel = fd
 
     def start_ring(self, index: int, ring: Ring) -> None:
         assert index not in self.rings, "started twice"

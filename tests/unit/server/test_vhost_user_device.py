@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from server.device import FsDevice
 from server.loop import EventLoop
 from server.settings import Settings
-from server.vhost_user.handler import Handler
+from server.vhost_user.handler import PROTOCOL_FEATURES, WINDOW_FEATURES, Handler
 from server.vhost_user.messages import (
     INVALID_FD,
     VERSION,
@@ -47,6 +49,7 @@ LOW = MemoryRegion(guest_addr=0, size=0x10000, user_addr=BASE, mmap_offset=0)
 HIGH = MemoryRegion(guest_addr=0x10000, size=0x10000, user_addr=BASE + 0x10000, mmap_offset=0x10000)
 AWAY = MemoryRegion(guest_addr=0x100000, size=0x10000, user_addr=BASE + 0x100000, mmap_offset=0)
 AVAIL, USED = 0x400, 0x800
+WINDOW = 2 << 20
 
 ExpectLog = Callable[[str], None]
 
@@ -67,7 +70,8 @@ class Bench:
     def __init__(self, share: Path) -> None:
         self.root = os.open(share, os.O_PATH)
         self.loop = EventLoop()
-        self.device = FsDevice(Settings(shared_dir=share, root_fd=self.root, num_request_queues=2), self.loop)
+        settings = Settings(shared_dir=share, root_fd=self.root, num_request_queues=2, window_bytes=WINDOW)
+        self.device = FsDevice(settings, self.loop)
         self.replies = Replies()
         self.handler = Handler(self.device, self.replies)  # type: ignore[arg-type]  # only reply() is used
         self.memory = os.memfd_create("guest")
@@ -242,6 +246,25 @@ def test_pipe_that_is_not_emptied(ready: Bench, kick: int) -> None:
         ready.do(Request.SET_VRING_CALL, pack_u64(0), [write])  # interrupts once each time
     os.close(read)
     os.close(write)
+
+
+def test_shared_memory_ends_with_reset_and_session(ready: Bench, expect_log: ExpectLog) -> None:
+    told: list[object] = []
+    ready.device.shared_memory.on_reset = lambda: told.append("reset")
+    ready.do(Request.SET_PROTOCOL_FEATURES, pack_u64(PROTOCOL_FEATURES | WINDOW_FEATURES))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ready.do(Request.SET_BACKEND_REQ_FD, fds=[ours.fileno()])
+        for _ in range(2):
+            ready.device.shared_memory.map(ready.memory, 0, 0, 4096, True, told.append)
+            ready.do(Request.RESET_DEVICE)
+        assert told == [errno.ECONNRESET, "reset"] * 2
+        expect_log("Socket operation on non-socket")
+        assert ready.status(Request.SET_BACKEND_REQ_FD, fds=[ready.memory]) == 1
+        assert ready.device.shared_memory.connected
+        ready.handler.close()
+        assert not ready.device.shared_memory.connected
+        assert told[4:] == ["reset"]
 
 
 def test_error_descriptor(ready: Bench, kick: int, expect_log: ExpectLog) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from server.memory import MAX_REGIONS
 from server.vhost_user.connection import Connection
-from server.vhost_user.handler import PROTOCOL_FEATURES, Handler
+from server.vhost_user.handler import PROTOCOL_FEATURES, WINDOW_FEATURES, Handler
 from server.vhost_user.messages import (
     INVALID_FD,
     VERSION,
@@ -37,6 +37,7 @@ from server.vhost_user.messages import (
     pack_vring_address,
     pack_vring_state,
     unpack_config,
+    unpack_shmem_config,
     unpack_u64,
     unpack_vring_state,
 )
@@ -46,6 +47,8 @@ BASE = 0x7F00_0000_0000
 REGION = MemoryRegion(guest_addr=0, size=0x10000, user_addr=BASE, mmap_offset=0)
 HIGH = MemoryRegion(guest_addr=0x10000, size=0x10000, user_addr=BASE + 0x10000, mmap_offset=0x10000)
 SIZE = 64
+WINDOW = 1 << 30
+SHMEM = PROTOCOL_FEATURES | WINDOW_FEATURES
 ALL = VIRTIO_F_VERSION_1 | VHOST_USER_F_PROTOCOL_FEATURES
 
 ExpectLog = Callable[[str], None]
@@ -54,10 +57,10 @@ ExpectLog = Callable[[str], None]
 class Bench:
     """A handler with a fake device, and the socket at which its replies arrive."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_bytes: int = 0) -> None:
         ours, self.peer = socket.socketpair()
         self.peer.setblocking(False)
-        self.device = FakeDevice()
+        self.device = FakeDevice(window_bytes)
         self.connection = Connection(ours, send_timeout=0.05)
         self.handler = Handler(self.device, self.connection)
 
@@ -133,6 +136,17 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.fixture
+def windowed() -> Iterator[Bench]:
+    """With a device that has a DAX window, negotiated."""
+    before = open_fds()
+    bench = Bench(WINDOW)
+    bench.do(Request.SET_PROTOCOL_FEATURES, pack_u64(PROTOCOL_FEATURES | WINDOW_FEATURES))
+    yield bench
+    bench.close()
+    assert not leaked(before)
+
+
+@pytest.fixture
 def ready(bench: Bench) -> Bench:
     """Negotiated, memory set."""
     bench.negotiate()
@@ -192,15 +206,45 @@ def test_reply_has_a_body_also_when_an_acknowledgement_is_asked_for(ready: Bench
     assert reply == pack_u64(3)
 
 
-def test_backend_channel_is_kept_and_replaced(bench: Bench, expect_log: ExpectLog) -> None:
-    bench.do(Request.SET_BACKEND_REQ_FD, fds=[0])
-    bench.do(Request.SET_BACKEND_REQ_FD, fds=[1])
-    channel = bench.handler.backend_channel
-    assert channel is not None
-    assert os.fstat(channel).st_ino == os.fstat(1).st_ino
+# The DAX window
+
+
+def test_window_is_offered_where_there_is_one(bench: Bench, windowed: Bench, expect_log: ExpectLog) -> None:
+    for device, offered in ((bench, PROTOCOL_FEATURES), (windowed, PROTOCOL_FEATURES | WINDOW_FEATURES)):
+        assert unpack_u64(device.ask(Request.GET_PROTOCOL_FEATURES)) == offered
+    assert ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD in WINDOW_FEATURES
+    assert unpack_shmem_config(windowed.ask(Request.GET_SHMEM_CONFIG)) == [WINDOW]
+    expect_log("were not offered")
+    bench.refuse(Request.SET_PROTOCOL_FEATURES, pack_u64(ProtocolFeature.SHMEM))
+
+
+def test_backend_channel_goes_to_the_device(windowed: Bench, expect_log: ExpectLog) -> None:
+    for fd in (0, 1):
+        windowed.do(Request.SET_BACKEND_REQ_FD, fds=[fd])
+        channel = windowed.device.backend_channel
+        assert channel is not None
+        assert os.fstat(channel).st_ino == os.fstat(fd).st_ino
     expect_log("0 file descriptors came, 1 expected")
-    bench.refuse(Request.SET_BACKEND_REQ_FD)
-    assert bench.handler.backend_channel == channel
+    windowed.refuse(Request.SET_BACKEND_REQ_FD)
+    assert windowed.device.backend_channel == channel
+    windowed.device.refuse = OSError
+    expect_log("no")
+    windowed.refuse(Request.SET_BACKEND_REQ_FD, fds=[0])
+    windowed.device.refuse = None
+    windowed.do(Request.RESET_DEVICE)
+    assert windowed.device.backend_channel == channel
+    windowed.handler.close()
+    assert windowed.device.backend_channel is None
+
+
+def test_backend_channel_of_a_front_end_without_shared_memory(windowed: Bench) -> None:
+    windowed.do(Request.SET_PROTOCOL_FEATURES, pack_u64(ProtocolFeature.BACKEND_REQ))
+    for fd in (0, 1):
+        windowed.do(Request.SET_BACKEND_REQ_FD, fds=[fd])
+        channel = windowed.handler.backend_channel
+        assert channel is not None
+        assert os.fstat(channel).st_ino == os.fstat(fd).st_ino
+    assert windowed.device.backend_channel is None
 
 
 # Configuration space
@@ -580,7 +624,9 @@ payloads = st.one_of(
     st.builds(pack_vring_state, st.builds(VringState, small, numbers)),
     st.builds(pack_vring_address, st.builds(VringAddress, small, addresses, addresses, addresses)),
     st.builds(ring_address, small),
-    st.builds(pack_u64, st.one_of(small, st.sampled_from([INVALID_FD, INVALID_FD | 1, ALL, VIRTIO_F_VERSION_1]))),
+    st.builds(
+        pack_u64, st.one_of(small, st.sampled_from([INVALID_FD, INVALID_FD | 1, ALL, VIRTIO_F_VERSION_1, SHMEM]))
+    ),
     st.builds(pack_memory_table, st.lists(some_regions, max_size=3)),
     st.builds(pack_single_region, some_regions),
     st.builds(pack_config, st.builds(Config, numbers, st.binary(max_size=60))),
@@ -595,12 +641,18 @@ any_message = st.tuples(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(any_message, max_size=40), st.sampled_from([None, None, ValueError, OSError, KeyError]))
-def test_random_messages(messages: list[tuple[int, bytes, int, bool]], refuse: type[Exception] | None) -> None:
+@given(
+    st.lists(any_message, max_size=40),
+    st.sampled_from([None, None, ValueError, OSError, KeyError]),
+    st.sampled_from([0, WINDOW]),
+)
+def test_random_messages(
+    messages: list[tuple[int, bytes, int, bool]], refuse: type[Exception] | None, window_bytes: int
+) -> None:
     """Nothing but ProtocolError comes of them, and no descriptor stays open."""
     logging.disable(logging.WARNING)
     before = open_fds()
-    bench = Bench()
+    bench = Bench(window_bytes)
     bench.device.refuse = refuse
     try:
         for request, payload, fds, need_reply in messages:

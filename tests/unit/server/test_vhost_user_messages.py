@@ -17,6 +17,7 @@ from server.vhost_user.messages import (
     MemoryRegion,
     Message,
     ProtocolError,
+    SharedMapping,
     VringAddress,
     VringState,
 )
@@ -51,6 +52,26 @@ def test_config(config: Config) -> None:
     assert messages.unpack_config(messages.pack_config(config)) == config
 
 
+@given(st.lists(u64, max_size=256))
+def test_shmem_config(sizes: list[int]) -> None:
+    assert messages.unpack_shmem_config(messages.pack_shmem_config(sizes)) == sizes
+
+
+def test_shmem_config_of_too_many_regions() -> None:
+    with pytest.raises(ValueError, match="257 shared memory regions"):
+        messages.unpack_shmem_config(struct.pack("=2I256Q", 257, 0, *range(256)))
+
+
+@given(st.builds(SharedMapping, u64, u64, u64, st.booleans(), st.integers(0, 255)))
+def test_shared_mapping(mapping: SharedMapping) -> None:
+    assert messages.unpack_shared_mapping(messages.pack_shared_mapping(mapping)) == mapping
+
+
+def test_shared_mapping_with_unknown_flags() -> None:
+    with pytest.raises(ValueError, match="flags 0x3"):
+        messages.unpack_shared_mapping(struct.pack("=5Q", 0, 1, 2, 3, 3))
+
+
 def test_layouts_on_the_wire() -> None:
     """The order of fields, spelled out once by hand from the specification."""
     address = VringAddress(index=1, flags=2, desc=3, used=4, avail=5, log=6)
@@ -59,6 +80,9 @@ def test_layouts_on_the_wire() -> None:
     assert messages.pack_memory_table([region]) == struct.pack("=2I4Q", 1, 0, 1, 2, 3, 4)
     assert messages.pack_single_region(region) == struct.pack("=5Q", 0, 1, 2, 3, 4)
     assert messages.pack_config(Config(1, b"ab", 3)) == struct.pack("=3I2s", 1, 2, 3, b"ab")
+    mapping = SharedMapping(region=1, file_offset=2, place=3, length=4, writable=True)
+    assert messages.pack_shared_mapping(mapping) == struct.pack("=5Q", 1, 2, 3, 4, 1)
+    assert messages.pack_shmem_config([5, 6]) == struct.pack("=2I256Q", 2, 0, 5, 6, *bytes(254))
     assert messages.pack_header(1, 9, 12) == struct.pack("=3I", 1, 9, 12)
 
 
@@ -71,6 +95,8 @@ def test_layouts_on_the_wire() -> None:
         messages.unpack_memory_table,
         messages.unpack_single_region,
         messages.unpack_config,
+        messages.unpack_shmem_config,
+        messages.unpack_shared_mapping,
     ],
 )
 @given(payload=st.binary(max_size=7))
