@@ -1,0 +1,1 @@
+"""DAX: file pages in the guest's window (docs/dax.md)."""
