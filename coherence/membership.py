@@ -17,6 +17,7 @@ import msgspec
 
 from coherence import holder
 from coherence.connection import Connection, Dropped
+from coherence.dax.client import DaxClient
 from coherence.errors import UserError
 from coherence.leases import Leases
 from coherence.log import get_logger
@@ -25,6 +26,8 @@ from coherence.messages import (
     PROTOCOL,
     Answer,
     Ask,
+    Claimed,
+    Coordinate,
     FromDaemon,
     Granted,
     Hello,
@@ -32,9 +35,13 @@ from coherence.messages import (
     Ready,
     Refused,
     Registered,
+    Settle,
+    Shrinkable,
     Watch,
     Watched,
     Welcome,
+    Windowed,
+    Withdraw,
 )
 from coherence.places import socket_of
 from coherence.table import Journal, Table
@@ -67,13 +74,15 @@ class Membership:
         table: the domain's table, writable. The same object over every restart of coherenced.
         leases: its lease table; likewise.
         journal: this backend's journal; likewise.
+        dax: the guest's DAX window, and files that are about to shrink.
     """
 
     table: Table
     leases: Leases
     journal: Journal
 
-    def __init__(self, table_path: str, socket_path: Path, request: Join) -> None:
+    def __init__(self, table_path: str, socket_path: Path, request: Join, window: int = 0) -> None:
+        self.dax = DaxClient(window)
         self._table_path = table_path
         self._socket_path = socket_path
         self._request = request
@@ -104,6 +113,7 @@ class Membership:
         guest: str,
         cache: str,
         socket_path: str | None = None,
+        window: int = 0,
     ) -> Membership:
         """Join the domain of a table, waiting for coherenced to agree (10 seconds at most).
 
@@ -113,6 +123,7 @@ class Membership:
             guest: what people call the guest, at most 64 characters.
             cache: the share's cache mode.
             socket_path: of coherenced; None for the one that belongs to the table.
+            window: size of the guest's DAX window, bytes, a multiple of 2 MiB; 0 for none.
 
         Raises:
             UserError: no coherenced, not permitted, another version of table or protocol, or it refused.
@@ -122,6 +133,7 @@ class Membership:
             table_path,
             Path(socket_path) if socket_path is not None else socket_of(table_path),
             Join(guest, cache, device, inode),
+            window,
         )
         try:
             membership._join()
@@ -149,6 +161,7 @@ class Membership:
         self._counters = counters
         self._watched = watched
         self._forgotten = forgotten
+        self.dax.serve(loop)
         if self._connection is not None:
             self._connection.settimeout(0)
             loop.add_reader(self._connection.fileno(), self._readable)
@@ -181,6 +194,7 @@ class Membership:
             self.journal.clear()
             holder.let_go(self._key)
             self._key = None
+        self.dax.close()
         self._disconnect()
         if self._directory >= 0:
             os.close(self._directory)
@@ -194,7 +208,7 @@ class Membership:
         deadline = time.monotonic() + JOIN_SECONDS
         try:
             self._connection.send(Hello(PROTOCOL, "backend"))
-            while not self._registered:
+            while not (self._registered and self.dax.told):
                 self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 self._handle(self._connection, *self._connection.receive())
         except TimeoutError:
@@ -225,10 +239,13 @@ class Membership:
                     self._welcome(connection, message)
                 case Granted() if len(fds) == 3:
                     self._take(message.key, *fds)
-                    connection.send(Ready())
+                    connection.send(Ready(window=self.dax.window > 0))
                 case Registered() if self._key is not None:
                     self._registered = True
                     self._complaint = None
+                    self.dax.joined(connection)
+                case Windowed() | Claimed() | Coordinate() | Shrinkable() | Withdraw() | Settle() if self._registered:
+                    self.dax.handle(message)
                 case Watched() if self._asked:
                     self._asked -= 1
                     self._watched(message.token, message.ok)
@@ -301,6 +318,7 @@ class Membership:
         if self._registered:
             self._registered = False
             self._asked = 0
+            self.dax.lost()
             self._forgotten()
             log.warning("coherenced is gone: nothing is trusted until it is back", reason=reason)
         self._retry_later()

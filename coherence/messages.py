@@ -2,8 +2,10 @@
 
 A client says Hello and is told Welcome or Refused. A backend then asks to Join, is granted a journal, takes
 its semaphore, says Ready, and is a member once it is told Registered; from then on coherenced may Ask for
-its counters, and it may ask coherenced to Watch what its guest is to cache. A control client asks for
-StatusPage after StatusPage; or it says Subscribe, and is sent Changes from then on.
+its counters, and it may ask coherenced to Watch what its guest is to cache. One whose guest has a DAX window
+tells of it with Window, and may then Claim and Release parts of it; every member asks to Shrink a file that
+others may have mapped (docs/dax.md). A control client asks for StatusPage after StatusPage, or for DaxPage after
+DaxPage; or it says Subscribe, and is sent Changes from then on.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 UInt = Annotated[int, Meta(ge=0)]
 # Labels are shown on terminals: no control characters.
@@ -21,6 +23,27 @@ Label = Annotated[str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 # Bytes of a path in a message.
 MAX_PATH = 4096
 Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]
+# Mappings or places in one message: a packet holds as many, however long their numbers are.
+MAX_MAPPINGS = 1024
+# Files in one DaxPage.
+MAX_FILES = 100
+
+
+class Mapping(Struct, frozen=True, array_like=True):
+    """A part of a file in a guest's DAX window.
+
+    Args:
+        device, inode: st_dev and st_ino of the file.
+        offset: in the file, length: of the part, place: in the window. All in bytes, and whole chunks.
+        writable: whether the guest may store into it.
+    """
+
+    device: UInt
+    inode: UInt
+    offset: UInt
+    length: UInt
+    place: UInt
+    writable: bool
 
 
 class Hello(Struct, tag="hello", frozen=True):
@@ -48,7 +71,14 @@ class Join(Struct, tag="join", frozen=True):
 
 
 class Ready(Struct, tag="ready", frozen=True):
-    """The backend has mapped what it was granted and holds the semaphore."""
+    """The backend has mapped what it was granted and holds the semaphore.
+
+    Args:
+        window: whether a DAX window will follow; until its last part is here coherenced knows that it does not know
+            all mappings.
+    """
+
+    window: bool = False
 
 
 class Watch(Struct, tag="watch", frozen=True):
@@ -57,6 +87,70 @@ class Watch(Struct, tag="watch", frozen=True):
     Args:
         token: comes back with the answer.
     """
+
+    token: UInt
+
+
+class Window(Struct, tag="window", frozen=True):
+    """The backend's guest has a DAX window; one for each connection. Windowed is the answer.
+
+    Args:
+        size: of the window, bytes, whole chunks.
+        mappings: what is in it already, when the backend comes back to a restarted daemon.
+        more: whether there are more mappings than fit: then the message is sent again with them, after its answer.
+    """
+
+    size: UInt
+    mappings: Annotated[list[Mapping], Meta(max_length=MAX_MAPPINGS)] = []
+    more: bool = False
+
+
+class Claim(Struct, tag="claim", frozen=True):
+    """The backend wants to map a part of a file into its guest's window. Claimed is the answer.
+
+    Args:
+        token: comes back with the answer.
+        device, inode, offset, length, writable: as in Mapping.
+        place: in the window, None where coherenced is to choose one.
+    """
+
+    token: UInt
+    device: UInt
+    inode: UInt
+    offset: UInt
+    length: UInt
+    place: UInt | None
+    writable: bool
+
+
+class Release(Struct, tag="release", frozen=True):
+    """These are mapped no more: place and length of each, as they were claimed. There is no answer."""
+
+    places: Annotated[list[tuple[UInt, UInt]], Meta(max_length=MAX_MAPPINGS)]
+
+
+class Shrink(Struct, tag="shrink", frozen=True):
+    """With one descriptor, open for writing: the backend is about to make this file smaller. Shrinkable is the answer.
+
+    The descriptor shows that it may do that: others give up what they have mapped.
+
+    Args:
+        token: comes back with the answer.
+        size: that the file will have, bytes.
+    """
+
+    token: UInt
+    size: UInt
+
+
+class Shrunk(Struct, tag="shrunk", frozen=True):
+    """The file has its new size, or has kept the old one; the token is that of Shrink."""
+
+    token: UInt
+
+
+class Withdrawn(Struct, tag="withdrawn", frozen=True):
+    """What Withdraw with this token asked for is done."""
 
     token: UInt
 
@@ -71,6 +165,13 @@ class StatusQuestion(Struct, tag="status?", frozen=True):
     """A control client asks for the status, with the backends from number `first` on."""
 
     first: UInt = 0
+
+
+class DaxQuestion(Struct, tag="dax?", frozen=True):
+    """A control client asks for the DAX windows from number `first` on, and the `files` of which most is mapped."""
+
+    first: UInt = 0
+    files: Annotated[int, Meta(ge=0, le=MAX_FILES)] = 10
 
 
 class Subscribe(Struct, tag="subscribe", frozen=True):
@@ -117,6 +218,66 @@ class Watched(Struct, tag="watched", frozen=True):
     ok: bool
 
 
+class Windowed(Struct, tag="windowed", frozen=True):
+    """The answer to Window.
+
+    Args:
+        error: an errno, 0 when the window is known now: EFBIG when it is larger than `limit`, EINVAL when it has no
+            whole chunks.
+        limit: largest window that a guest may have, bytes.
+        refused: how many of the mappings made no sense.
+    """
+
+    error: int
+    limit: int
+    refused: int
+
+
+class Claimed(Struct, tag="claimed", frozen=True):
+    """The answer to Claim.
+
+    Args:
+        place: in the window, of what was granted.
+        error: an errno, 0 when it was granted: ENOSPC (a limit is reached, or no room in the window), EBUSY (overlaps
+            what is mapped), EINVAL (no whole chunks, or beyond the window), EAGAIN (too many claims are waiting).
+    """
+
+    token: int
+    place: int
+    error: int
+
+
+class Coordinate(Struct, tag="coordinate", frozen=True):
+    """Whether others have windows, so that Shrink has a use; told once registered, and when it changes."""
+
+    shrinks: bool
+
+
+class Shrinkable(Struct, tag="shrinkable", frozen=True):
+    """The answer to Shrink: the file may be made smaller now."""
+
+    token: int
+
+
+class Withdraw(Struct, tag="withdraw", frozen=True):
+    """A file is about to have only `size` bytes: take away what is mapped beyond, then say Withdrawn.
+
+    Until Settle is told nothing of the file that is beyond this size may be mapped.
+    """
+
+    token: int
+    device: int
+    inode: int
+    size: int
+
+
+class Settle(Struct, tag="settle", frozen=True):
+    """A mapped file may have changed its size, or a Withdraw is over: look, and map it as its size is now."""
+
+    device: int
+    inode: int
+
+
 class Ask(Struct, tag="ask", frozen=True):
     """The daemon asks for the backend's counters."""
 
@@ -156,6 +317,28 @@ class Watching(Struct, frozen=True):
     own: int
 
 
+class DaxUse(Struct, frozen=True):
+    """DAX windows in the status, all together. Sizes are in bytes.
+
+    Args:
+        windows, window_bytes: how many, and their sizes.
+        window_limit: largest window that a guest may have.
+        mappings, mapped_bytes: what is mapped in them.
+        total_limit: of mapped_bytes.
+        files: of which something is mapped.
+        refused: claims that were refused since this daemon started.
+    """
+
+    windows: int
+    window_bytes: int
+    window_limit: int
+    mappings: int
+    mapped_bytes: int
+    total_limit: int
+    files: int
+    refused: int
+
+
 class Status(Struct, frozen=True):
     """The daemon and its table.
 
@@ -181,7 +364,7 @@ class Status(Struct, frozen=True):
     floor_raises: int
     distrusts: int
     watch: Watching
-    dax: list[str]
+    dax: DaxUse
 
 
 class StatusPage(Struct, tag="status", frozen=True):
@@ -189,6 +372,48 @@ class StatusPage(Struct, tag="status", frozen=True):
 
     status: Status
     backends: list[Backend]
+    next: int | None
+
+
+class WindowUse(Struct, frozen=True):
+    """One DAX window.
+
+    Args:
+        guest, pid: of its backend.
+        size: of the window, mapped_bytes: of its mappings.
+        refused: claims that were refused.
+    """
+
+    guest: str
+    pid: int
+    size: int
+    mappings: int
+    mapped_bytes: int
+    refused: int
+
+
+class FileUse(Struct, frozen=True):
+    """One file of which something is mapped.
+
+    Args:
+        device, inode: st_dev and st_ino.
+        mapped_bytes: in all windows.
+        windows: in how many.
+    """
+
+    device: int
+    inode: int
+    mappings: int
+    mapped_bytes: int
+    windows: int
+
+
+class DaxPage(Struct, tag="dax", frozen=True):
+    """Some of the DAX windows; ask again from `next` on unless it is None."""
+
+    use: DaxUse
+    windows: list[WindowUse]
+    files: list[FileUse]
     next: int | None
 
 
@@ -226,8 +451,10 @@ class Changes(Struct, tag="changes", frozen=True):
     missed: int
 
 
-FromClient = Hello | Join | Ready | Watch | Answer | StatusQuestion | Subscribe
-FromDaemon = Welcome | Refused | Granted | Registered | Watched | Ask | StatusPage | Subscribed | Changes
+FromBackend = Join | Ready | Watch | Window | Claim | Release | Shrink | Shrunk | Withdrawn | Answer
+FromClient = Hello | FromBackend | StatusQuestion | DaxQuestion | Subscribe
+ToBackend = Granted | Registered | Watched | Windowed | Claimed | Coordinate | Shrinkable | Withdraw | Settle | Ask
+FromDaemon = Welcome | Refused | ToBackend | StatusPage | DaxPage | Subscribed | Changes
 Message = FromClient | FromDaemon
 
 CLIENT_DECODER: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)

@@ -19,7 +19,7 @@ from coherence.handler import Handler
 from coherence.leases import Leases
 from coherence.listener import open_listener, permit
 from coherence.log import get_logger
-from coherence.messages import CLIENT_DECODER, Backend, Status, StatusPage, Watching
+from coherence.messages import CLIENT_DECODER, Backend, DaxUse, Status, StatusPage, Watching
 from coherence.metrics.address import Address, listen
 from coherence.metrics.server import MetricsServer
 from coherence.notify import Notifier
@@ -178,7 +178,7 @@ class Service:
             floor_raises=registry.floor_raises,
             distrusts=registry.distrusts,
             watch=self._watching(),
-            dax=[],
+            dax=DaxUse(0, 0, 0, 0, 0, 0, 0, 0),
         )
 
     def _watching(self) -> Watching:

@@ -15,6 +15,7 @@ from coherence.messages import (
     ENCODER,
     Answer,
     Backend,
+    DaxUse,
     FromClient,
     Hello,
     Join,
@@ -142,7 +143,7 @@ def test_a_status_page_fits_a_packet_whatever_the_backends_are_called() -> None:
         floor_raises=highest,
         distrusts=highest,
         watch=Watching("fanotify", *[highest] * 7),
-        dax=[],
+        dax=DaxUse(*[highest] * 8),
     )
     page = StatusPage(status, [backend] * PAGE_BACKENDS, highest)
     assert len(ENCODER.encode(page)) <= MAX_BYTES

@@ -12,7 +12,7 @@ from coherence import ctl
 from coherence.control import top, watch
 from coherence.control.client import Report
 from coherence.errors import UserError
-from coherence.messages import Backend, Change, Changes, Status, Watching
+from coherence.messages import Backend, Change, Changes, DaxUse, Status, Watching
 
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, 0))
 
@@ -69,7 +69,7 @@ def status(sequence: int, bumped: int, raises: int = 1) -> Status:
         floor_raises=raises,
         distrusts=1,
         watch=Watching("inotify", 7, 10, 3, 1, 30, bumped, 10),
-        dax=[],
+        dax=DaxUse(2, 128 << 30, 64 << 30, 7, 14 << 20, 256 << 30, 3, 5),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from coherence import ctl
 from coherence.control import client
 from coherence.control.status import render
-from coherence.messages import Backend, Status, Watching
+from coherence.messages import Backend, DaxUse, Status, Watching
 from coherence.places import Places
 from coherence.table import TRUST_NOTHING, Table
 
@@ -102,12 +102,12 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
         floor_raises=0,
         distrusts=1,
         watch=Watching("inotify", 7, 10, 3, 1, 30, 20, 10),
-        dax=[],
+        dax=DaxUse(2, 128 << 30, 64 << 30, 7, 14 << 20, 256 << 30, 3, 5),
     )
     silent = Backend(pid=2, guest="g", cache="shared", device=1, inode=2, seconds=1.0, counters=None)
     text = render(client.Report(status, [silent]))
     assert "not trusted, waiting for the backends with pid 12, 34" in text
     assert "trust nothing" in text
     assert "no answer" in text
-    assert "DAX       none" in text
+    assert "DAX       2 windows of 128G, 14M mapped of 256G at most, 7 mappings of 3 files, 5 refused" in text
     assert "inotify, 7 of 10 watches, 3 refused, 1 overflows, 30 changes: 20 bumped, 10 of backends" in text

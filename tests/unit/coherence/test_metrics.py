@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coherence.errors import UserError
-from coherence.messages import Backend, Status, Watching
+from coherence.messages import Backend, DaxUse, Status, Watching
 from coherence.metrics import server
 from coherence.metrics.address import listen, parse
 from coherence.metrics.families import render
@@ -32,7 +32,7 @@ STATUS = Status(
     floor_raises=2,
     distrusts=1,
     watch=Watching("inotify", 7, 10, 3, 1, 30, 20, 10),
-    dax=[],
+    dax=DaxUse(2, 128 << 30, 64 << 30, 7, 14 << 20, 256 << 30, 3, 5),
 )
 
 

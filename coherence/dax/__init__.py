@@ -1,0 +1,1 @@
+"""Guests' DAX windows: what is mapped where in a domain (docs/dax.md)."""
