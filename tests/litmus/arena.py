@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,16 @@ def stock_guests(kind: str, options: Sequence[str] = ()) -> Iterator[Arena]:
         options: more options of the backends that are in a domain.
     """
     with _shared(STOCK_MODES, options) as shared, ExitStack() as stack:
-        players = []
-        for number in range(1, GUESTS + 1):
+
+        def player(number: int) -> Stock:
             shares = {mode.value: shared.backend(mode, number) for mode in STOCK_MODES}
             vm = stack.enter_context(boot(kind, shares=shares, memory=256, **shared.side.machine(kind)))
             for mode in STOCK_MODES:
                 vm.mount(mode.value, f"/mnt/{mode}")
-            players.append(Stock(kind, vm))
+            return Stock(kind, vm)
+
+        with ThreadPoolExecutor() as pool:
+            players = list(pool.map(player, range(1, GUESTS + 1)))
         yield Arena(shared.root, shared.side, lambda mode: players, Host(shared.root))
         shared.check()
 

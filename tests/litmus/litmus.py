@@ -98,6 +98,8 @@ class Litmus:
         local: the outcomes that a local file system can have.
         stale: more outcomes, that a party can have which uses an old copy. All others are wrong in every mode.
         auto, always: what these modes do with the stale ones; none and shared never have them.
+        without_name: party 2 looks at a file that has lost its name. inotify does not tell which file that was, so of
+            such a change on the host aware guests learn nothing (docs/host-watch.md, "Files without a name").
     """
 
     name: str
@@ -109,6 +111,7 @@ class Litmus:
     stale: frozenset[str]
     auto: Shows
     always: Shows
+    without_name: bool = False
 
     @property
     def registers(self) -> int:
