@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from coherence.log import get_logger
+from server.dax.truncations import Truncations
+from server.dax.window import Window
 from server.file_system import FileSystem
 from server.loop import EventLoop
 from server.memory import GuestMemory
@@ -24,6 +26,7 @@ from server.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
     from coherence.membership import Membership
+    from server.dax.view import View
 
 log = get_logger(__name__)
 
@@ -37,9 +40,12 @@ class FsDevice:
         settings: the share.
         loop: what serves the rings once they run.
         membership: the domain that the share belongs to, or None.
+        view: what the guest's DAX window shows of files; goes with a window.
     """
 
-    def __init__(self, settings: Settings, loop: EventLoop, membership: Membership | None = None) -> None:
+    def __init__(
+        self, settings: Settings, loop: EventLoop, membership: Membership | None = None, view: View | None = None
+    ) -> None:
         self.features = VIRTIO_F_VERSION_1 | VIRTIO_RING_F_INDIRECT_DESC | VIRTIO_RING_F_EVENT_IDX
         self.queue_count = 1 + settings.num_request_queues
         tag = (settings.tag or "").encode()
@@ -50,6 +56,14 @@ class FsDevice:
             self.fs = FileSystem(settings, membership.table, membership.journal, membership.leases)
         self.window_bytes = settings.window_bytes
         self.shared_memory = SharedMemory(settings.window_bytes, loop)
+        self._window: Window | None = None
+        if membership is not None:
+            self.fs.truncate_with(Truncations(membership.dax, self.fs))
+        if membership is not None and view is not None:
+            self._window = Window(settings.window_bytes, self.shared_memory, membership.dax, view, self.fs)
+            self.shared_memory.on_reset = self._window.reset
+            membership.dax.attach(self._window.withdraw, self._window.settle)
+            self.fs.use_window(self._window)
         self._settings = settings
         self._loop = loop
         self._memory = GuestMemory()
@@ -140,6 +154,8 @@ class FsDevice:
         """Stop everything and let go of the guest's memory."""
         self.reset()
         self.shared_memory.disconnect()
+        if self._window is not None:
+            self._window.close()
         self._memory.clear()
 
     def _drop_ring(self, index: int) -> int:

@@ -14,6 +14,12 @@ from server.validity cimport Validity
 cdef enum:
     INTERRUPTED_MAX = 64
 
+cdef enum dax_t:
+    DAX_NEVER
+    DAX_ALWAYS
+    DAX_INODE
+    DAX_AUTO
+
 cdef class FileSystem:
     cdef readonly object settings
     cdef readonly bint readonly
@@ -28,6 +34,11 @@ cdef class FileSystem:
     cdef readonly Changes changes
     cdef readonly Validity validity
     cdef DataFiles data_files
+    cdef readonly object window
+    cdef object truncations
+    cdef dax_t dax
+    cdef uint64_t dax_min_size
+    cdef bint woken
     cdef bint opens_nothing
     cdef uint64_t interrupted[INTERRUPTED_MAX]
     cdef unsigned interrupted_count
@@ -48,7 +59,7 @@ cdef class FileSystem:
         size_t length
     ) noexcept
     cdef int fill_negative(self, fuse_entry_out *entry, inode_t *parent, const char *name, size_t length) noexcept
-    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared) noexcept
+    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared)
     cdef int file_fd(self, uint64_t nodeid, uint64_t fh, bint writable) noexcept
     cdef uint32_t flags_of(self, const inode_t *inode) noexcept
     cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept
@@ -57,3 +68,9 @@ cdef class FileSystem:
     cdef void interrupt(self, uint64_t unique) noexcept
     cdef int serve_rarely(self, request_t *request)
     cdef bint make_room(self) noexcept
+    cdef int reach(self, inode_t *inode, uint64_t size)
+    cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size)
+    cdef void end_truncation(self, uint64_t unique)
+    cdef uint32_t attr_flags(self, inode_t *inode, const statx_t *stx) noexcept
+    cdef void forget_request(self, uint64_t unique)
+    cdef void abandon_requests(self)

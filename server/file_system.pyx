@@ -13,16 +13,16 @@ from libc.string cimport memcpy, memset
 from posix.fcntl cimport F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY, fcntl
 from posix.unistd cimport close
 
-from coherence.leases cimport Leases
+from coherence.leases cimport Leases, lt_now
 from coherence.table cimport Journal, Table
 from server.changes cimport PARK, Changes, change_t
 from server.data_files cimport DataFiles
 from server.fuse.wire cimport fuse_attr, fuse_attr_out, fuse_entry_out, fuse_open_out
 from server.handles cimport HandleTable, handle_t
-from server.inodes cimport InodeTable, inode_t
+from server.inodes cimport ABSENT, PRESENT, UNKNOWN, InodeTable, inode_t
 from server.libc cimport (
     AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath,
-    openat, snprintf, statx, statx_t,
+    has_dax_flag, openat, snprintf, statx, statx_t,
 )
 from server.request cimport REPLY_ROOM, request_t
 from server.validity cimport Validity
@@ -34,12 +34,14 @@ from coherence.errors import UserError
 from coherence.log import get_logger
 from server import credentials
 from server.fuse.init import negotiate
-from server.fuse.protocol import InitFlag, Opcode, OpenFlag
+from server.fuse.protocol import AttrFlag, InitFlag, Opcode, OpenFlag
 from server.operations import OPERATIONS
+from server.operations.request import Parked
 
 log = get_logger(__name__)
 
 cdef enum:
+    WOKEN_US = 50_000          # after which a request that somebody wakes is looked at anyway
     STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
     S_IFREG = 0o100000
     S_IFDIR = 0o040000
@@ -47,10 +49,7 @@ cdef enum:
 
 
 cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
-
-
-class Parked(Exception):
-    """Out of FileSystem.changing(): the change has to wait for others, and the operation begins again later."""
+cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
 
 
 cdef class Request:
@@ -104,14 +103,29 @@ cdef class FileSystem:
         self.inodes = InodeTable(settings.root_fd, table)
         self.handles = HandleTable()
         self.data_files = DataFiles(self.handles)
+        self.window = self.truncations = None
+        self.dax_min_size = settings.dax_min_size
         self.adopt_policy()
 
     def __dealloc__(self):
         if self.proc_fd >= 0:
             close(self.proc_fd)
 
+    def use_window(self, window) -> None:
+        """From now on the guest may map files: server.dax.window.Window."""
+        self.window = window
+        self.dax = {"never": DAX_NEVER, "always": DAX_ALWAYS, "inode": DAX_INODE, "auto": DAX_AUTO}[self.settings.dax]
+
+    def truncate_with(self, truncations) -> None:
+        """From now on others may have mapped the files that are made smaller: server.dax.truncations.Truncations."""
+        self.truncations = truncations
+
     def reset(self) -> None:
         """End the guest's session: nothing that it opened or looked up remains."""
+        if self.window is not None:
+            self.window.begin_session()
+        if self.truncations is not None:
+            self.truncations.clear()
         self.data_files.clear()
         self.handles.clear()
         self.inodes.clear()
@@ -131,7 +145,7 @@ cdef class FileSystem:
     def initialize(self, body: bytes) -> bytes:
         """Answer an INIT: a new session begins, whatever was before; the encoded fuse_init_out."""
         self.reset()
-        agreement = negotiate(body, self.settings)
+        agreement = negotiate(body, self.settings, dax=self.window is not None)
         self.initialized = True
         self.opens_nothing = InitFlag.NO_OPEN_SUPPORT in agreement.flags
         log.info("guest attached", tag=self.settings.tag, fuse=f"7.{agreement.minor}", flags=hex(agreement.flags))
@@ -198,6 +212,8 @@ cdef class FileSystem:
         """The attributes of an inode after a SETATTR: an encoded fuse_attr_out."""
         cdef fuse_attr_out out
         cdef int error = self.fill_attr_out(&out, live(self, nodeid), False)
+        if error == PARK:
+            raise Parked
         if error:
             raise oserror(error)
         return (<char *>&out)[:sizeof(out)]
@@ -227,6 +243,50 @@ cdef class FileSystem:
             raise oserror(error)
         out.open_flags = self.flags_of(live(self, nodeid))
         return (<char *>&out)[:sizeof(out)]
+
+    def reaches(self, nodeid: int, size: int) -> None:
+        """A file is about to have at least this size; Parked until what the guest has mapped of it is the file."""
+        if self.reach(live(self, nodeid), size) == PARK:
+            raise Parked
+
+    @contextlib.contextmanager
+    def truncating(self, unique: int, nodeid: int, size: int):
+        """A block in which a request makes a file smaller: nobody has mapped what is beyond.
+
+        Raises:
+            Parked: on entry.
+        """
+        cdef inode_t *inode = live(self, nodeid)
+        if self.begin_truncation(unique, inode, size) == PARK:
+            raise Parked
+        try:
+            yield
+        except Parked:
+            # It begins again, and nobody maps that meanwhile.
+            raise
+        except BaseException:
+            self.end_truncation(unique)
+            raise
+        else:
+            self.end_truncation(unique)
+
+    def reached(self, nodeid: int) -> int:
+        """The largest size of a file that the guest may know of."""
+        cdef inode_t *inode = self.inodes.get(nodeid)
+        return 0 if inode == NULL else inode.reached
+
+    def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
+        """What the guest has mapped of a file beyond this size is not the file any more; None: it is again."""
+        cdef inode_t *inode = self.inodes.get(nodeid)
+        if inode == NULL:
+            return
+        inode.withdrawn = 0
+        if size is not None:
+            inode.withdrawn, inode.reached = <uint64_t>size + 1, size
+
+    def wake(self) -> None:
+        """Look at parked requests again, whenever they are due."""
+        self.woken = True
 
     def credentials(self, uid: int, gid: int):
         """A block in which things are created as this user."""
@@ -303,6 +363,39 @@ cdef class FileSystem:
         if path_fd < 0 and self.make_room():
             path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
         return path_fd if path_fd >= 0 else -errno
+
+    cdef int reach(self, inode_t *inode, uint64_t size):
+        """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there."""
+        if inode.withdrawn == 0 or size < inode.withdrawn:
+            inode.reached = max(inode.reached, size)
+            return 0
+        self.window.restore(inode.nodeid)
+        self.changes.due = lt_now() + WOKEN_US
+        return PARK
+
+    cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
+        """A request is about to make a file smaller: 0, or PARK while others have mapped what is beyond."""
+        if self.truncations is None or self.truncations.begin(unique, inode.nodeid, size):
+            return 0
+        self.changes.due = lt_now() + WOKEN_US
+        return PARK
+
+    cdef void end_truncation(self, uint64_t unique):
+        """It has done that, or failed."""
+        if self.truncations is not None:
+            self.truncations.end(unique)
+
+    cdef uint32_t attr_flags(self, inode_t *inode, const statx_t *stx) noexcept:
+        """Whether the guest is to map a file, where it leaves that to us."""
+        cdef int fd
+        if inode.type != S_IFREG or self.dax == DAX_NEVER or (self.dax == DAX_AUTO and stx.stx_size < self.dax_min_size):
+            return 0
+        if self.dax == DAX_INODE and inode.dax_flag == UNKNOWN:
+            fd = self.reopen_fd(inode, O_RDONLY)
+            inode.dax_flag = PRESENT if fd >= 0 and has_dax_flag(fd) else ABSENT
+            if fd >= 0:
+                close(fd)
+        return 0 if self.dax == DAX_INODE and inode.dax_flag == ABSENT else ATTR_DAX
 
     cdef bint make_room(self) noexcept:
         """After a system call: whether it failed for want of descriptors and, as some could be closed, may succeed."""
@@ -382,6 +475,7 @@ cdef class FileSystem:
         entry.nodeid = inode.nodeid
         entry.generation = 0
         self.fill_attr(&entry.attr, stx)
+        entry.attr.flags = self.attr_flags(inode, stx)
         told = self.validity.tell(inode, stx, &entry.attr, True)
         if parent != NULL:
             self.validity.cover(parent, inode, stx)
@@ -406,14 +500,18 @@ cdef class FileSystem:
         set_valid(&entry.entry_valid, &entry.entry_valid_nsec, valid)
         return 0
 
-    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared) noexcept:
-        """The reply of a GETATTR, or of a SETATTR, which the guest does not compare with what it has: 0 or an errno."""
+    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared):
+        """The reply of a GETATTR, or of a SETATTR, which the guest does not compare with what it has: 0, an errno or
+        PARK."""
         cdef statx_t stx
         cdef bint told
         if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             return errno
+        if self.reach(inode, stx.stx_size) == PARK:
+            return PARK
         memset(out, 0, sizeof(fuse_attr_out))
         self.fill_attr(&out.attr, &stx)
+        out.attr.flags = self.attr_flags(inode, &stx)
         told = self.validity.tell(inode, &stx, &out.attr, compared)
         set_valid(&out.attr_valid, &out.attr_valid_nsec, self.validity.of_attributes(inode, &stx) if told else 0)
         return 0
@@ -482,6 +580,19 @@ cdef class FileSystem:
             self.data_files.drop(inode)
             self.inodes.evict(inode)
 
+    cdef void forget_request(self, uint64_t unique):
+        """A request that is parked will never be served."""
+        if self.window is not None:
+            self.window.forget(unique)
+        self.end_truncation(unique)
+
+    cdef void abandon_requests(self):
+        """Requests that are parked can wait for nobody else any more."""
+        if self.window is not None:
+            self.window.abandon()
+        if self.truncations is not None:
+            self.truncations.abandon()
+
     cdef void interrupt(self, uint64_t unique) noexcept:
         """The guest gives up waiting for a request."""
         if self.interrupted_count < INTERRUPTED_MAX:
@@ -508,7 +619,9 @@ cdef class FileSystem:
             reply = operation(self, carried)
         except OSError as error:
             return error.errno or EIO
-        except Parked:
+        except Parked as parked:
+            if parked.args:
+                self.changes.due = lt_now() + <uint64_t>(1_000_000 * parked.args[0])
             return PARK
         except Exception:
             log.exception("operation failed", opcode=Opcode(request.header.opcode).name)

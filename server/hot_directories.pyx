@@ -140,8 +140,14 @@ cdef bint add_plus(
     memset(at + size - 8, 0, 8)
     memset(&out.entry_out, 0, sizeof(out.entry_out))
     if not dots and fs.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
-        fs.fill_entry(&out.entry_out, parent, inode, &stx, entry.d_name, length)
-    else:
+        if inode.withdrawn != 0 and stx.stx_size >= inode.withdrawn:
+            # The guest has to ask for it by itself, as that may have to wait.
+            fs.inodes.forget(inode.nodeid, 1)
+            inode = NULL
+        else:
+            inode.reached = max(inode.reached, stx.stx_size)
+            fs.fill_entry(&out.entry_out, parent, inode, &stx, entry.d_name, length)
+    if inode == NULL:
         out.entry_out.attr.ino = entry.d_ino
         out.entry_out.attr.mode = <unsigned>entry.d_type << 12
     fill_dirent(&out.dirent, entry, length)

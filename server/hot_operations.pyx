@@ -128,7 +128,7 @@ cdef int named(request_t *request, size_t offset, const char **name, size_t *len
     return name_error(name[0], length[0])
 
 
-cdef int look_up(FileSystem fs, request_t *request) noexcept:
+cdef int look_up(FileSystem fs, request_t *request):
     cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
     cdef fuse_entry_out *out = <fuse_entry_out *>request.reply
     cdef inode_t *inode = NULL
@@ -142,6 +142,9 @@ cdef int look_up(FileSystem fs, request_t *request) noexcept:
     if error == 0:
         fs.validity.ask_watch(parent)
         error = fs.look_up(parent, name, &inode, &stx)
+    if error == 0 and fs.reach(inode, stx.stx_size) == PARK:
+        fs.inodes.forget(inode.nodeid, 1)
+        return PARK
     if error == ENOENT:
         error = fs.fill_negative(out, parent, name, length)
     elif error == 0:
@@ -169,7 +172,7 @@ cdef int batch_forget(FileSystem fs, request_t *request) noexcept:
     return NO_REPLY
 
 
-cdef int getattr_(FileSystem fs, request_t *request) noexcept:
+cdef int getattr_(FileSystem fs, request_t *request):
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     if inode == NULL:
         return ESTALE
@@ -195,11 +198,13 @@ cdef int allowed_flags(FileSystem fs, uint32_t flags) noexcept:
     return flags & (OPEN_FLAGS | (O_DIRECT if fs.allow_direct_io else 0))
 
 
-cdef int open_inode(FileSystem fs, inode_t *inode, int flags, bint kill, int *fd) noexcept:
+cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags, bint kill, int *fd):
     """Open an inode: 0, with *fd, an errno, or PARK. kill: O_TRUNC clears set-user-id and set-group-id bits."""
     cdef change_t change
     cdef bint truncate = flags & O_TRUNC
     if truncate:
+        if fs.begin_truncation(request.header.unique, inode, 0) == PARK:
+            return PARK
         memset(&change, 0, sizeof(change))
         fs.changes.add_known(&change, inode, True)
         if fs.changes.begin(&change) == PARK:
@@ -211,10 +216,11 @@ cdef int open_inode(FileSystem fs, inode_t *inode, int flags, bint kill, int *fd
         if kill:
             restore_fsetid()
         fs.changes.acknowledge(&change)
+        fs.end_truncation(request.header.unique)
     return -fd[0] if fd[0] < 0 else 0
 
 
-cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
+cdef int open_(FileSystem fs, request_t *request, uint32_t type):
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_open_in *ask = <fuse_open_in *>request.body
     cdef int fd = -1, flags, error
@@ -232,7 +238,7 @@ cdef int open_(FileSystem fs, request_t *request, uint32_t type) noexcept:
     flags = allowed_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
     if fs.readonly and (flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY):
         return EROFS
-    error = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
+    error = open_inode(fs, request, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
     if error:
         return error
     request.reply_size = sizeof(fuse_open_out)
@@ -333,7 +339,7 @@ cdef int write_flags(uint32_t flags) noexcept:
     )
 
 
-cdef int write(FileSystem fs, request_t *request) noexcept:
+cdef int write(FileSystem fs, request_t *request):
     cdef fuse_write_in *ask = <fuse_write_in *>request.body
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_write_out *out = <fuse_write_out *>request.reply
@@ -352,6 +358,8 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
         return -fd
     if ask.offset > <uint64_t>INT64_MAX - ask.size:
         return EINVAL
+    if fs.reach(inode, ask.offset + ask.size) == PARK:
+        return PARK
     kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
     memset(&change, 0, sizeof(change))
     fs.changes.add_known(&change, inode, True)
@@ -381,7 +389,7 @@ cdef int write(FileSystem fs, request_t *request) noexcept:
     return 0
 
 
-cdef int create(FileSystem fs, request_t *request) noexcept:
+cdef int create(FileSystem fs, request_t *request):
     """Create and open a file; where another guest was faster, open that, unless the caller asked for O_EXCL.
 
     The guest's kernel checked the right to create, not the right to open what is there now. Root needs none; others
@@ -439,12 +447,12 @@ cdef int create(FileSystem fs, request_t *request) noexcept:
             if request.header.uid or fs.look_up(parent, name, &inode, &stx):
                 error = ESTALE
             else:
-                error = 0
-    if inode != NULL and fd < 0:
+                error = fs.reach(inode, stx.stx_size)
+    if inode != NULL and fd < 0 and error == 0:
         if inode.type != S_IFREG:
             error = EISDIR if inode.type == S_IFDIR else EINVAL
         else:
-            error = open_inode(fs, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
+            error = open_inode(fs, request, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
         if error == 0 and flags & O_TRUNC and statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             error = errno
     if error:

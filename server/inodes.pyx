@@ -190,6 +190,8 @@ cdef class InodeTable:
         inode.cover = inode.told_stamp = inode.data_fh = 0
         inode.uncovered = False
         inode.blip = 0
+        inode.dax_flag = UNKNOWN
+        inode.withdrawn = inode.reached = 0
         inode.generation += 1
         inode.nodeid = (
             inode.slot

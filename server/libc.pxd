@@ -12,9 +12,11 @@ cdef extern from *:
     #endif
     #include <dirent.h>
     #include <fcntl.h>
+    #include <linux/fs.h>
     #include <linux/openat2.h>
     #include <stdio.h>
     #include <string.h>
+    #include <sys/ioctl.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
     #include <sys/sysmacros.h>
@@ -36,6 +38,13 @@ cdef extern from *:
     static inline uint64_t statx_dev(const struct statx *stx)
     {
         return makedev(stx->stx_dev_major, stx->stx_dev_minor);
+    }
+
+    /* Whether a file has the flag that chattr(1) calls x. */
+    static inline int has_dax_flag(int fd)
+    {
+        struct fsxattr attributes;
+        return ioctl(fd, FS_IOC_FSGETXATTR, &attributes) == 0 && attributes.fsx_xflags & FS_XFLAG_DAX;
     }
 
     static inline int64_t realtime_ns(void)
@@ -111,6 +120,7 @@ cdef extern from *:
     ssize_t pwritev(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
     ssize_t pwritev2(int fd, const iovec *iov, int count, off_t offset, int flags) noexcept nogil
     uint64_t statx_dev(const statx_t *stx) noexcept nogil
+    bint has_dax_flag(int fd)
     int64_t realtime_ns() noexcept nogil
     uint64_t monotonic_ns() noexcept nogil
     size_t strnlen(const char *text, size_t size) noexcept nogil

@@ -147,6 +147,8 @@ cdef class EventLoop:
                 queue.tick(now)
             if queue.until_retry(now) == 0:
                 queue.retry(now)
+        for queue in self.queues:
+            queue.fs.woken = False
         while self.timers and <uint64_t>self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2]()
         return 0

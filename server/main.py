@@ -18,11 +18,13 @@ from coherence.errors import UserError
 from coherence.membership import Membership
 from coherence.notify import Notifier
 from server import credentials
+from server.dax.view import View
 from server.device import FsDevice
 from server.listener import adopt, listen
 from server.loop import EventLoop
 from server.options import PROG, Options, parse
 from server.sessions import Sessions
+from server.settings import Settings
 
 NOFILE: Final = 1_000_000
 """Open files that are enough: each inode that the guest knows takes one."""
@@ -48,11 +50,13 @@ def _serve(options: Options) -> None:
         root_fd = _open_directory(options.shared_dir)
         stack.callback(os.close, root_fd)
         loop = EventLoop()
+        view = _view(options, stack)
+        settings = options.settings(root_fd, dax=view is not None)
         membership = None
         if options.coherence is not None:
-            membership = stack.enter_context(closing(_join(options, options.coherence, root_fd)))
+            membership = stack.enter_context(closing(_join(options, options.coherence, root_fd, settings)))
         try:
-            device = FsDevice(options.settings(root_fd), loop, membership)
+            device = FsDevice(settings, loop, membership, view)
         except OSError as error:
             raise _not_shared(options.shared_dir, error) from None
         stack.enter_context(closing(device))
@@ -108,7 +112,18 @@ def _not_shared(path: Path, error: OSError) -> UserError:
     return UserError(f"shared directory {path}: {error.strerror}: name another with --shared-dir")
 
 
-def _join(options: Options, table: Path, root_fd: int) -> Membership:
+def _view(options: Options, stack: ExitStack) -> View | None:
+    """What a DAX window shows of files; None where there is to be none, or cannot be."""
+    if options.dax == "never":
+        return None
+    view = stack.enter_context(closing(View()))
+    if view.available:
+        return view
+    log.get_logger(__name__).warning("no DAX: guests read and write by requests", reason=view.reason)
+    return None
+
+
+def _join(options: Options, table: Path, root_fd: int, settings: Settings) -> Membership:
     root = os.fstat(root_fd)
     return Membership.join(
         str(table),
@@ -116,6 +131,7 @@ def _join(options: Options, table: Path, root_fd: int) -> Membership:
         guest=options.guest,
         cache=options.cache,
         socket_path=None if options.coherence_socket is None else str(options.coherence_socket),
+        window=settings.window_bytes,
     )
 
 

@@ -8,14 +8,16 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, get_args
 
 import msgspec
 
 from coherence import log
 from coherence.parser import Parser
+from coherence.sizes import parse_size, size_text
 from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
-from server.settings import LEASE_MARGIN, LEASE_MAX, TAG_MAX, Settings
+from server.dax.window import CHUNK
+from server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
 from server.virtqueue import MAX_QUEUE_SIZE
 
 PROG: Final = "vfs-backend"
@@ -94,6 +96,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     allow_direct_io: bool
     num_request_queues: int
     queue_size: int
+    dax: DaxMode
+    dax_window: int
+    dax_min_size: int
     coherence: Path | None
     coherence_socket: Path | None
     guest: str
@@ -102,8 +107,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     log_json: bool
 
-    def settings(self, root_fd: int) -> Settings:
-        """What the device needs of it; root_fd: see Settings."""
+    def settings(self, root_fd: int, *, dax: bool = True) -> Settings:
+        """What the device needs of it.
+
+        Args:
+            root_fd: see Settings.
+            dax: whether the guest can have a window.
+        """
         return Settings(
             shared_dir=self.shared_dir,
             root_fd=root_fd,
@@ -121,6 +131,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             allow_direct_io=self.allow_direct_io,
             num_request_queues=self.num_request_queues,
             queue_size=self.queue_size,
+            dax=self.dax,
+            dax_min_size=self.dax_min_size,
+            window_bytes=self.dax_window if dax and self.dax != "never" else 0,
         )
 
 
@@ -178,6 +191,10 @@ def _problem(given: dict[str, Any]) -> str | None:
         return f"--writeback does not go with --cache {cache}: others do not see delayed writes"
     if cache == "shared" and given["coherence"] is None:
         return "--cache shared needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
+    if given["dax"] != "never" and given["coherence"] is None:
+        return "--dax needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
+    if given["dax"] != "never" and given["readonly"]:
+        return "--dax does not go with --readonly: a guest could store into what it has mapped"
     if given["coherence_socket"] is not None and given["coherence"] is None:
         return "--coherence-socket needs --coherence TABLE, such as /dev/shm/vt"
     return None
@@ -253,6 +270,20 @@ def _descriptor(text: str) -> int:
     return _number(text, 0, (1 << 31) - 1)
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _window(text: str) -> int:
+    size = _size(text)
+    if size < CHUNK or size & (size - 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: use a power of two from {size_text(CHUNK)}")
+    return size
+
+
 def _files(text: str) -> int:
     return _number(text, 0, 1 << 30)
 
@@ -325,6 +356,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--allow-direct-io", action="store_true", help="pass O_DIRECT of the guest's programs on to the host"
+    )
+
+    group = parser.add_argument_group("file pages mapped in the guest (DAX)")
+    group.add_argument(
+        "--dax",
+        metavar="WHICH",
+        choices=get_args(DaxMode),
+        default="never",
+        help="which files a guest that mounts with dax=inode maps: never, always, inode (those with chattr +x), "
+        "auto (by size); all but never give the guest a window (default never)",
+    )
+    group.add_argument(
+        "--dax-window",
+        metavar="SIZE",
+        type=_window,
+        default=DAX_WINDOW,
+        help=f"of the window, a power of two (default {size_text(DAX_WINDOW)}); the guest needs 1.6 %% of it as memory",
+    )
+    group.add_argument(
+        "--dax-min-size",
+        metavar="SIZE",
+        type=_size,
+        default=DAX_MIN_SIZE,
+        help=f"smallest file for auto (default {size_text(DAX_MIN_SIZE)})",
     )
 
     group = parser.add_argument_group("the coherence domain")

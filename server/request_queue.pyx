@@ -106,6 +106,8 @@ cdef class RequestQueue:
     def finish(self) -> None:
         """Serve what is parked, waiting for it: the driver keeps the ring, but not the account of what we have."""
         cdef uint64_t now
+        if self.parked_count and self.enabled:
+            self.fs.abandon_requests()
         while self.parked_count and self.enabled:
             now = monotonic_ns()
             if self.waiting[0].due > now:
@@ -193,7 +195,7 @@ cdef class RequestQueue:
         """Serve what is parked and due."""
         cdef int i = 0
         while i < self.parked_count and self.enabled:
-            if self.waiting[i].due > now or self.serve_parked(i) == 0:
+            if (self.waiting[i].due > now and not self.fs.woken) or self.serve_parked(i) == 0:
                 i += 1
         if self.unsignalled and self.enabled:
             self.signal()
@@ -239,6 +241,7 @@ cdef class RequestQueue:
             elif self.ring.walk(self.waiting[i].head) < 0:
                 return self.give_up()
             else:
+                self.fs.forget_request(self.waiting[i].unique)
                 self.request.header.unique = self.waiting[i].unique
                 self.release(i, self.reply(EINTR))
         if self.unsignalled and self.enabled and not self.patient:
@@ -251,6 +254,8 @@ cdef class RequestQueue:
         cdef int i
         if self.parked_count == 0 or not self.enabled:
             return -1
+        if self.fs.woken:
+            return 0
         for i in range(self.parked_count):
             if i == 0 or self.waiting[i].due < due:
                 due = self.waiting[i].due

@@ -18,6 +18,8 @@ from server.fuse.protocol import (
 from server.settings import Settings
 
 OLDEST_MINOR_VERSION: Final = 27
+PAGE_SHIFT: Final = 12
+"""What DAX mappings are aligned to, log2 of bytes."""
 MAX_WRITE: Final = MAX_MAX_PAGES * 4096
 """Bytes of the largest READ and WRITE."""
 
@@ -48,12 +50,13 @@ class Agreement:
     reply: bytes
 
 
-def negotiate(body: bytes, settings: Settings) -> Agreement:
+def negotiate(body: bytes, settings: Settings, *, dax: bool = False) -> Agreement:
     """Answer an INIT.
 
     Args:
         body: fuse_init_in; guests before 7.36 send its first 16 bytes only.
         settings: what the share offers.
+        dax: whether the guest has a window to map files in.
 
     Raises:
         OSError: EINVAL for a short body, EPROTO for a protocol older than 7.27.
@@ -87,6 +90,8 @@ def negotiate(body: bytes, settings: Settings) -> Agreement:
         wanted |= InitFlag.WRITEBACK_CACHE
     if settings.allow_mmap:
         wanted |= InitFlag.DIRECT_IO_ALLOW_MMAP
+    if dax:
+        wanted |= InitFlag.MAP_ALIGNMENT | InitFlag.HAS_INODE_DAX
     agreed = offered & wanted
     minor = min(minor, KERNEL_MINOR_VERSION)
     return Agreement(minor, agreed, _reply(minor, max_readahead, agreed))
@@ -103,7 +108,7 @@ def _reply(minor: int, max_readahead: int, flags: InitFlag) -> bytes:
         MAX_WRITE,
         1,  # time_gran, nanoseconds
         MAX_MAX_PAGES,
-        0,
+        PAGE_SHIFT if InitFlag.MAP_ALIGNMENT in flags else 0,
         flags >> 32,
         0,
         0,

@@ -5,7 +5,7 @@ rest. An operation takes the file system and the request, and returns the reply'
 whose errno becomes the reply. What is not in OPERATIONS either is answered with ENOSYS.
 """
 
-from server.operations import attributes, data, links, names, xattrs
+from server.operations import attributes, data, links, mapping, names, xattrs
 from server.operations.request import OPERATIONS
 
-__all__ = ["OPERATIONS", "attributes", "data", "links", "names", "xattrs"]
+__all__ = ["OPERATIONS", "attributes", "data", "links", "mapping", "names", "xattrs"]

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from contextlib import nullcontext
 from typing import Final
 
 from server.fuse.protocol import ACCESS_IN, KSTATFS, SETATTR_IN, FattrFlag, Kstatfs, Opcode, SetattrIn
@@ -32,7 +33,12 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
     valid = FattrFlag(new.valid)
     fd = fs.fd(request.nodeid)
     path = proc_path(fd)
-    with fs.changing(inodes=(request.nodeid,), data=bool(valid & FattrFlag.SIZE)):
+    if valid & FattrFlag.SIZE:
+        fs.reaches(request.nodeid, new.size)
+    with (
+        fs.truncating(request.unique, request.nodeid, new.size) if valid & FattrFlag.SIZE else nullcontext(),
+        fs.changing(inodes=(request.nodeid,), data=bool(valid & FattrFlag.SIZE)),
+    ):
         # The guest takes what this reply says without dropping pages that were older than another guest's change.
         stale = fs.is_stale(request.nodeid)
         if valid & FattrFlag.MODE:

@@ -32,6 +32,7 @@ from server.syscalls import syncfs as sys_syncfs
 COPY_MAX: Final = 64 << 20
 """Most bytes that one COPY_FILE_RANGE copies: the guest's other requests wait for it, and the caller asks
 for the rest, as after any short copy. A multiple of every block size, so that extents can still be shared."""
+FALLOC_FL_COLLAPSE_RANGE: Final = 0x08
 FALLOCATE_MODES: Final = 0x7F
 """FALLOC_FL_* (linux/falloc.h)."""
 
@@ -78,8 +79,15 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
     if mode & ~FALLOCATE_MODES:
         raise error(errno.EOPNOTSUPP)
     fd = fs.handle_fd(request.nodeid, fh, writable=True)
-    with fs.changing(inodes=(request.nodeid,), data=True), _as_privileged_as(fs, request):
-        sys_fallocate(fd, mode, checked_offset(offset), checked_offset(length))
+    end = checked_offset(offset) + checked_offset(length)
+    fs.reaches(request.nodeid, end)
+    shorter = mode & FALLOC_FL_COLLAPSE_RANGE
+    with (
+        fs.truncating(request.unique, request.nodeid, os.fstat(fd).st_size - length) if shorter else nullcontext(),
+        fs.changing(inodes=(request.nodeid,), data=True),
+        _as_privileged_as(fs, request),
+    ):
+        sys_fallocate(fd, mode, offset, length)
     return b""
 
 
@@ -101,6 +109,7 @@ def _copy(fs: FileSystem, request: Request) -> int:
     # In this order: of one file, the descriptor to write to does for both.
     target = fs.handle_fd(nodeid_out, fh_out, writable=True)
     source = fs.handle_fd(request.nodeid, fh_in)
+    fs.reaches(nodeid_out, checked_offset(off_out) + min(length, COPY_MAX))
     with fs.changing(inodes=(nodeid_out,), data=True), _as_privileged_as(fs, request):
         return os.copy_file_range(
             source, target, min(length, COPY_MAX), checked_offset(off_in), checked_offset(off_out)

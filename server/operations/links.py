@@ -20,6 +20,7 @@ def link(fs: FileSystem, request: Request) -> bytes:
     (inode,) = unpack(LINK_IN, request.body)
     name = checked_name(*strings(request.body, LINK_IN.size, 1))
     fd, parent = fs.fd(inode), fs.fd(request.nodeid)
+    fs.reaches(inode, os.fstat(fd).st_size)
     with fs.changing(inodes={request.nodeid, inode}, names=((request.nodeid, name),)):
         os.link(proc_path(fd), name, dst_dir_fd=parent, follow_symlinks=True)
     return fs.entry_fd(fd, request.nodeid, name)

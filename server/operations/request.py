@@ -40,6 +40,18 @@ class Request(Protocol):
     reply_size: int
 
 
+class Window(Protocol):
+    """What the operations use of server.dax.window.Window."""
+
+    def set_up(self, unique: int, nodeid: int, offset: int, length: int, writable: bool, place: int) -> None:
+        """Map a part of a file; Parked until it is."""
+        ...
+
+    def remove(self, unique: int, places: list[tuple[int, int]]) -> None:
+        """Take mappings away; Parked until they are."""
+        ...
+
+
 class FileSystem(Protocol):
     """What the operations use of the core's file system."""
 
@@ -110,9 +122,34 @@ class FileSystem(Protocol):
         """
         ...
 
+    @property
+    def window(self) -> Window | None:
+        """The guest's DAX window, if it has one."""
+        ...
+
+    def reaches(self, nodeid: int, size: int) -> None:
+        """A file is about to have at least this size: Parked while the guest has something else mapped there."""
+        ...
+
+    def truncating(self, unique: int, nodeid: int, size: int) -> AbstractContextManager[object]:
+        """Make a file smaller: Parked while others have mapped what is beyond.
+
+        Args:
+            unique: of the request.
+        """
+        ...
+
     def prove_aware(self, value: bytes) -> None:
         """The guest proves that it checks the version table; EPERM when the proof is wrong."""
         ...
+
+
+class Parked(Exception):
+    """The operation has to wait for others: it begins again later.
+
+    Args:
+        seconds: after which it does, if it is not woken before; without, what it waits for says that.
+    """
 
 
 Operation = Callable[[FileSystem, Request], bytes]

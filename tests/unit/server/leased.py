@@ -24,12 +24,20 @@ LONGEST = 180 * MS
 
 
 @dataclass
+class Alone:
+    """What a device uses of coherence.dax.client.DaxClient, where nobody has a window."""
+
+    coordinates: bool = False
+
+
+@dataclass
 class Membership:
     """What a device uses of coherence.membership.Membership."""
 
     table: Table
     journal: Journal
     leases: Leases
+    dax: Alone = field(default_factory=Alone)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 from server.file_system import FileSystem
 from server.fuse.protocol import ATTR, ATTR_OUT, ENTRY_OUT, OPEN_OUT, ROOT_ID, Attr, EntryOut, Opcode
 from server.operations import OPERATIONS
+from server.operations.request import Window
 from server.settings import Settings
 
 
@@ -89,6 +90,14 @@ class Share:
 
     def attr_out(self, nodeid: int) -> bytes:
         return self._fs.attr_out(nodeid)
+
+    window: Window | None = None
+
+    def reaches(self, nodeid: int, size: int) -> None:
+        self._fs.reaches(nodeid, size)
+
+    def truncating(self, unique: int, nodeid: int, size: int) -> AbstractContextManager[None]:
+        return self._fs.truncating(unique, nodeid, size)
 
     def is_stale(self, nodeid: int) -> bool:
         return self._fs.is_stale(nodeid)

@@ -30,6 +30,7 @@ from server.fuse.protocol import (
     FattrFlag,
     Opcode,
 )
+from tests.unit.server.leased import Membership
 from tests.unit.server.raw_guest import RawGuest, raw_guest
 
 SLOTS = 1 << 20
@@ -87,12 +88,6 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
     table.add_root(table.inode_slot(root.st_dev, root.st_ino))
     leases = Leases.create(f"{name}.leases", table)
     Path(f"/dev/shm{name}.leases").unlink()
-
-    @dataclass
-    class Membership:
-        table: Table
-        journal: Journal
-        leases: Leases
 
     with raw_guest(share, cache="shared", xattr=True, membership=Membership(table, journal, leases)) as guest:  # type: ignore[arg-type]  # what the device uses
         yield Domain(table, journal, share, guest)

@@ -50,6 +50,7 @@ def test_every_rare_operation_is_served() -> None:
         *("SETATTR", "READLINK", "SYMLINK", "MKNOD", "MKDIR", "RMDIR", "RENAME", "RENAME2", "LINK"),
         *("TMPFILE", "FSYNC", "FSYNCDIR", "STATFS", "SYNCFS", "LSEEK", "FALLOCATE", "ACCESS"),
         *("COPY_FILE_RANGE", "COPY_FILE_RANGE_64", "SETXATTR", "GETXATTR", "LISTXATTR", "REMOVEXATTR"),
+        *("SETUPMAPPING", "REMOVEMAPPING"),
     }
 
 

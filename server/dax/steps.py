@@ -1,0 +1,62 @@
+"""Work in several steps, of which each waits for an answer: written as a generator, run by callbacks.
+
+A generator yields functions; each is called with a callback, whose arguments are what the yield gives, as a tuple.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any
+
+Steps = Generator[Callable[[Callable[..., None]], object], tuple[Any, ...], None]
+
+
+def run(steps: Steps, finished: Callable[[], None] = lambda: None) -> None:
+    """Begin the work; it goes on whenever an answer comes, and calls `finished` at its end."""
+    answers: deque[tuple[Any, ...]] = deque()
+    running = True
+
+    def go_on() -> None:
+        nonlocal running
+        try:
+            # An answer may come before the function that asks for it has returned.
+            while answers:
+                steps.send(answers.popleft())(resume)
+        except StopIteration:
+            finished()
+        finally:
+            running = False
+
+    def resume(*answer: Any) -> None:
+        nonlocal running
+        answers.append(answer)
+        if not running:
+            running = True
+            go_on()
+
+    try:
+        next(steps)(resume)
+    except StopIteration:
+        finished()
+        return
+    go_on()
+
+
+class Line:
+    """Works that are done one after the other."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Steps] = deque()
+        self._busy = False
+
+    def add(self, steps: Steps) -> None:
+        """Do this when everything before it is done."""
+        self._waiting.append(steps)
+        if not self._busy:
+            self._next()
+
+    def _next(self) -> None:
+        self._busy = bool(self._waiting)
+        if self._busy:
+            run(self._waiting.popleft(), self._next)

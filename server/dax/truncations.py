@@ -1,0 +1,113 @@
+"""Files that this guest makes smaller: others first give up what they have mapped beyond the new end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Allocator(Protocol):
+    """The client of coherenced's allocator (coherence.dax.client)."""
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether others may have mapped something."""
+        ...
+
+    def shrink(self, fd: int, size: int, done: Callable[[], None]) -> int:
+        """Ask others to give up what is beyond a size; done() when they have. Returns a token."""
+        ...
+
+    def shrunk(self, token: int) -> None:
+        """The file has its new size, or keeps the old one."""
+        ...
+
+
+class Files(Protocol):
+    """The files of the guest (server.file_system.FileSystem)."""
+
+    def reopen(self, nodeid: int, flags: int) -> int:
+        """A new descriptor of an inode."""
+        ...
+
+    def wake(self) -> None:
+        """Look at parked requests again."""
+        ...
+
+
+@dataclass(slots=True)
+class Truncation:
+    """One that is under way.
+
+    Attributes:
+        fd: of the file.
+        token: of the allocator.
+        granted: whether the file may be made smaller now.
+    """
+
+    fd: int
+    token: int = 0
+    granted: bool = False
+
+
+class Truncations:
+    """The truncations of a guest's requests, by their number.
+
+    Args:
+        allocator: who knows the others.
+        files: whose files.
+    """
+
+    def __init__(self, allocator: Allocator, files: Files) -> None:
+        self._allocator = allocator
+        self._files = files
+        self._under_way: dict[int, Truncation] = {}
+
+    def begin(self, unique: int, nodeid: int, size: int) -> bool:
+        """Whether a request may make a file smaller now; if not, it is to ask again when it is woken.
+
+        Args:
+            unique: of the request.
+            nodeid: the file.
+            size: that it will have, bytes.
+        """
+        under_way = self._under_way.get(unique)
+        if under_way is not None:
+            return under_way.granted
+        if not self._allocator.coordinates:
+            return True
+        try:
+            fd = self._files.reopen(nodeid, os.O_WRONLY)
+        except OSError:
+            # The change itself will say why it cannot be made.
+            return True
+        if os.fstat(fd).st_size <= size:
+            os.close(fd)
+            return True
+        truncation = self._under_way[unique] = Truncation(fd)
+
+        def granted() -> None:
+            truncation.granted = True
+            self._files.wake()
+
+        truncation.token = self._allocator.shrink(fd, size, granted)
+        return truncation.granted
+
+    def end(self, unique: int) -> None:
+        """The request has made its change, or will not; one that made none smaller may say so, too."""
+        truncation = self._under_way.pop(unique, None)
+        if truncation is not None:
+            self._allocator.shrunk(truncation.token)
+            os.close(truncation.fd)
+
+    def abandon(self) -> None:
+        """Requests cannot wait any longer: they make their changes now."""
+        for truncation in self._under_way.values():
+            truncation.granted = True
+
+    def clear(self) -> None:
+        """The session is over, and nobody will serve its requests."""
+        for unique in list(self._under_way):
+            self.end(unique)

@@ -1,0 +1,439 @@
+"""What is mapped in one guest's DAX window, and how that changes (docs/dax.md).
+
+A mapping is claimed from coherenced, then made by the front-end. What lies beyond the end of a file that another
+guest or the host truncates is withdrawn: trash is mapped in its place, as access beyond the end of a file kills the
+virtual machine. Before the guest is told of a larger file again, that is taken back.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Protocol
+
+from coherence.log import get_logger
+from server.dax.steps import Line, Steps, run
+from server.operations.request import Parked, error
+
+log = get_logger(__name__)
+
+CHUNK: Final = 2 << 20
+"""Bytes: places, lengths and offsets are multiples of it (FUSE_DAX_SZ in fs/fuse/dax.c)."""
+PAGE: Final = 4096
+LOOK_AGAIN_SECONDS: Final = 0.05
+"""After which a request whose mapping is not made yet is looked at again, if it is not woken before."""
+
+Done = Callable[[int], None]
+
+
+class FrontEnd(Protocol):
+    """The shared memory of the virtual machine (server.vhost_user.shared_memory)."""
+
+    def map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Done) -> None:
+        """Map a part of a file at a place of the window; done(errno). The descriptor stays the caller's."""
+
+    def unmap(self, place: int, length: int, done: Done) -> None:
+        """Take away what was mapped so; done(errno)."""
+
+
+class Allocator(Protocol):
+    """The client of coherenced's allocator (coherence.dax.client)."""
+
+    def claim(
+        self,
+        device: int,
+        inode: int,
+        offset: int,
+        length: int,
+        place: int,
+        writable: bool,
+        done: Callable[[int, int], None],
+    ) -> None:
+        """Ask for a mapping; done(place, errno)."""
+
+    def release(self, places: list[tuple[int, int]]) -> None:
+        """Give mappings back: places and lengths."""
+
+
+class View(Protocol):
+    """Makes descriptors that can be mapped beyond the end of the file (server.dax.view)."""
+
+    def open(self, fd: int) -> int:
+        """A descriptor for what an open file shows."""
+
+
+class Files(Protocol):
+    """The files of the guest (server.file_system.FileSystem)."""
+
+    def reopen(self, nodeid: int, flags: int) -> int:
+        """A new descriptor of an inode."""
+
+    def fd(self, nodeid: int) -> int:
+        """Its O_PATH descriptor; OSError when the guest has forgotten it."""
+
+    def reached(self, nodeid: int) -> int:
+        """The largest size of a file that the guest may know of."""
+
+    def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
+        """Note that what the guest maps of a file beyond this size is trash; None: nothing is."""
+
+    def wake(self) -> None:
+        """Look at parked requests again."""
+
+
+@dataclass(slots=True, eq=False)
+class Mapping:
+    """One mapping of the guest.
+
+    Attributes:
+        place, length: in the window, bytes.
+        nodeid, device, inode, offset: what is there.
+        writable: whether the guest stores into it.
+        kept: how many bytes of it are of the file, the rest is trash.
+        pieces: places and lengths as the front-end has them, the file's before those of trash.
+    """
+
+    place: int
+    length: int
+    nodeid: int
+    device: int
+    inode: int
+    offset: int
+    writable: bool
+    kept: int
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """Device and inode number."""
+        return self.device, self.inode
+
+    def same_as(self, other: Mapping) -> bool:
+        """Whether it is the same part of the same file at the same place."""
+        mine, theirs = (self.place, self.length, self.offset), (other.place, other.length, other.offset)
+        return mine == theirs and self.file == other.file
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that is mapped: a descriptor of it, and the one that is mapped."""
+
+    fd: int
+    view: int
+
+    def close(self) -> None:
+        """Close both."""
+        os.close(self.fd)
+        os.close(self.view)
+
+
+class Window:
+    """A guest's window.
+
+    Args:
+        size: bytes, a multiple of CHUNK.
+        front_end: who maps.
+        allocator: who permits it.
+        view: what is mapped.
+        files: whose files.
+    """
+
+    def __init__(self, size: int, front_end: FrontEnd, allocator: Allocator, view: View, files: Files) -> None:
+        self.size = size
+        self._front_end = front_end
+        self._allocator = allocator
+        self._view = view
+        self._files = files
+        self._mappings: dict[int, Mapping] = {}
+        self._line = Line()
+        # By request: None while it is served, then its errno.
+        self._outcomes: dict[tuple[int, ...], int | None] = {}
+        # By file: while it is open, no other one gets the inode's number.
+        self._opened: dict[tuple[int, int], Opened] = {}
+        self._restoring: set[int] = set()
+        # Files that another guest is cutting: nothing of them beyond the new end may be mapped.
+        self._withdrawn: set[tuple[int, int]] = set()
+        self._session = 0
+        self._trash = os.memfd_create("trash", os.MFD_CLOEXEC)
+        os.truncate(self._trash, CHUNK)
+
+    def close(self) -> None:
+        """The guest is gone."""
+        self.reset()
+        os.close(self._trash)
+
+    def reset(self) -> None:
+        """The device was reset, or the front-end is gone: it has taken everything away."""
+        self._session += 1
+        self._outcomes.clear()
+        self._restoring.clear()
+        self._withdrawn.clear()
+        self._allocator.release([(mapping.place, mapping.length) for mapping in self._mappings.values()])
+        self._mappings.clear()
+        for opened in self._opened.values():
+            opened.close()
+        self._opened.clear()
+
+    def begin_session(self) -> None:
+        """A new FUSE session begins: take away what the one before has left."""
+        self._outcomes.clear()
+        self._line.add(self._empty(0, self.size, self._session, lambda: None))
+
+    @property
+    def mapped(self) -> int:
+        """Bytes."""
+        return sum(mapping.length for mapping in self._mappings.values())
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def set_up(self, unique: int, nodeid: int, offset: int, length: int, writable: bool, place: int) -> None:
+        """SETUPMAPPING.
+
+        Args:
+            unique: of the request, by which it is known when it is served again.
+            nodeid, offset, length: of the file, bytes.
+            writable: whether the guest will store.
+            place: in the window, bytes.
+
+        Raises:
+            Parked: until it is done.
+            OSError: it cannot be mapped.
+        """
+        if length <= 0 or (offset | length | place) % CHUNK or place + length > self.size:
+            raise error(errno.EINVAL)
+        key = (unique, nodeid, offset, length, writable, place)
+        if key not in self._outcomes:
+            status = os.fstat(self._files.fd(nodeid))
+            mapping = Mapping(place, length, nodeid, status.st_dev, status.st_ino, offset, writable, length)
+            self._outcomes[key] = None
+            run(self._claim(key, mapping, self._session))
+        self._answer(key)
+
+    def remove(self, unique: int, places: list[tuple[int, int]]) -> None:
+        """REMOVEMAPPING; raises as set_up() does.
+
+        Args:
+            unique: of the request.
+            places: places and lengths of whole mappings. Linux gives those back too that it has not got.
+        """
+        key = (unique, *(number for pair in places for number in pair))
+        if key not in self._outcomes:
+            self._outcomes[key] = None
+            self._line.add(self._remove(key, places, self._session))
+        self._answer(key)
+
+    def forget(self, unique: int) -> None:
+        """The guest does not wait for this request any more; what is being mapped for it stays until it is replaced."""
+        for key in [key for key in self._outcomes if key[0] == unique]:
+            del self._outcomes[key]
+
+    def abandon(self) -> None:
+        """Nobody can wait any longer: what is not done has failed."""
+        for key, outcome in self._outcomes.items():
+            if outcome is None:
+                self._outcomes[key] = errno.EINTR
+
+    def _answer(self, key: tuple[int, ...]) -> None:
+        outcome = self._outcomes[key]
+        if outcome is None:
+            raise Parked(LOOK_AGAIN_SECONDS)
+        del self._outcomes[key]
+        if outcome:
+            raise error(outcome)
+
+    def _settle(self, key: tuple[int, ...], outcome: int) -> None:
+        if key in self._outcomes:
+            self._outcomes[key] = outcome
+            self._files.wake()
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def _claim(self, key: tuple[int, ...], mapping: Mapping, session: int) -> Steps:
+        # Not in the line: the claim may have to wait until something in the line is withdrawn.
+        there = self._mappings.get(mapping.place)
+        if there is not None and there.same_as(mapping):
+            # Everything is mapped to be written; only the allocator has to know.
+            if mapping.writable and not there.writable:
+                self._give_back(there)
+                _, problem = yield self._claiming(mapping)
+                there.writable = problem == 0
+            self._settle(key, 0)
+            return
+        # What the guest has there it uses no more: something for which it did not wait, perhaps.
+        yield lambda done: self._line.add(self._empty(mapping.place, mapping.length, session, done))
+        _, problem = yield self._claiming(mapping)
+        if problem or session != self._session:
+            self._settle(key, problem or errno.EIO)
+        else:
+            self._line.add(self._map(key, mapping, session))
+
+    def _claiming(self, mapping: Mapping) -> Callable[[Callable[[int, int], None]], None]:
+        return lambda done: self._allocator.claim(
+            *mapping.file, mapping.offset, mapping.length, mapping.place, mapping.writable, done
+        )
+
+    def _map(self, key: tuple[int, ...], mapping: Mapping, session: int) -> Steps:
+        if session != self._session:
+            return
+        try:
+            opened = self._open(mapping)
+        except OSError as problem:
+            self._give_back(mapping)
+            self._settle(key, problem.errno or errno.EIO)
+            return
+        self._mappings[mapping.place] = mapping
+        mapping.pieces = [(mapping.place, mapping.length)]
+        (refused,) = yield lambda done: self._front_end.map(
+            opened.view, mapping.offset, mapping.place, mapping.length, True, done
+        )
+        if refused and session == self._session:
+            log.warning("the virtual machine does not map a file", reason=os.strerror(refused))
+            self._drop(mapping)
+        self._settle(key, refused)
+
+    def _remove(self, key: tuple[int, ...], places: list[tuple[int, int]], session: int) -> Steps:
+        outcome = 0
+        for place, length in places:
+            mapping = self._mappings.get(place)
+            if session != self._session or mapping is None:
+                continue
+            if mapping.length != length:
+                outcome = errno.EINVAL
+                continue
+            yield from self._unmap(mapping, session)
+        self._settle(key, outcome)
+
+    def _empty(self, place: int, length: int, session: int, done: Callable[[], None]) -> Steps:
+        for mapping in self._at(place, length) if session == self._session else []:
+            yield from self._unmap(mapping, session)
+        done()
+
+    def _unmap(self, mapping: Mapping, session: int) -> Steps:
+        for place, length in mapping.pieces:
+            yield partial(self._front_end.unmap, place, length)
+        if session == self._session and self._mappings.get(mapping.place) is mapping:
+            self._drop(mapping)
+
+    def _drop(self, mapping: Mapping) -> None:
+        del self._mappings[mapping.place]
+        self._give_back(mapping)
+        if not any(other.file == mapping.file for other in self._mappings.values()):
+            self._opened.pop(mapping.file).close()
+
+    def _give_back(self, mapping: Mapping) -> None:
+        self._allocator.release([(mapping.place, mapping.length)])
+
+    def _at(self, place: int, length: int) -> list[Mapping]:
+        """What overlaps a part of the window."""
+        return [
+            mapping
+            for mapping in self._mappings.values()
+            if mapping.place < place + length and place < mapping.place + mapping.length
+        ]
+
+    def _open(self, mapping: Mapping) -> Opened:
+        opened = self._opened.get(mapping.file)
+        if opened is None:
+            fd = self._files.reopen(mapping.nodeid, os.O_RDWR)
+            try:
+                opened = Opened(fd, self._view.open(fd))
+            except OSError:
+                os.close(fd)
+                raise
+            self._opened[mapping.file] = opened
+        return opened
+
+    # --- ends of files --------------------------------------------------------------------------------------
+
+    def withdraw(self, device: int, inode: int, size: int, done: Callable[[], None]) -> None:
+        """Put trash in the place of what the guest maps of a file beyond a size, which it is about to have.
+
+        Args:
+            device, inode: the file.
+            size: bytes.
+            done: called when no access of the guest reaches the file there.
+        """
+        self._withdrawn.add((device, inode))
+        self._line.add(self._withdraw((device, inode), size, done, self._session))
+
+    def settle(self, device: int, inode: int) -> None:
+        """A withdrawal is over, or the file may have changed on the host: go by the size that it has now."""
+        self._withdrawn.discard((device, inode))
+        self._line.add(self._settle_size((device, inode), self._session))
+
+    def restore(self, nodeid: int) -> None:
+        """Map the file again where trash is in its place; wakes parked requests when that is done."""
+        if nodeid not in self._restoring and not self._is_withdrawn(nodeid):
+            self._restoring.add(nodeid)
+            self._line.add(self._restore(nodeid, self._session))
+
+    def _is_withdrawn(self, nodeid: int) -> bool:
+        return any(mapping.nodeid == nodeid and mapping.file in self._withdrawn for mapping in self._mappings.values())
+
+    def _withdraw(self, file: tuple[int, int], size: int, done: Callable[[], None], session: int) -> Steps:
+        # Where the guest knows of nothing beyond, it does not go there.
+        there = [
+            mapping
+            for mapping in self._mappings.values()
+            if session == self._session and mapping.file == file and size < self._files.reached(mapping.nodeid)
+        ]
+        # First: what it is told from now on waits until this is over.
+        for nodeid in {mapping.nodeid for mapping in there}:
+            self._files.withdrawn_beyond(nodeid, size)
+        for mapping in there:
+            kept = min(max(-(-size // PAGE) * PAGE - mapping.offset, 0), mapping.length)
+            if session == self._session and kept < mapping.kept:
+                yield partial(self._cut, mapping, kept)
+        done()
+
+    def _settle_size(self, file: tuple[int, int], session: int) -> Steps:
+        opened = self._opened.get(file)
+        if opened is not None:
+            yield from self._withdraw(file, os.fstat(opened.fd).st_size, lambda: None, session)
+        self._files.wake()
+
+    def _cut(self, mapping: Mapping, kept: int, done: Done) -> None:
+        """Keep so much of the file. Sent all at once, as the guest has nothing there in between."""
+        self._replace(mapping, 0, [(mapping.place, kept)] if kept else [], done)
+
+    def _restore(self, nodeid: int, session: int) -> Steps:
+        for mapping in list(self._mappings.values()):
+            if session == self._session and mapping.nodeid == nodeid and mapping.kept < mapping.length:
+                first = sum(piece[0] < mapping.place + mapping.kept for piece in mapping.pieces)
+                rest = (mapping.place + mapping.kept, mapping.length - mapping.kept)
+                yield partial(self._replace, mapping, first, [rest])
+        self._restoring.discard(nodeid)
+        self._files.withdrawn_beyond(nodeid, None)
+        self._files.wake()
+
+    def _replace(self, mapping: Mapping, first: int, pieces: list[tuple[int, int]], done: Done) -> None:
+        """Replace the pieces of a mapping from the `first` one on by these of the file, and trash for the rest."""
+        old, mapping.pieces = mapping.pieces[first:], mapping.pieces[:first] + pieces
+        mapping.kept = sum(length for _, length in mapping.pieces)
+        trash = [
+            (mapping.place + start, min(CHUNK, mapping.length - start))
+            for start in range(mapping.kept, mapping.length, CHUNK)
+        ]
+        mapping.pieces += trash
+        opened = self._opened[mapping.file]
+        messages: list[Callable[[Done], None]] = [
+            partial(self._front_end.unmap, place, length) for place, length in old
+        ]
+        messages += [
+            partial(self._front_end.map, opened.view, mapping.offset + place - mapping.place, place, length, True)
+            for place, length in pieces
+        ]
+        messages += [partial(self._front_end.map, self._trash, 0, place, length, True) for place, length in trash]
+        # Answers come in order.
+        *others, last = messages
+        for message in others:
+            message(_told)
+        last(done)
+
+
+def _told(problem: int) -> None:
+    if problem:
+        log.warning("a mapping cannot be replaced", reason=os.strerror(problem))
