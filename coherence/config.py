@@ -14,6 +14,7 @@ from coherence.errors import UserError
 from coherence.log import Level
 from coherence.metrics import address
 from coherence.places import Places, socket_of
+from coherence.sizes import parse_size
 from coherence.table import DEFAULT_SLOT_COUNT, MAX_SLOT_COUNT, MIN_SLOT_COUNT
 from coherence.watch.host import Kind
 
@@ -27,6 +28,8 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
         socket: path of the control socket, None for the one that belongs to the table.
         socket_mode: its permission bits, octal digits.
         socket_group: group of the socket and, for reading, of the table; None for the daemon's own.
+        dax_window: the largest DAX window that a guest may have, such as 64G.
+        dax_total: how much may be mapped in all of them together.
         watch: how changes on the host are seen.
         max_watches: how many directories and files are watched at most, None for as many as the system allows.
         metrics: a port or a Unix socket for Prometheus, None for nowhere.
@@ -39,6 +42,8 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     socket: str | None = None
     socket_mode: str = "0660"
     socket_group: str | None = None
+    dax_window: str = "64G"
+    dax_total: str = "256G"
     watch: Kind = "inotify"
     max_watches: Annotated[int, Meta(ge=1)] | None = None
     metrics: str | None = None
@@ -50,6 +55,11 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
             raise ValueError(f"slots is {self.slots}: use a power of two")
         if not re.fullmatch("0?[0-7]{3}", self.socket_mode):
             raise ValueError(f"socket-mode is {self.socket_mode!r}: use octal digits such as 0660")
+        for name, size in ("dax-window", self.dax_window), ("dax-total", self.dax_total):
+            try:
+                parse_size(size)
+            except ValueError as error:
+                raise ValueError(f"{name} is {size!r}: {error}") from None
         if self.metrics is not None:
             try:
                 address.parse(self.metrics)
@@ -69,6 +79,11 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     def socket_path(self) -> Path:
         """Where the control socket is."""
         return Path(self.socket) if self.socket is not None else socket_of(str(self.places.table))
+
+    @property
+    def dax_limits(self) -> tuple[int, int]:
+        """Of a window, and of all that is mapped, bytes."""
+        return parse_size(self.dax_window), parse_size(self.dax_total)
 
     @property
     def metrics_address(self) -> address.Address | None:

@@ -48,6 +48,12 @@ def _parser() -> Parser:
         metavar="GROUP",
         help="group that may connect, and read the table (default: its own)",
     )
+    parser.add_argument(
+        "--dax-window", metavar="SIZE", help="largest DAX window that a guest may have: 512M, 64G (default 64G)"
+    )
+    parser.add_argument(
+        "--dax-total", metavar="SIZE", help="how much may be mapped in all DAX windows together (default 256G)"
+    )
     parser.add_argument("--watch", choices=get_args(Kind), help="how to see changes on the host (default inotify)")
     parser.add_argument(
         "--max-watches",
@@ -70,7 +76,7 @@ def _reload(path: Path | None, flags: dict[str, Any], old: Config, service: Serv
     notifier.reloading()
     try:
         config = load(path, flags)
-        names = "table", "slots", "socket", "watch", "max_watches", "metrics"
+        names = "table", "slots", "socket", "dax_window", "dax_total", "watch", "max_watches", "metrics"
         fixed = [name for name in names if getattr(config, name) != getattr(old, name)]
         log.configure(config.log_level, json=config.log_json)
         service.permit_socket(config.socket_bits, config.socket_group)
@@ -105,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.watch,
             config.max_watches,
             config.metrics_address,
+            config.dax_limits,
         ) as service:
             asyncio.run(service.run(notifier, lambda: _reload(path, flags, config, service, notifier)))
     except UserError as error:

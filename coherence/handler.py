@@ -11,6 +11,8 @@ from typing import Protocol
 from coherence import journals
 from coherence.changes import ChangeEvents, Subscriber
 from coherence.connection import Closed, Connection, Dropped
+from coherence.dax.allocator import Allocator
+from coherence.dax.peer import Peer
 from coherence.errors import UserError
 from coherence.log import get_logger
 from coherence.messages import (
@@ -18,6 +20,9 @@ from coherence.messages import (
     Answer,
     Ask,
     Backend,
+    Claim,
+    DaxPage,
+    DaxQuestion,
     FromClient,
     Granted,
     Hello,
@@ -25,6 +30,9 @@ from coherence.messages import (
     Ready,
     Refused,
     Registered,
+    Release,
+    Shrink,
+    Shrunk,
     StatusPage,
     StatusQuestion,
     Subscribe,
@@ -32,6 +40,8 @@ from coherence.messages import (
     Watch,
     Watched,
     Welcome,
+    Window,
+    Withdrawn,
 )
 from coherence.registry import Registry
 from coherence.watch.host import HostWatch
@@ -49,6 +59,7 @@ class Daemon(Protocol):
     leases_fd: int
     watch: HostWatch
     events: ChangeEvents
+    dax: Allocator
 
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
@@ -76,6 +87,7 @@ class Handler:
         self._answer: asyncio.Future[dict[str, int] | None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._subscriber: Subscriber | None = None
+        self._peer: Peer | None = None
         self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
         self._loop.add_reader(connection.fileno(), self._readable)
 
@@ -130,6 +142,8 @@ class Handler:
         if self._key is not None:
             self._daemon.watch.leave(self._key)
             self._daemon.registry.leave(self._key)
+        if self._peer is not None:
+            self._daemon.dax.leave(self._peer)
         self._on_close(self)
 
     def _drop(self, reason: str) -> None:
@@ -168,9 +182,13 @@ class Handler:
             case Join(), "backend" if self._join is None:
                 self._grant(message)
             case Ready(), "backend" if self._key is not None and not self.registered:
-                self._register(self._key)
+                self._register(self._key, message.window)
             case Watch(), "backend" if self.registered:
                 self._watch(message.token, fds)
+            case Window() | Claim() | Release() | Shrink() | Shrunk() | Withdrawn(), "backend" if (
+                self._peer is not None
+            ):
+                self._daemon.dax.handle(self._peer, message, fds)
             case _ if fds:
                 raise Dropped("a descriptor that nobody asked for")
             case Answer(), "backend" if self._answer is not None:
@@ -178,6 +196,8 @@ class Handler:
                 self._answer = None
             case StatusQuestion(), "control" if self._task is None and self._subscriber is None:
                 self._task = self._loop.create_task(self._send_status(message.first))
+            case DaxQuestion(), "control" if self._task is None and self._subscriber is None:
+                self._answer_control(self._daemon.dax.page(message.first, message.files))
             case Subscribe(), "control" if self._task is None and self._subscriber is None:
                 self._subscribe(message.path)
             case _:
@@ -201,7 +221,7 @@ class Handler:
         finally:
             os.close(fd)
 
-    def _register(self, key: int) -> None:
+    def _register(self, key: int, window: bool) -> None:
         assert self._join is not None
         registry = self._daemon.registry
         registry.register(key, self._pid)
@@ -211,6 +231,7 @@ class Handler:
         self._since = time.monotonic()
         self._deadline.cancel()
         self._connection.send(Registered())
+        self._peer = self._daemon.dax.join(self._join.guest, self._pid, self._connection, self._drop, window)
         log.info("backend registered", guest=self._join.guest, cache=self._join.cache, pid=self._pid)
 
     def _watch(self, token: int, fds: list[int]) -> None:
@@ -230,9 +251,12 @@ class Handler:
     async def _send_status(self, first: int) -> None:
         page = await self._daemon.status_page(first)
         self._task = None
-        self._deadline.cancel()
-        self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
         try:
-            self._connection.send(page)
+            self._answer_control(page)
         except Dropped as error:
             self._drop(str(error))
+
+    def _answer_control(self, page: StatusPage | DaxPage) -> None:
+        self._deadline.cancel()
+        self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
+        self._connection.send(page)

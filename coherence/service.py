@@ -14,12 +14,13 @@ from typing import Any
 
 from coherence.changes import ChangeEvents
 from coherence.connection import Connection
+from coherence.dax.allocator import Allocator
 from coherence.errors import UserError
 from coherence.handler import Handler
 from coherence.leases import Leases
 from coherence.listener import open_listener, permit
 from coherence.log import get_logger
-from coherence.messages import CLIENT_DECODER, Backend, DaxUse, Status, StatusPage, Watching
+from coherence.messages import CLIENT_DECODER, Backend, Status, StatusPage, Watching
 from coherence.metrics.address import Address, listen
 from coherence.metrics.server import MetricsServer
 from coherence.notify import Notifier
@@ -51,6 +52,7 @@ class Service:
         watch: how to see changes on the host.
         max_watches: how many watches at most, None for as many as the system allows.
         metrics: where to serve metrics, None for nowhere.
+        dax_limits: of a DAX window, and of all that is mapped in them; bytes.
 
     Raises:
         UserError: another daemon has the table, the table cannot be used, a socket cannot be had, or the host
@@ -67,6 +69,7 @@ class Service:
         watch: Kind = "inotify",
         max_watches: int | None = None,
         metrics: Address | None = None,
+        dax_limits: tuple[int, int] = (0, 0),
     ) -> None:
         self._places = places
         self._socket_path = socket_path
@@ -89,7 +92,9 @@ class Service:
             stack.callback(self._listener.close)
             self._metrics = None if metrics is None else self._open_metrics(metrics, stack)
             self.registry = Registry(table, leases, places)
-            self.domain = Domain(table, leases, self.registry.raise_floor)
+            self.dax = Allocator(*dax_limits, table.inode_slot, lambda: bool(self.registry.missing))
+            self.domain = Domain(table, leases, self._events_lost)
+            self.domain.on_data = self.dax.changed
             self.watch = open_watch(watch, self.domain, max_watches)
             stack.callback(self.watch.close)
             self._mounts = Mounts(self.watch.devices, self.registry.raise_floor)
@@ -128,10 +133,11 @@ class Service:
             loop.add_signal_handler(number, _finish, end)
         loop.add_signal_handler(signal.SIGHUP, reload)
         loop.add_reader(self._listener.fileno(), self._accept)
+        self.dax.start()
         self.watch.start(loop)
         self._mounts.start(loop)
         metrics = None if self._metrics is None else loop.create_task(self._metrics.run())
-        self._repeat(SWEEP_SECONDS, self.registry.sweep)
+        self._repeat(SWEEP_SECONDS, self._sweep)
         self._repeat(SAMPLE_SECONDS, self._sample)
         if notifier.alive_every is not None:
             self._repeat(notifier.alive_every, notifier.alive)
@@ -178,7 +184,7 @@ class Service:
             floor_raises=registry.floor_raises,
             distrusts=registry.distrusts,
             watch=self._watching(),
-            dax=DaxUse(0, 0, 0, 0, 0, 0, 0, 0),
+            dax=self.dax.use(),
         )
 
     def _watching(self) -> Watching:
@@ -227,6 +233,15 @@ class Service:
             return
         sock.setblocking(False)
         self._handlers.append(Handler(self, Connection(sock, CLIENT_DECODER), self._handlers.remove))
+
+    def _sweep(self) -> None:
+        self.registry.sweep()
+        self.dax.sweep()
+
+    def _events_lost(self) -> None:
+        """The host watch has missed changes, so anything may have changed."""
+        self.registry.raise_floor()
+        self.dax.changed(None)
 
     def _sample(self) -> None:
         sequence, now = self.registry.table.sequence, time.monotonic()

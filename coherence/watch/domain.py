@@ -10,6 +10,7 @@ from coherence.table import Table
 
 What = Literal["create", "delete", "modify", "attrib", "move from", "move to"]
 OnChange = Callable[[str, What, bytes], None]
+OnData = Callable[[int], None]
 
 HOST = "host"
 ROOT_SLOT = 1
@@ -52,6 +53,7 @@ class Domain:
 
     Attributes:
         counts: what the status shows.
+        on_data: called for each inode slot that is bumped because data has changed, after that.
         on_change: called for each change with who made it ("host" or a guest), what it was, and the path; None
             while nobody wants to know. Changes of one kind to one name in quick succession are told once.
     """
@@ -61,6 +63,7 @@ class Domain:
         self.leases = leases
         self.raise_floor = raise_floor
         self.counts = Counts()
+        self.on_data: OnData = lambda slot: None
         self.on_change: OnChange | None = None
 
     def bump(self, names: Iterable[tuple[int, bytes]], inodes: Mapping[int, bool]) -> None:
@@ -78,6 +81,8 @@ class Domain:
             self._bump(slot, data)
             if self.table.is_root(slot):
                 self._bump(ROOT_SLOT, data)
+            if data:
+                self.on_data(slot)
 
     def uncover(self) -> None:
         """Something that was watched may not be any more: nothing cached counts, and all is to be watched anew."""

@@ -12,6 +12,7 @@ import pytest
 from coherence import handler, holder
 from coherence.changes import ChangeEvents
 from coherence.connection import Connection
+from coherence.dax.allocator import Allocator
 from coherence.leases import Leases
 from coherence.messages import (
     CLIENT_DECODER,
@@ -41,6 +42,7 @@ class Daemon:
         self.registry = registry
         self.table_fd = self.leases_fd = 0
         self.watch: HostWatch = NoWatch()
+        self.dax = Allocator(0, 0, registry.table.inode_slot, lambda: False)
         self.events = ChangeEvents(Domain(registry.table, registry.leases, registry.raise_floor))
 
     async def status_page(self, first: int) -> StatusPage:
