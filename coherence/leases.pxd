@@ -20,6 +20,7 @@ cdef extern from "leases.h" nogil:
         LB_SLOT_BITS
         LB_WORDS
         LT_HOLDER_MAX
+        LT_MANY
     const uint64_t LT_MAGIC
 
     ctypedef struct lt_t:

@@ -54,6 +54,9 @@ class Leases:
     def changed(self, slot: int, data: bool) -> None:
         """Note a change on the host, before the bump; data: of a file's data or a directory's list."""
 
+    def unpin(self, slot: int) -> bool:
+        """End Table.pin; false while somebody is changing something in the slot's bucket: then try again."""
+
     def release(self, holder: int) -> None:
         """Unlock all that a dead backend had locked; after the bumps."""
 

@@ -12,7 +12,7 @@ from coherence.errors import UserError
 from libc.stdint cimport uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
-from coherence.table cimport Table
+from coherence.table cimport Table, vt_unpin
 
 FIRST_OFFSET = LT_WORD_FIRST * 8
 HOLDER_MAX = LT_HOLDER_MAX
@@ -128,6 +128,18 @@ cdef class Leases:
         if data:
             lt_set_data(&self.lt, &(<Table>self.table).vt, slot)
         lb_note(lt_bucket(&self.lt, slot), lt_now())
+
+    def unpin(self, slot):
+        self.check(slot)
+        cdef lb_t *bucket = lt_bucket(&self.lt, slot)
+        cdef uint64_t old = 0, now = lt_now()
+        # Who changes something has it locked until after the bump.
+        cdef uint64_t mine = lb_lock(bucket, LT_MANY, now, &old)
+        if mine == 0:
+            return False
+        vt_unpin(&(<Table>self.table).vt, slot)
+        lb_unlock(bucket, mine, lb_free_since(lt_now()))
+        return True
 
     def release(self, holder):
         self.check(0)

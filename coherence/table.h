@@ -147,6 +147,24 @@ static inline uint64_t vt_bump(vt_t *vt, uint64_t slot)
     return g;
 }
 
+/* Nothing that depends on the slot is good until vt_unpin: it changes without bumps, as by stores into a mapping. */
+static inline void vt_pin(vt_t *vt, uint64_t slot)
+{
+    atomic_store(vt_slot(vt, slot), UINT64_MAX);
+}
+
+static inline int vt_is_pinned(const vt_t *vt, uint64_t slot)
+{
+    return atomic_load(vt_slot(vt, slot)) == UINT64_MAX;
+}
+
+/* Good again is what is fetched from now on. Nobody may be in the middle of a change: its bump would be lost. */
+static inline void vt_unpin(vt_t *vt, uint64_t slot)
+{
+    if (vt_is_pinned(vt, slot))
+        atomic_store(vt_slot(vt, slot), atomic_fetch_add(&vt->words[VT_WORD_SEQUENCE], 1) + 1);
+}
+
 /* Before the request that fetches what is to be cached is sent. */
 static inline uint64_t vt_stamp(const vt_t *vt)
 {

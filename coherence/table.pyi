@@ -128,6 +128,15 @@ class Table:
             PermissionError: the table is mapped read-only.
         """
 
+    def pin(self, slot: int) -> None:
+        """Make what depends on the slot never good, however often it is bumped, until Leases.unpin.
+
+        Raises: as bump().
+        """
+
+    def pinned(self) -> list[int]:
+        """The slots that are pinned."""
+
     def stamp(self) -> int:
         """The sequence; to be read before the request that fetches the thing is sent."""
 

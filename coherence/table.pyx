@@ -247,6 +247,14 @@ cdef class Table:
         self.check_writable()
         return vt_bump(&self.vt, self.checked_slot(slot))
 
+    def pin(self, slot):
+        self.check_writable()
+        vt_pin(&self.vt, self.checked_slot(slot))
+
+    def pinned(self):
+        self.check_open()
+        return [slot for slot in range(self.slot_count) if vt_is_pinned(&self.vt, slot)]
+
     def stamp(self):
         self.check_open()
         return vt_stamp(&self.vt)

@@ -114,6 +114,7 @@ cdef class FileSystem:
     def use_window(self, window) -> None:
         """From now on the guest may map files: server.dax.window.Window."""
         self.window = window
+        self.validity.maps = True
         self.dax = {"never": DAX_NEVER, "always": DAX_ALWAYS, "inode": DAX_INODE, "auto": DAX_AUTO}[self.settings.dax]
 
     def truncate_with(self, truncations) -> None:

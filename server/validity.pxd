@@ -22,6 +22,7 @@ cdef class Validity:
     cdef uint64_t granted_at
     cdef bint granted
     cdef object watcher
+    cdef public bint maps      # the guest maps files
     cdef readonly uint64_t given
 
     cdef void begin_request(self) noexcept

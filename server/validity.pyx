@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 from coherence.leases cimport (
     LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
 )
-from coherence.table cimport Table, vt_name_hash, vt_stamp
+from coherence.table cimport Table, vt_is_pinned, vt_name_hash, vt_stamp
 from server.changes cimport Changes
 from server.fuse.wire cimport fuse_attr
 from server.inodes cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
@@ -186,7 +186,11 @@ cdef class Validity:
 
 cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
     """Whether the data may have changed since the guest was told attributes."""
-    return inode.told_stamp != 0 and lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+    return inode.told_stamp != 0 and (
+        lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+        # Somebody stores into it; a guest that maps files has no pages of its own.
+        or (vt_is_pinned(&self.table.vt, inode.slot) and not self.maps)
+    )
 
 
 cdef bint blip(inode_t *inode, fuse_attr *attr, bint compared) noexcept:

@@ -1,6 +1,7 @@
 """DAX: SETUPMAPPING and REMOVEMAPPING."""
 
 import errno
+from contextlib import nullcontext
 
 from server.fuse.protocol import REMOVEMAPPING_IN, REMOVEMAPPING_ONE, SETUPMAPPING_IN, Opcode, SetupMappingFlag
 from server.operations.request import FileSystem, Request, Window, error, operation, unpack
@@ -19,7 +20,10 @@ def setup_mapping(fs: FileSystem, request: Request) -> bytes:
     writable = bool(flags & SetupMappingFlag.WRITE)
     if writable and fs.readonly:
         raise error(errno.EROFS)
-    _window(fs).set_up(request.unique, request.nodeid, offset, length, writable, place)
+    window = _window(fs)
+    # What is stored is seen by no bump. So nobody may rely on what it was; coherenced sees to that from now on.
+    with fs.changing(inodes=(request.nodeid,), data=True) if writable else nullcontext():
+        window.set_up(request.unique, request.nodeid, offset, length, writable, place)
     return b""
 
 

@@ -303,6 +303,34 @@ def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(leases:
 # --- origins, epoch, holders ----------------------------------------------------------------------------------
 
 
+def test_nothing_is_good_of_a_slot_that_is_pinned_until_it_is_unpinned(table: Table, leases: Leases) -> None:
+    table.pin(SLOT)
+    table.bump(SLOT)
+    stamp = table.stamp()
+    assert table.pinned() == [SLOT]
+    assert not table.valid(SLOT, stamp)
+    assert not leases.grant(thing(1), 1, stamp, HOUR)
+    assert leases.unpin(SLOT)
+    assert table.pinned() == []
+    assert not table.valid(SLOT, stamp)
+    assert table.valid(SLOT, table.stamp())
+
+
+def test_a_slot_is_not_unpinned_in_the_middle_of_a_change(table: Table, leases: Leases) -> None:
+    table.pin(SLOT)
+    assert leases.lock(SLOT, 1)
+    assert not leases.unpin(SLOT)
+    assert table.pinned() == [SLOT]
+    leases.release(1)
+    assert leases.unpin(SLOT)
+
+
+def test_unpin_leaves_what_is_not_pinned(table: Table, leases: Leases) -> None:
+    value = table.bump(SLOT)
+    assert leases.unpin(SLOT)
+    assert table.slot(SLOT) == value
+
+
 def test_an_origin_is_known_until_another_slot_of_the_bucket_changes(leases: Leases) -> None:
     slots = [SLOT + part * BUCKETS for part in range(4)]
     assert [leases.origin(slot) for slot in slots] == [None] * 4
