@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -47,6 +48,7 @@ class Cache:
         max_names: names to keep at most.
         max_pages: pages to keep at most.
         auto_inval: drop a file's pages when its modification time turns out to have changed.
+        dax: whether a file with these attributes is read and written through the window; it has no pages here.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Cache:
         max_names: int = 65536,
         max_pages: int = 16384,
         auto_inval: bool = True,
+        dax: Callable[[Attr], bool] = lambda _: False,
     ) -> None:
         self.rule = rule
         self.hits = Hits()
         self.auto_inval = auto_inval
         self.root = Node(ROOT_ID, rule.inode_slot(ROOT_ID), 0o040000, forgotten)
         self._forgotten = forgotten
+        self._dax = dax
         self._max_names = max_names
         self._max_pages = max_pages
         self._lock = threading.Lock()
@@ -78,7 +82,8 @@ class Cache:
             node = self._nodes.get(entry.nodeid)
             kind = entry.attr.mode & 0o170000
             if node is None:
-                node = Node(entry.nodeid, self.rule.inode_slot(entry.nodeid), kind, self._forgotten)
+                slot = self.rule.inode_slot(entry.nodeid)
+                node = Node(entry.nodeid, slot, kind, self._forgotten, self._dax(entry.attr))
                 self._nodes[entry.nodeid] = node
             node.lookups += 1
             node.kind = kind
@@ -90,7 +95,7 @@ class Cache:
             old = directory.names.pop(name, None)
             if old is not None:
                 self._names.pop(old, None)
-            if ttl <= 0:
+            if ttl <= 0 or (node is not None and node.outdated):
                 return
             slot = self.rule.name_slot(directory.nodeid, name)
             kept = Name(directory, name, node, slot, stamp, time.monotonic() + ttl)
@@ -98,6 +103,14 @@ class Cache:
             self._names[kept] = None
             while len(self._names) > self._max_names:
                 self._evict_name()
+
+    def _keep_no_name_of(self, node: Node) -> None:
+        with self._lock:
+            node.outdated = True
+            for kept in [kept for kept in self._names if kept.node is node]:
+                del self._names[kept]
+                if kept.directory.names.get(kept.name) is kept:
+                    del kept.directory.names[kept.name]
 
     def _evict_name(self) -> None:
         # Second chance: what was used since it came to this end goes round once more.
@@ -118,6 +131,9 @@ class Cache:
             or (self.auto_inval and (old.attr.mtime, old.attr.mtimensec) != (attr.mtime, attr.mtimensec))
         ):
             node.drop_pages()
+        if self._dax(attr) != node.dax and not node.outdated:
+            # The next node of this file will be right, when nobody has it open any more (fuse_dax_dontcache).
+            self._keep_no_name_of(node)
         expiry = time.monotonic() + ttl if ttl > 0 else 0.0
         # What may not be kept (expiry 0) is remembered all the same, to compare the next with.
         kept = Attributes(attr, stat_result(attr), stamp, expiry)

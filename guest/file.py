@@ -8,6 +8,7 @@ import warnings
 from typing import Final, Self
 
 from guest.cache import PAGE_SIZE
+from guest.dax import CHUNK
 from guest.fuse_client import Opened
 from guest.kept import Node
 from guest.transport import Buffer
@@ -37,6 +38,7 @@ class File:
         self.client = tree.client
         self._cache = tree.cache
         self._open_flags = opened.flags
+        self._dax = tree.dax if node.dax else None
         self._direct = bool(opened.flags & OpenFlag.DIRECT_IO) or bool(flags & os.O_DIRECT)
         self._position = 0
         self._read_end = 0
@@ -64,6 +66,9 @@ class File:
         """Read `size` bytes at `offset`, fewer where the file ends."""
         self._check(os.O_WRONLY)
         with Naming(self.path):
+            if self._dax is not None:
+                size = max(0, min(size, self._tree.attributes(self.node, self.fh).attr.size - offset))
+                return self._dax.read(self.node, offset, size)
             return self._read_direct(size, offset) if self._direct else self._read_cached(size, offset)
 
     def _read_direct(self, size: int, offset: int) -> bytes:
@@ -115,6 +120,28 @@ class File:
         self._cache.keep_pages(generation, index, data, asked, stamp)
         return data, len(data) < asked
 
+    def mmap(self, length: int | None = None, offset: int = 0) -> memoryview:
+        """The file itself, in the guest's window: writable if the file is. Access beyond its last page is SIGBUS.
+
+        Args:
+            length: bytes, within one chunk of 2 MiB; None for all to the chunk's or the file's end.
+            offset: bytes.
+
+        Raises:
+            OSError: ENODEV, the file is not read through the window; EACCES, it was opened O_WRONLY; ENOMEM,
+                views take the whole window.
+            ValueError: nothing, or more than one chunk.
+        """
+        self._check()
+        with Naming(self.path):
+            if self._dax is None:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            if self.flags & os.O_ACCMODE == os.O_WRONLY:
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            if length is None:
+                length = min(CHUNK - offset % CHUNK, self._tree.attributes(self.node, self.fh).attr.size - offset)
+            return self._dax.view(self.node, offset, length, writable=self.flags & os.O_ACCMODE == os.O_RDWR)
+
     # --- changing --------------------------------------------------------------------------------
 
     def write(self, data: Buffer) -> int:
@@ -131,6 +158,9 @@ class File:
         view = memoryview(data).cast("B")
         done = 0
         with Naming(self.path):
+            if self._dax is not None and offset + len(view) <= self._tree.attributes(self.node, self.fh).attr.size:
+                self._dax.write(self.node, offset, view)
+                return len(view)
             try:
                 while done < len(view):
                     part = view[done : done + self.client.max_write]

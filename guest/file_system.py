@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from guest.cache import encode_device
+from guest.dax import Dax
 from guest.file import File
 from guest.fuse_client import CALLER, Caller, DirectoryEntry, Entry, FuseClient, Opened
 from guest.kept import Node, Rule
@@ -64,11 +65,20 @@ class FileSystem:
         rule: what says how long things are good.
         max_names: names to keep at most.
         max_pages: pages of 4 KiB to keep at most.
+        dax: the files in the guest's window; None for a guest that has none.
     """
 
-    def __init__(self, client: FuseClient, rule: Rule, *, max_names: int = 65536, max_pages: int = 16384) -> None:
+    def __init__(
+        self,
+        client: FuseClient,
+        rule: Rule,
+        *,
+        max_names: int = 65536,
+        max_pages: int = 16384,
+        dax: Dax | None = None,
+    ) -> None:
         self.client = client
-        self.tree = Tree(client, rule, max_names=max_names, max_pages=max_pages)
+        self.tree = Tree(client, rule, max_names=max_names, max_pages=max_pages, dax=dax)
 
     @contextmanager
     def caller(self, uid: int = 0, gid: int = 0, umask: int = 0o022) -> Iterator[None]:

@@ -11,16 +11,21 @@ import itertools
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 from guest.transport import Buffer, Transport
 from server.fuse import protocol as p
-from server.fuse.protocol import Attr, FattrFlag, InitFlag, Kstatfs, Opcode
+from server.fuse.protocol import Attr, FattrFlag, InitFlag, Kstatfs, Opcode, SetupMappingFlag
 
 MIN_MAX_WRITE: Final = 4096
 PAGE: Final = 4096
+NO_FH: Final = (1 << 64) - 1
+"""In place of a handle, where there is none."""
+MAX_MAP_ALIGNMENT: Final = 21
+"""Of DAX mappings, log2 of bytes: a chunk's size (fuse_dax_check_alignment)."""
+NOTHING: Final = InitFlag(0)
 
 WANTED: Final = (
     InitFlag.ASYNC_READ
@@ -85,11 +90,22 @@ class FuseClient:
     Args:
         transport: carries the messages.
         minor: the newest minor version of the protocol to ask for.
+        offered: flags of INIT to offer besides WANTED.
+
+    Attributes:
+        before_forget: called with each node id that the server is about to be told to forget.
     """
 
-    def __init__(self, transport: Transport, *, minor: int = p.KERNEL_MINOR_VERSION) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        minor: int = p.KERNEL_MINOR_VERSION,
+        offered: InitFlag = NOTHING,
+    ) -> None:
         self.requests: Counter[Opcode] = Counter()
         self.forgotten: list[tuple[int, int]] = []
+        self.before_forget: Callable[[int], None] = lambda _: None
         self.transport = transport
         self._uniques = itertools.count(2, 2)
         self._lock = threading.Lock()
@@ -97,13 +113,16 @@ class FuseClient:
         self.max_write = MIN_MAX_WRITE
         self.max_read = transport.max_data
         self.minor = minor
-        self._init(minor)
+        self._init(minor, WANTED | offered)
 
     def call(
         self, opcode: Opcode, nodeid: int, arguments: bytes = b"", data: Buffer = b"", reply_bytes: int = 0
     ) -> bytes:
         """Send any request and return what follows the header of its reply."""
         self.send_forgets()
+        return self._exchange(opcode, nodeid, arguments, data, reply_bytes)
+
+    def _exchange(self, opcode: Opcode, nodeid: int, arguments: bytes, data: Buffer, reply_bytes: int) -> bytes:
         unique, header = self._header(opcode, nodeid, len(arguments) + len(data))
         reply = self.transport.exchange(header, arguments, data, p.OUT_HEADER.size + reply_bytes)
         if len(reply) < p.OUT_HEADER.size:
@@ -123,6 +142,8 @@ class FuseClient:
             batch = self.forgotten[:128]
             # Whatever a node that goes right now puts at the end stays there.
             del self.forgotten[: len(batch)]
+        for nodeid, _ in batch:
+            self.before_forget(nodeid)
         if len(batch) == 1:
             self._post(Opcode.FORGET, batch[0][0], p.FORGET_IN.pack(batch[0][1]))
         elif batch:
@@ -316,6 +337,21 @@ class FuseClient:
         copied = self._sized(Opcode.COPY_FILE_RANGE, nodeid, body, p.WRITE_OUT.size)
         return self._at_most(length, p.WRITE_OUT.unpack(copied)[0])
 
+    # --- the window ------------------------------------------------------------------------------
+
+    # These send no FORGET along, for which chunks may have to go: they are sent in the middle of arranging those.
+
+    def setup_mapping(self, nodeid: int, offset: int, length: int, place: int, *, writable: bool) -> None:
+        """SETUPMAPPING of a part of a file at a place of the window."""
+        flags = SetupMappingFlag.READ | (SetupMappingFlag.WRITE if writable else 0)
+        body = p.SETUPMAPPING_IN.pack(NO_FH, offset, length, flags, place)
+        self._exchange(Opcode.SETUPMAPPING, nodeid, body, b"", 0)
+
+    def remove_mappings(self, nodeid: int, places: Sequence[tuple[int, int]]) -> None:
+        """REMOVEMAPPING of what was mapped at places, each with a length."""
+        body = p.REMOVEMAPPING_IN.pack(len(places)) + b"".join(itertools.starmap(p.REMOVEMAPPING_ONE.pack, places))
+        self._exchange(Opcode.REMOVEMAPPING, nodeid, body, b"", 0)
+
     # --- directories -----------------------------------------------------------------------------
 
     def opendir(self, nodeid: int) -> Opened:
@@ -348,11 +384,11 @@ class FuseClient:
 
     # --- coding ----------------------------------------------------------------------------------
 
-    def _init(self, minor: int) -> None:
+    def _init(self, minor: int, wanted: InitFlag) -> None:
         if minor >= 36:
-            body = p.INIT_IN.pack(p.KERNEL_VERSION, minor, 1 << 20, WANTED & 0xFFFFFFFF, WANTED >> 32)
+            body = p.INIT_IN.pack(p.KERNEL_VERSION, minor, 1 << 20, wanted & 0xFFFFFFFF, wanted >> 32)
         else:
-            flags = WANTED & ~InitFlag.INIT_EXT & 0xFFFFFFFF
+            flags = wanted & ~InitFlag.INIT_EXT & 0xFFFFFFFF
             body = p.INIT_IN_SHORT.pack(p.KERNEL_VERSION, minor, 1 << 20, flags)
         reply = p.InitOut._make(p.INIT_OUT.unpack(self._sized(Opcode.INIT, 0, body, p.INIT_OUT.size)))
         if reply.major != p.KERNEL_VERSION:
@@ -361,6 +397,8 @@ class FuseClient:
         self.flags = InitFlag(reply.flags)
         if InitFlag.INIT_EXT in self.flags:
             self.flags |= InitFlag(reply.flags2 << 32)
+        if InitFlag.MAP_ALIGNMENT in self.flags and reply.map_alignment > MAX_MAP_ALIGNMENT:
+            raise OSError(errno.EPROTO, f"the server maps in units of 2^{reply.map_alignment} bytes")
         self.max_write = min(max(reply.max_write, MIN_MAX_WRITE), self.transport.max_data)
         if InitFlag.MAX_PAGES in self.flags:
             self.max_read = min(max(reply.max_pages, 1) * PAGE, self.transport.max_data)

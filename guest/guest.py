@@ -7,12 +7,15 @@ import os
 from collections import Counter
 from typing import Final, Self
 
+from coherence.errors import UserError
 from coherence.table import Table
+from guest.dax import Dax, DaxMode
 from guest.file_system import FileSystem
 from guest.fuse_client import FuseClient
 from guest.kept import Hits, Rule, TableRule, TimeRule
 from guest.transport import Transport, VirtioTransport
-from server.fuse.protocol import KERNEL_MINOR_VERSION, ROOT_ID, Opcode
+from guest.window import Window
+from server.fuse.protocol import KERNEL_MINOR_VERSION, ROOT_ID, InitFlag, Opcode
 
 DOMAIN_XATTR: Final = b"trusted.coherence.domain"
 """Set on the root to the table's domain: the proof that this guest has mapped the table, and checks it."""
@@ -30,6 +33,11 @@ class Guest(FileSystem):
         max_names: names to keep at most.
         max_pages: pages of 4 KiB to keep at most.
         minor: the newest FUSE minor version to ask for.
+        window: where the back-end maps files; None where it does not.
+        dax: which files to read and write through the window.
+
+    Raises:
+        UserError: dax "always" without a window.
     """
 
     def __init__(
@@ -40,15 +48,25 @@ class Guest(FileSystem):
         max_names: int = 65536,
         max_pages: int = 16384,
         minor: int = KERNEL_MINOR_VERSION,
+        window: Window | None = None,
+        dax: DaxMode = "never",
     ) -> None:
+        if dax == "always" and window is None:
+            raise UserError("dax=always: the back-end has no window: start it with one, or use dax=inode")
         self._transport = transport
         self._table = table
         self._closed = False
-        client = FuseClient(transport, minor=minor)
+        offered = InitFlag(0)
+        if dax != "never" and window is not None:
+            offered |= InitFlag.MAP_ALIGNMENT
+        if dax == "inode":
+            offered |= InitFlag.HAS_INODE_DAX
+        client = FuseClient(transport, minor=minor, offered=offered)
         rule: Rule = TimeRule()
         if table is not None and _prove(client, table):
             rule = TableRule(table)
-        super().__init__(client, rule, max_names=max_names, max_pages=max_pages)
+        files = None if dax == "never" or window is None else Dax(client, window, dax)
+        super().__init__(client, rule, max_names=max_names, max_pages=max_pages, dax=files)
 
     @classmethod
     def connect(
@@ -61,6 +79,7 @@ class Guest(FileSystem):
         max_names: int = 65536,
         max_pages: int = 16384,
         minor: int = KERNEL_MINOR_VERSION,
+        dax: DaxMode = "never",
     ) -> Self:
         """Attach to a back-end and mount its share.
 
@@ -69,17 +88,27 @@ class Guest(FileSystem):
             table: the domain's version table, such as "/dev/shm/vt"; None for a guest that checks none.
             timeout: seconds to wait for any answer.
             request_queues: request queues to use, if the back-end has as many.
-            max_names, max_pages, minor: as of Guest.
+            max_names, max_pages, minor, dax: as of Guest.
 
         Raises:
-            UserError: no back-end there, or no table that can be used.
+            UserError: no back-end there, or no table that can be used; or no window, and dax is "always".
             OSError: the back-end does not serve a file system as it should.
         """
         mapped = None if table is None else Table.open(table)
         try:
-            transport = VirtioTransport(socket_path, timeout=timeout, request_queues=request_queues)
+            transport = VirtioTransport(
+                socket_path, timeout=timeout, request_queues=request_queues, window=dax != "never"
+            )
             try:
-                return cls(transport, mapped, max_names=max_names, max_pages=max_pages, minor=minor)
+                return cls(
+                    transport,
+                    mapped,
+                    max_names=max_names,
+                    max_pages=max_pages,
+                    minor=minor,
+                    window=transport.window,
+                    dax=dax,
+                )
             except BaseException:
                 transport.close()
                 raise
@@ -102,6 +131,11 @@ class Guest(FileSystem):
     def hits(self) -> Hits:
         """How often the cache answered in place of a request."""
         return self.tree.cache.hits
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of files that are mapped in the window."""
+        return 0 if self.tree.dax is None else self.tree.dax.mapped
 
     def close(self) -> None:
         """Unmount (DESTROY) and detach. May be called twice; a dead back-end is no error."""

@@ -38,12 +38,16 @@ class Node:
     slot: int
     kind: int
     lookups: int
+    dax: bool
+    outdated: bool
     names: dict[bytes, Name]
     attributes: Attributes | None
     listing: Listing | None
     target: Target | None
     generation: object
-    def __init__(self, nodeid: int, slot: int, kind: int, forgotten: list[tuple[int, int]]) -> None: ...
+    def __init__(
+        self, nodeid: int, slot: int, kind: int, forgotten: list[tuple[int, int]], dax: bool = False
+    ) -> None: ...
     def drop_pages(self) -> None: ...
 
 class Name:

@@ -150,12 +150,18 @@ cdef class Node:
         slot: the slot of the inode.
         kind: the S_IFMT bits of the mode, which never change.
         forgotten: where (node id, number of lookups) goes in the end.
+        dax: whether it is a file that is read and written through the window, which does not change.
+
+    Attributes:
+        outdated: its names are not to be kept: a node made anew would be another one (d_mark_dontcache in Linux).
     """
 
     cdef readonly uint64_t nodeid
     cdef readonly uint64_t slot
     cdef public uint32_t kind
     cdef public uint64_t lookups
+    cdef readonly bint dax
+    cdef public bint outdated
     cdef readonly dict names
     cdef public Attributes attributes
     cdef public object listing
@@ -164,10 +170,11 @@ cdef class Node:
     cdef list _forgotten
     cdef object __weakref__
 
-    def __init__(self, uint64_t nodeid, uint64_t slot, uint32_t kind, list forgotten):
+    def __init__(self, uint64_t nodeid, uint64_t slot, uint32_t kind, list forgotten, bint dax=False):
         self.nodeid = nodeid
         self.slot = slot
         self.kind = kind
+        self.dax = dax
         self.names = {}
         self.generation = object()
         self._forgotten = forgotten

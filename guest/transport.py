@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from coherence.errors import UserError
 from guest.ring import Ring
-from guest.vhost_user import FrontEnd
+from guest.vhost_user import PROTOCOL_FEATURES, WINDOW_FEATURES, FrontEnd
+from guest.window import Window
 from server.fuse.protocol import OUT_HEADER
 from server.vhost_user.messages import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, ProtocolError
 
@@ -202,15 +203,24 @@ class VirtioTransport:
         socket_path: the back-end's vhost-user socket.
         timeout: seconds to wait for a reply.
         request_queues: how many request queues to use; the device may have fewer.
+        window: whether to have files mapped, where the device offers that.
 
     Raises:
         UserError: there is no back-end, or it is no virtio-fs device; and as FrontEnd says.
     """
 
-    def __init__(self, socket_path: str | os.PathLike[str], *, timeout: float = 30.0, request_queues: int = 1) -> None:
+    def __init__(
+        self,
+        socket_path: str | os.PathLike[str],
+        *,
+        timeout: float = 30.0,
+        request_queues: int = 1,
+        window: bool = False,
+    ) -> None:
         slot_bytes = MAX_DATA + OVERHEAD
         memory_size = (2 + request_queues) * (1 << 20) + request_queues * SLOTS * 2 * slot_bytes
-        self._front_end = FrontEnd(socket_path, memory_size, timeout=timeout)
+        protocol_features = PROTOCOL_FEATURES | WINDOW_FEATURES if window else PROTOCOL_FEATURES
+        self._front_end = FrontEnd(socket_path, memory_size, timeout=timeout, protocol_features=protocol_features)
         self._queues: list[Queue] = []
         features = self._front_end.features
         end = 0
@@ -243,6 +253,11 @@ class VirtioTransport:
     def tag(self) -> str:
         """The tag of the device's configuration space; empty where it offers none."""
         return self._front_end.tag
+
+    @property
+    def window(self) -> Window | None:
+        """Where the device has files mapped; None if it does not do that."""
+        return self._front_end.window
 
     def exchange(self, header: bytes, arguments: bytes, data: Buffer, reply_bytes: int) -> bytes:
         """As Transport.exchange()."""

@@ -7,6 +7,7 @@ import os
 from typing import Final, NamedTuple
 
 from guest.cache import Cache, Listing, Target
+from guest.dax import Dax
 from guest.fuse_client import DirectoryEntry, Entry, FuseClient
 from guest.kept import Attributes, Node, Rule, kept_attributes, walk
 from server.fuse.protocol import InitFlag, OpenFlag
@@ -40,17 +41,22 @@ class Tree:
         rule: what says how long things are good.
         max_names: names to keep at most.
         max_pages: pages to keep at most.
+        dax: the files in the guest's window; None for a guest that has none.
     """
 
-    def __init__(self, client: FuseClient, rule: Rule, *, max_names: int, max_pages: int) -> None:
+    def __init__(
+        self, client: FuseClient, rule: Rule, *, max_names: int, max_pages: int, dax: Dax | None = None
+    ) -> None:
         self.client = client
         self.rule = rule
+        self.dax = dax
         self.cache = Cache(
             rule,
             client.forgotten,
             max_names=max_names,
             max_pages=max_pages,
             auto_inval=InitFlag.AUTO_INVAL_DATA in client.flags,
+            dax=(lambda _: False) if dax is None else dax.enabled,
         )
 
     # --- paths -----------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from coherence.errors import UserError
+from guest.window import Window
+from guest.window_channel import WindowChannel
 from server.vhost_user.connection import Connection, Disconnected
 from server.vhost_user.messages import (
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -40,6 +42,7 @@ from server.vhost_user.messages import (
     pack_vring_address,
     pack_vring_state,
     unpack_config,
+    unpack_shmem_config,
     unpack_u64,
     unpack_vring_state,
 )
@@ -57,6 +60,9 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
+
+WINDOW_FEATURES = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_REQ | ProtocolFeature.BACKEND_SEND_FD
+"""Protocol features that it takes besides to have files mapped in a window."""
 
 _FS_CONFIG = struct.Struct("<36sI")
 """struct virtio_fs_config: tag, num_request_queues."""
@@ -107,6 +113,9 @@ class FrontEnd:
     """The share's tag, from the configuration space."""
     num_request_queues: int
     """Request queues on offer; their indices begin at 1, queue 0 is the high-priority queue."""
+    window: Window | None
+    """Where the backend has files mapped; None where WINDOW_FEATURES are not wanted or not offered. Another one
+    after reconnect(); nothing is mapped in it after reset()."""
 
     def __init__(
         self,
@@ -122,6 +131,7 @@ class FrontEnd:
         self._wanted_features = features
         self._wanted_protocol_features = protocol_features
         self._doorbells: dict[int, QueueDoorbells] = {}
+        self._channel: WindowChannel | None = None
         self._connection = self._connect()
         try:
             self.memory_fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC)
@@ -130,6 +140,7 @@ class FrontEnd:
                 self.memory = mmap.mmap(self.memory_fd, memory_size)
                 self._negotiate()
             except BaseException:
+                self._close_channel()
                 os.close(self.memory_fd)
                 raise
         except BaseException:
@@ -178,6 +189,8 @@ class FrontEnd:
     def reset(self) -> None:
         """Reset the device as a guest's reboot does. Every queue stops; guest memory stays."""
         self.tell(Request.RESET_DEVICE)
+        if self.window is not None:
+            self.window.clear()
         self._close_all_doorbells()
         self._accept_features()
 
@@ -187,6 +200,7 @@ class FrontEnd:
         Raises:
             UserError: as when it is made.
         """
+        self._close_channel()
         self._connection.close()
         self._close_all_doorbells()
         self._connection = self._connect()
@@ -194,6 +208,7 @@ class FrontEnd:
 
     def close(self) -> None:
         """Detach from the backend, which then drops everything it holds for us. May be called twice."""
+        self._close_channel()
         self._connection.close()
         self._close_all_doorbells()
         if self.memory_fd >= 0:
@@ -271,6 +286,7 @@ class FrontEnd:
             self._agree_on_features()
             self._read_config()
             self._send_memory()
+            self._open_window()
         except OSError as error:
             raise UserError(error.strerror) from None
         except ValueError as error:
@@ -310,6 +326,24 @@ class FrontEnd:
             self.tell(Request.ADD_MEM_REG, pack_single_region(region), [self.memory_fd])
         else:
             self.tell(Request.SET_MEM_TABLE, pack_memory_table([region]), [self.memory_fd])
+
+    def _open_window(self) -> None:
+        self.window = None
+        if self.protocol_features & WINDOW_FEATURES != WINDOW_FEATURES:
+            return
+        sizes = unpack_shmem_config(self.ask(Request.GET_SHMEM_CONFIG))
+        if not sizes or not sizes[0]:
+            return
+        self.window = Window(sizes[0])
+        ours, theirs = socket.socketpair()
+        self._channel = WindowChannel(ours, self.window)
+        with theirs:
+            self.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def _close_doorbells(self, index: int) -> None:
         doorbells = self._doorbells.pop(index, None)

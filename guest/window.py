@@ -1,0 +1,120 @@
+"""The guest's DAX window: address space of this process, into which the back-end has files mapped.
+
+It is virtio shared memory region 0 (virtio 1.2, 2.10 and 5.11.5), as a virtual machine monitor keeps it. Where
+nothing is mapped there is memory that holds nothing: a driver that goes wrong, or whose back-end does, reads zeros
+and does not crash. Access to a mapped page beyond the end of its file is SIGBUS, as everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from typing import Final, NoReturn
+
+MAX_SIZE: Final = 1 << 40
+"""Bytes of the largest window. It takes address space, no memory."""
+_OFFSET_MAX: Final = (1 << 63) - 1
+_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
+_ANONYMOUS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+# linux/mman.h; Python does not have them.
+_MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+
+
+class Window:
+    """Address space, and what is mapped where. Several threads may use it.
+
+    It stays until the last view of it is gone.
+
+    Args:
+        size: bytes, a multiple of the page size.
+
+    Raises:
+        ValueError: impossible size.
+    """
+
+    def __init__(self, size: int) -> None:
+        if not 0 < size <= MAX_SIZE or size % mmap.PAGESIZE:
+            raise ValueError(f"a window of {size} bytes")
+        self.size = size
+        self._memory = mmap.mmap(-1, size, flags=_ANONYMOUS | _MAP_NORESERVE)
+        self._address = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._memory))
+        self._mapped: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def map(self, fd: int, file_offset: int, place: int, length: int, *, writable: bool) -> None:
+        """Map a piece of a file where nothing is mapped.
+
+        Args:
+            fd: the file; stays the caller's.
+            file_offset: where the piece begins in the file, bytes, a multiple of the page size.
+            place: where it goes in the window, bytes, a multiple of the page size.
+            length: bytes, a multiple of the page size.
+            writable: whether stores reach the file; otherwise they are lost.
+
+        Raises:
+            OSError: EINVAL, it is not within the window; EEXIST, something is mapped there; EACCES, the descriptor
+                does not permit it; and as mmap(2).
+        """
+        if not 0 <= file_offset <= _OFFSET_MAX - length or file_offset % mmap.PAGESIZE:
+            _refuse(errno.EINVAL)
+        with self._lock:
+            self._check(place, length)
+            if any(place < start + size and start < place + length for start, size in self._mapped.items()):
+                _refuse(errno.EEXIST)
+            self._replace(place, length, mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE, fd, file_offset)
+            self._mapped[place] = length
+
+    def unmap(self, place: int, length: int) -> None:
+        """Take away what one map() has mapped, all of it. Raises OSError: EINVAL, there is no such mapping."""
+        with self._lock:
+            self._check(place, length)
+            if self._mapped.get(place) != length:
+                _refuse(errno.EINVAL)
+            self._replace(place, length, _ANONYMOUS | _MAP_NORESERVE)
+            del self._mapped[place]
+
+    def clear(self) -> None:
+        """Take everything away."""
+        with self._lock:
+            self._replace(0, self.size, _ANONYMOUS | _MAP_NORESERVE)
+            self._mapped.clear()
+
+    def is_mapped(self, place: int, length: int) -> bool:
+        """Whether something is mapped in all of this part, by one map() or by several."""
+        with self._lock:
+            at = place
+            while at < place + length:
+                if at not in self._mapped:
+                    return False
+                at += self._mapped[at]
+            return True
+
+    def piece(self, place: int, length: int) -> ctypes.Array[ctypes.c_ubyte]:
+        """A part of it, which memoryview() takes. Whatever is mapped there later shows there."""
+        return (ctypes.c_ubyte * length).from_buffer(self._memory, place)
+
+    def view(self, place: int, length: int) -> memoryview:
+        """A part of it, writable."""
+        return memoryview(self.piece(place, length)).cast("B")
+
+    def _check(self, place: int, length: int) -> None:
+        if length <= 0 or place < 0 or (place | length) % mmap.PAGESIZE or place + length > self.size:
+            _refuse(errno.EINVAL)
+
+    def _replace(self, place: int, length: int, flags: int, fd: int = -1, file_offset: int = 0) -> None:
+        address = _libc.mmap(self._address + place, length, _READ_WRITE, flags | _MAP_FIXED, fd, file_offset)
+        if address == _MAP_FAILED:
+            _refuse(ctypes.get_errno())
+
+
+def _refuse(code: int) -> NoReturn:
+    raise OSError(code, os.strerror(code))
