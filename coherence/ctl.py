@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
-from coherence.control import top, watch
+from coherence.control import dax, top, watch
 from coherence.control.check import check
-from coherence.control.client import fetch_status
+from coherence.control.client import fetch_dax, fetch_status
 from coherence.control.status import render
 from coherence.errors import UserError
+from coherence.messages import MAX_FILES
 from coherence.parser import Parser
 from coherence.places import Places, socket_of
 
@@ -27,6 +28,7 @@ EPILOG = """\
   coherencectl status --json | jq .    the same, for programs
   coherencectl watch /srv/data         who changes what under this directory, as it happens
   coherencectl top                     which guest asks, changes and waits how often, each second
+  coherencectl dax                     what guests have mapped in their DAX windows
   coherencectl check /dev/shm/vt       is this file a sound table?
 
 Exit status: 0 all is well, 1 failure (no daemon, not permitted, a bad table), 2 on wrong usage.
@@ -51,6 +53,11 @@ Who changes most comes first: each change makes the other guests fetch again wha
 A raised floor makes all of them fetch everything again. "-": not known. End it with Ctrl-C.
 """
 
+DAX_EPILOG = """\
+A file is shown as DEVICE:INODE, as `stat -c %d:%i FILE` prints them; `find DIRECTORY -inum INODE` finds it.
+REFUSED are claims that met a limit or had no room: the guest then gives up something older and tries again.
+"""
+
 # Home, and erase to the end: no flicker, as the lines that stay are written over.
 HOME = "\x1b[H\x1b[J"
 
@@ -63,6 +70,12 @@ def _interval(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError("use 0.1 to 3600 seconds")
     return seconds
+
+
+def _files(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_FILES:
+        raise argparse.ArgumentTypeError(f"use 0 to {MAX_FILES}")
+    return int(text)
 
 
 def _parser() -> Parser:
@@ -88,6 +101,10 @@ def _parser() -> Parser:
         "--interval", metavar="S", type=_interval, default=1.0, help="seconds between two samples (default 1)"
     )
     rates.add_argument("--once", action="store_true", help="end after the first interval")
+    mapped = add("dax", "show DAX windows, their use, and files by mapped size", parents=[daemon], epilog=DAX_EPILOG)
+    mapped.add_argument(
+        "--files", metavar="N", type=_files, default=10, help="those of which most is mapped (default 10)"
+    )
     table = add("check", "validate a table file")
     table.add_argument("file", metavar="FILE", help="a path such as /dev/shm/vt, or a shared memory name")
     return parser
@@ -133,7 +150,12 @@ def _top(socket: Path, options: argparse.Namespace) -> None:
             return
 
 
-DAEMON_COMMANDS = {"status": _status, "watch": _watch, "top": _top}
+def _dax(socket: Path, options: argparse.Namespace) -> None:
+    report = fetch_dax(socket, options.files)
+    _show(msgspec.json.format(_json(report)) if options.json else dax.render(report))
+
+
+DAEMON_COMMANDS = {"status": _status, "watch": _watch, "top": _top, "dax": _dax}
 
 
 # They are ended so.

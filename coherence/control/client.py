@@ -16,6 +16,10 @@ from coherence.messages import (
     DAEMON_DECODER,
     PROTOCOL,
     Backend,
+    DaxPage,
+    DaxQuestion,
+    DaxUse,
+    FileUse,
     FromDaemon,
     Hello,
     Refused,
@@ -24,6 +28,7 @@ from coherence.messages import (
     StatusQuestion,
     Subscribe,
     Welcome,
+    WindowUse,
 )
 
 ANSWER_SECONDS = 5.0
@@ -36,6 +41,14 @@ class Report(Struct, frozen=True):
 
     status: Status
     backends: list[Backend]
+
+
+class DaxReport(Struct, frozen=True):
+    """All DAX windows, and the files of which most is mapped in them."""
+
+    use: DaxUse
+    windows: list[WindowUse]
+    files: list[FileUse]
 
 
 @contextlib.contextmanager
@@ -61,7 +74,9 @@ def connected(path: Path) -> Iterator[Connection[FromDaemon]]:
 
 
 def ask(
-    connection: Connection[FromDaemon], question: Hello | StatusQuestion | Subscribe, answer: type[Expected]
+    connection: Connection[FromDaemon],
+    question: Hello | StatusQuestion | DaxQuestion | Subscribe,
+    answer: type[Expected],
 ) -> Expected:
     """Send a message; returns its answer, which must be of this type.
 
@@ -89,6 +104,17 @@ def fetch_status(path: Path) -> Report:
             backends += page.backends
             first = page.next
     return Report(page.status, backends)
+
+
+def fetch_dax(path: Path, files: int) -> DaxReport:
+    """Ask the daemon at this socket for all DAX windows and so many files. UserError when it cannot be had."""
+    with connected(path) as connection:
+        page = ask(connection, DaxQuestion(0, files), DaxPage)
+        report = DaxReport(page.use, page.windows, page.files)
+        while page.next is not None:
+            page = ask(connection, DaxQuestion(page.next, 0), DaxPage)
+            report.windows.extend(page.windows)
+    return report
 
 
 def _connect(sock: socket.socket, path: Path) -> None:

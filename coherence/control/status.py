@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from coherence.control.client import Report
-from coherence.messages import DaxUse, Watching
-from coherence.sizes import size_text
+from coherence.control.dax import in_words
+from coherence.messages import Watching
 from coherence.table import TRUST_NOTHING
 
 
@@ -22,7 +22,7 @@ def render(report: Report) -> str:
         f"raised {status.floor_raises} times, distrusted {status.distrusts} times",
         f"roots     {status.roots}",
         f"watch     {watching(status.watch)}",
-        f"DAX       {dax_use(status.dax)}",
+        f"DAX       {in_words(status.dax)}",
         f"backends  {len(report.backends)}",
     ]
     for backend in report.backends:
@@ -43,17 +43,6 @@ def watching(watch: Watching) -> str:
     if watch.overflows:
         told += f", {watch.overflows} overflows"
     return f"{told}, {watch.events} changes: {watch.bumped} bumped, {watch.own} of backends"
-
-
-def dax_use(use: DaxUse) -> str:
-    """The DAX windows for people."""
-    if not use.windows:
-        return "no windows"
-    return (
-        f"{use.windows} windows of {size_text(use.window_bytes)}, {size_text(use.mapped_bytes)} mapped "
-        f"of {size_text(use.total_limit)} at most, {use.mappings} mappings of {use.files} files, "
-        f"{use.refused} refused"
-    )
 
 
 def of_limit(watches: int, limit: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from coherence.control.client import Report, fetch_status
+from coherence.control.columns import aligned
 from coherence.control.status import of_limit
 from coherence.messages import Backend
 
@@ -158,14 +159,7 @@ def lines(view: View, most: int | None = None) -> list[str]:
         "",
     ]
     rows = [COLUMNS, *(_cells(row) for row in view.guests)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(
-            cell.ljust(width) if number < TEXT_COLUMNS else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    table = aligned(rows, TEXT_COLUMNS)
     if most is not None and len(head) + len(table) > most:
         shown = max(most - len(head) - 1, 1)
         table[shown:] = [f"and {len(table) - shown} more"]

@@ -42,7 +42,7 @@ class _Snapshot(Collector):
         yield from self._members()
 
     def _domain(self) -> Iterable[Metric]:
-        status, watch = self._status, self._status.watch
+        status, watch, dax = self._status, self._status.watch, self._status.dax
         counters = (
             ("bumps", "Bumps of the version table since it was made, by backends and by coherenced.", status.sequence),
             ("floor_raises", "Times everything that was cached became invalid.", status.floor_raises),
@@ -52,6 +52,7 @@ class _Snapshot(Collector):
             ("backend_made_changes", "Of these, changes that were surely made and bumped by a backend.", watch.own),
             ("refused_watches", "Requests of backends for a watch that were refused.", watch.refused),
             ("watch_overflows", "Times the host watch lost changes.", watch.overflows),
+            ("dax_refused_claims", "Claims for DAX windows that were refused.", dax.refused),
         )
         gauges = (
             ("trusted", "1 when cached things may be used, 0 when everybody asks for everything.", status.trusted),
@@ -60,6 +61,11 @@ class _Snapshot(Collector):
             ("backends", "Backends that are members.", len(self._backends)),
             ("missing_backends", "Backends that live and are not connected.", len(status.missing)),
             ("watches", "Directories and files that are watched (fanotify: file systems).", watch.watches),
+            ("dax_windows", "DAX windows of guests.", dax.windows),
+            ("dax_window_bytes", "Their sizes.", dax.window_bytes),
+            ("dax_mappings", "Parts of files that are mapped in them.", dax.mappings),
+            ("dax_mapped_bytes", "Their sizes.", dax.mapped_bytes),
+            ("dax_mapped_bytes_limit", "How much there can be at most.", dax.total_limit),
             ("watches_limit", "Watches that there can be at most (0: no limit).", watch.limit),
         )
         for name, told, value in counters:

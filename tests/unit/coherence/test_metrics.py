@@ -100,6 +100,8 @@ def test_names_and_values() -> None:
     assert values["coherenced_host_changes_total",] == 20
     assert values["coherenced_watches",] == 7
     assert values["coherenced_trusted",] == 1
+    assert values["coherenced_dax_windows",] == 2
+    assert values["coherenced_dax_mapped_bytes",] == 14 << 20
     assert values["coherenced_missing_backends",] == 1
     assert values["coherenced_backend_requests_total", "red", "5"] == 100
     assert values["coherenced_backend_requests_total", "red", "6"] == 7
