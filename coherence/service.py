@@ -15,6 +15,7 @@ from typing import Any
 from coherence.changes import ChangeEvents
 from coherence.connection import Connection
 from coherence.dax.allocator import Allocator
+from coherence.dax.pins import Pins
 from coherence.errors import UserError
 from coherence.handler import Handler
 from coherence.leases import Leases
@@ -92,7 +93,8 @@ class Service:
             stack.callback(self._listener.close)
             self._metrics = None if metrics is None else self._open_metrics(metrics, stack)
             self.registry = Registry(table, leases, places)
-            self.dax = Allocator(*dax_limits, table.inode_slot, lambda: bool(self.registry.missing))
+            pins = Pins(table, leases)
+            self.dax = Allocator(*dax_limits, table.inode_slot, pins, lambda: bool(self.registry.missing))
             self.domain = Domain(table, leases, self._events_lost)
             self.domain.on_data = self.dax.changed
             self.watch = open_watch(watch, self.domain, max_watches)

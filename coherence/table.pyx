@@ -270,7 +270,9 @@ cdef class Table:
         cdef uint64_t i, n = 0
         for i in range(self.vt.slot_count):
             # The sequence is read after the slot, so that a bump meanwhile is no false alarm.
-            if vt_load(&self.vt, <unsigned>(VT_WORD_SLOTS + i)) > vt_load(&self.vt, VT_WORD_SEQUENCE):
+            if not vt_is_pinned(&self.vt, i) and vt_load(&self.vt, <unsigned>(VT_WORD_SLOTS + i)) > vt_load(
+                &self.vt, VT_WORD_SEQUENCE
+            ):
                 n += 1
         return n
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from coherence.connection import Connection, Dropped
 from coherence.dax.peer import Peer
+from coherence.dax.pins import Pins
 from coherence.dax.shrinks import WITHDRAW_SECONDS, Shrinks
 from coherence.dax.windows import File, Refusal, Window, Windows
 from coherence.log import get_logger
@@ -50,6 +51,7 @@ class Allocator:
         window_limit: largest size of a window, bytes.
         total_limit: of what is mapped in all windows, bytes.
         inode_slot: of a device and inode number, in the version table.
+        pins: of that table.
         missing: whether backends live that are not connected: what they have mapped is not known.
     """
 
@@ -58,10 +60,12 @@ class Allocator:
         window_limit: int,
         total_limit: int,
         inode_slot: Callable[[int, int], int],
+        pins: Pins,
         missing: Callable[[], bool],
     ) -> None:
         self._windows = Windows(window_limit, total_limit)
         self._inode_slot = inode_slot
+        self._pins = pins
         self._missing = missing
         self._peers: dict[Peer, None] = {}
         self._owners: dict[int, Peer] = {}
@@ -72,6 +76,7 @@ class Allocator:
 
     def start(self) -> None:
         """Clients may come from now on: within the running event loop."""
+        self._pins.start()
         self._await_missing()
 
     def join(
@@ -237,7 +242,7 @@ class Allocator:
         self._index(files)
 
     def _index(self, files: Iterable[File]) -> None:
-        """Keep in `slots` what of these is mapped."""
+        """Keep in `slots` what of these is mapped, and pinned what is mapped to be stored into."""
         for file in files:
             slot = self._inode_slot(*file)
             if self._windows.is_mapped(file):
@@ -246,6 +251,7 @@ class Allocator:
                 self._slots[slot].discard(file)
                 if not self._slots[slot]:
                     del self._slots[slot]
+            self._pins.want(slot, any(map(self._windows.is_written, self._slots.get(slot, ()))))
 
     # --- files that are made smaller ------------------------------------------------------------------------
 

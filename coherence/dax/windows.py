@@ -78,10 +78,15 @@ class Window:
 
 @dataclass(slots=True, eq=False)
 class _FileIndex:
-    """What is mapped of one file: end in the file, number of the window, and place in it of each, in this order."""
+    """What is mapped of one file: end in the file, number of the window, and place in it of each, in this order.
+
+    Attributes:
+        mapped, writable: how many bytes, and how many of the mappings are to be stored into.
+    """
 
     entries: list[tuple[int, int, int]] = field(default_factory=list)
     mapped: int = 0
+    writable: int = 0
 
 
 class Windows:
@@ -191,6 +196,10 @@ class Windows:
         """Whether something of the file is mapped anywhere."""
         return file in self._files
 
+    def is_written(self, file: File) -> bool:
+        """Whether something of the file is mapped to be stored into."""
+        return file in self._files and self._files[file].writable > 0
+
     def mapped_files(self) -> list[File]:
         """All files of which something is mapped."""
         return list(self._files)
@@ -231,6 +240,7 @@ class Windows:
             counted.mappings += sign
             counted.mapped += sign * mapping.length
         index.mapped += sign * mapping.length
+        index.writable += sign * mapping.writable
         if not index.mapped:
             del self._files[file]
 

@@ -13,6 +13,7 @@ from coherence import handler, holder
 from coherence.changes import ChangeEvents
 from coherence.connection import Connection
 from coherence.dax.allocator import Allocator
+from coherence.dax.pins import Pins
 from coherence.leases import Leases
 from coherence.messages import (
     CLIENT_DECODER,
@@ -42,7 +43,8 @@ class Daemon:
         self.registry = registry
         self.table_fd = self.leases_fd = 0
         self.watch: HostWatch = NoWatch()
-        self.dax = Allocator(0, 0, registry.table.inode_slot, lambda: False)
+        pins = Pins(registry.table, registry.leases)
+        self.dax = Allocator(0, 0, registry.table.inode_slot, pins, lambda: False)
         self.events = ChangeEvents(Domain(registry.table, registry.leases, registry.raise_floor))
 
     async def status_page(self, first: int) -> StatusPage:
