@@ -67,7 +67,7 @@ class File:
         self._check(os.O_WRONLY)
         with Naming(self.path):
             if self._dax is not None:
-                size = max(0, min(size, self._tree.attributes(self.node, self.fh).attr.size - offset))
+                size = max(0, min(size, self._tree.size(self.node, self.fh) - offset))
                 return self._dax.read(self.node, offset, size)
             return self._read_direct(size, offset) if self._direct else self._read_cached(size, offset)
 
@@ -139,7 +139,7 @@ class File:
             if self.flags & os.O_ACCMODE == os.O_WRONLY:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             if length is None:
-                length = min(CHUNK - offset % CHUNK, self._tree.attributes(self.node, self.fh).attr.size - offset)
+                length = min(CHUNK - offset % CHUNK, self._tree.size(self.node, self.fh) - offset)
             return self._dax.view(self.node, offset, length, writable=self.flags & os.O_ACCMODE == os.O_RDWR)
 
     # --- changing --------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class File:
         view = memoryview(data).cast("B")
         done = 0
         with Naming(self.path):
-            if self._dax is not None and offset + len(view) <= self._tree.attributes(self.node, self.fh).attr.size:
+            if self._dax is not None and offset + len(view) <= self._tree.size(self.node, self.fh):
                 self._dax.write(self.node, offset, view)
                 return len(view)
             try:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from guest.cache import Cache, Listing, Target
 from guest.dax import Dax
 from guest.fuse_client import DirectoryEntry, Entry, FuseClient
-from guest.kept import Attributes, Node, Rule, kept_attributes, walk
+from guest.kept import FOREVER, Attributes, Node, Rule, kept_attributes, walk
 from server.fuse.protocol import InitFlag, OpenFlag
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -112,6 +112,16 @@ class Tree:
             ttl, attr = self.client.getattr(node.nodeid, fh)
             kept = self.cache.keep_attributes(node, attr, ttl, stamp)
         return kept
+
+    def size(self, node: Node, fh: int | None = None) -> int:
+        """Up to where an access to a node through the window may go, bytes.
+
+        By time that is what the last reply said, however old, as Linux's i_size.
+        """
+        kept = node.attributes
+        if self.rule.aware or kept is None or not self.rule.good(node.slot, kept.stamp, FOREVER):
+            kept = self.attributes(node, fh)
+        return int(kept.attr.size)
 
     def set_attributes(
         self,

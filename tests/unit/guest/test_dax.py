@@ -173,6 +173,17 @@ def test_across_chunks(guest: Guest, server: DaxServer) -> None:
     assert guest.mapped == 3 * CHUNK
 
 
+def test_a_guest_without_a_table_learns_of_growth_as_linux_does(guest: Guest, server: DaxServer) -> None:
+    server.ttl = 0
+    fd = server.add_file("f", b"hello")
+    with guest.open("/f") as file:
+        assert file.read() == b"hello"
+        os.write(fd, b"more")
+        assert sent(guest, file.read) == {}
+        assert file.stat().st_size == 9
+        assert file.read() == b"more"
+
+
 def test_a_file_that_is_not_to_be_mapped(guest: Guest, server: DaxServer) -> None:
     server.add_file("f", b"hello")
     server.plain.update(server.fds)
