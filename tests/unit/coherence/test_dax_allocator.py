@@ -1,0 +1,366 @@
+"""The allocator among backends that claim, shrink files, answer late or never, read nothing, die, and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from coherence.connection import Connection, Full
+from coherence.dax import shrinks
+from coherence.dax.allocator import Allocator, FromMember
+from coherence.dax.peer import Peer
+from coherence.dax.pins import Pins
+from coherence.dax.windows import CHUNK
+from coherence.messages import (
+    Claim,
+    Claimed,
+    Coordinate,
+    FromClient,
+    Mapping,
+    Release,
+    Settle,
+    Shrink,
+    Shrinkable,
+    Shrunk,
+    ToBackend,
+    Window,
+    Windowed,
+    Withdraw,
+    Withdrawn,
+)
+
+CHUNKS = 64
+BACKENDS = 8
+FILES = 3
+File = tuple[int, int]
+
+backends = st.integers(0, BACKENDS - 1)
+files = st.integers(0, FILES - 1)
+sizes = st.integers(0, 5 * CHUNK)
+
+
+class Clocked(asyncio.SelectorEventLoop):
+    """A loop whose time passes when it is told to."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def do(self, call: Callable[[], None]) -> None:
+        """Call within the loop, and do all that is due."""
+        failures: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, context: failures.append(context))
+        self.call_soon(call)
+        for _ in range(3):
+            self.call_soon(self.stop)
+            self.run_forever()
+        assert not failures, failures
+
+
+class Slots:
+    """The part of a version table and its leases that is about pinned slots."""
+
+    def __init__(self) -> None:
+        self.now: set[int] = set()
+
+    def pin(self, slot: int) -> None:
+        """As Table.pin."""
+        self.now.add(slot)
+
+    def pinned(self) -> list[int]:
+        """As Table.pinned."""
+        return list(self.now)
+
+    def unpin(self, slot: int) -> bool:
+        """As Leases.unpin, when nobody is changing anything."""
+        self.now.discard(slot)
+        return True
+
+
+class Member:
+    """A backend as the daemon sees it: a connection that takes messages, and what it should know.
+
+    Attributes:
+        mapped: by place; what it was granted and has not given back.
+        asked: claims and shrinks without an answer, by token.
+        shrinking: those that were answered, by token.
+        pending: Withdraws without an answer: file by token.
+        deaf: whether its socket is full.
+        excused: whether the allocator need not wait for it.
+    """
+
+    def __init__(self, world: World, mapped: dict[int, Mapping]) -> None:
+        self.world = world
+        self.mapped = mapped
+        self.asked: dict[int, Claim | tuple[File, int]] = {}
+        self.shrinking: dict[int, File] = {}
+        self.pending: dict[int, File] = {}
+        self.withdrawn: set[File] = set()
+        self.deaf = False
+        self.excused = False
+        self.dropped = False
+        self.coordinate: bool | None = None
+        self.token = 0
+        self.peer: Peer | None = None
+
+    def send(self, message: ToBackend) -> None:
+        """As Connection.send."""
+        if self.deaf:
+            raise Full("it does not read its messages")
+        self.world.check(self, message)
+
+    def drop(self, reason: str) -> None:
+        """As Handler's."""
+        assert self.deaf, reason
+        self.dropped = True
+
+
+class World(RuleBasedStateMachine):
+    """Some backends of one daemon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        logging.disable(logging.WARNING)
+        self.loop = Clocked()
+        self.members: dict[int, Member] = {}
+        self.fds = [os.memfd_create(f"f{number}") for number in range(FILES)]
+        self.files = [(status.st_dev, status.st_ino) for status in map(os.fstat, self.fds)]
+        self.slots = Slots()
+        self.overdue = False
+
+    @initialize()
+    def begin(self) -> None:
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        self.away = 0
+        pins = Pins(self.slots, self.slots)
+        self.allocator = Allocator(
+            CHUNKS * CHUNK, 1 << 40, lambda device, inode: inode % 2, pins, lambda: self.away > 0
+        )
+        self.loop.do(self.allocator.start)
+
+    def handle(self, member: Member, message: FromMember, fds: list[int] | None = None) -> None:
+        assert member.peer is not None
+        peer = member.peer
+        self.loop.do(lambda: self.allocator.handle(peer, message, fds or []))
+
+    def check(self, member: Member, message: ToBackend) -> None:
+        """What the allocator says must be right."""
+        match message:
+            case Claimed():
+                claim = member.asked.pop(message.token)
+                assert isinstance(claim, Claim)
+                if not message.error:
+                    file = claim.device, claim.inode
+                    others = (other for other in self.members.values() if other is not member)
+                    assert not any(file in other.shrinking.values() for other in others), "while it is cut"
+                    assert message.place not in member.mapped
+                    member.mapped[message.place] = Mapping(
+                        *file, claim.offset, claim.length, message.place, claim.writable
+                    )
+            case Shrinkable():
+                shrink = member.asked.pop(message.token)
+                assert isinstance(shrink, tuple)
+                file, size = shrink
+                for other in self.members.values():
+                    beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
+                    if other is not member and beyond and not (other.excused or other.deaf or self.overdue):
+                        assert file in other.withdrawn
+                        assert file not in other.pending.values()
+                member.shrinking[message.token] = file
+            case Withdraw():
+                file = message.device, message.inode
+                member.pending[message.token] = file
+                member.withdrawn.add(file)
+            case Settle():
+                member.withdrawn.discard((message.device, message.inode))
+            case Coordinate():
+                member.coordinate = message.shrinks
+            case Windowed():
+                assert (message.error, message.refused) == (0, 0)
+            case _:
+                raise AssertionError(message)
+
+    @staticmethod
+    def reaches(mapping: Mapping, file: File, size: int) -> bool:
+        return (mapping.device, mapping.inode) == file and mapping.offset + mapping.length > size
+
+    def join(self, number: int, mapped: dict[int, Mapping]) -> None:
+        member = self.members[number] = Member(self, mapped)
+        connection = cast(Connection[FromClient], member)
+
+        def register() -> None:
+            member.peer = self.allocator.join(f"g{number}", number, connection, member.drop, True)
+
+        self.loop.do(register)
+        told = list(mapped.values())
+        half = len(told) // 2
+        if half:
+            self.handle(member, Window(CHUNKS * CHUNK, told[:half], True))
+        self.handle(member, Window(CHUNKS * CHUNK, told[half:]))
+
+    def leave(self, number: int) -> dict[int, Mapping]:
+        member = self.members.pop(number)
+        assert member.peer is not None
+        peer = member.peer
+        self.loop.do(lambda: self.allocator.leave(peer))
+        return member.mapped
+
+    @rule(number=backends)
+    def start(self, number: int) -> None:
+        if number not in self.members:
+            self.join(number, {})
+
+    @rule(number=backends)
+    def kill(self, number: int) -> None:
+        if number in self.members:
+            self.leave(number)
+
+    @rule()
+    def restart_the_daemon(self) -> None:
+        mapped = {number: self.leave(number) for number in list(self.members)}
+        self.nothing_is_left()
+        self.start_daemon()
+        self.away = len(mapped)
+        for number, mappings in mapped.items():
+            self.join(number, mappings)
+            self.away -= 1
+        self.loop.do(self.allocator.sweep)
+
+    @rule(
+        number=backends,
+        file=files,
+        offset=st.integers(0, 4),
+        place=st.none() | st.integers(0, CHUNKS - 1),
+        writable=st.booleans(),
+    )
+    def claim(self, number: int, file: int, offset: int, place: int | None, writable: bool) -> None:
+        member = self.members.get(number)
+        if member is not None and not member.deaf:
+            member.token += 1
+            wanted = None if place is None else place * CHUNK
+            message = Claim(member.token, *self.files[file], offset * CHUNK, CHUNK, wanted, writable)
+            member.asked[member.token] = message
+            self.handle(member, message)
+
+    @rule(number=backends, data=st.data())
+    def release(self, number: int, data: st.DataObject) -> None:
+        member = self.members.get(number)
+        if member is not None and member.mapped:
+            place = data.draw(st.sampled_from(sorted(member.mapped)))
+            length = member.mapped.pop(place).length
+            self.handle(member, Release([(place, length), (place, length), (1, 1)]))
+
+    @rule(number=backends, file=files, size=sizes)
+    def shrink(self, number: int, file: int, size: int) -> None:
+        member = self.members.get(number)
+        if member is not None and not member.deaf:
+            member.token += 1
+            member.asked[member.token] = self.files[file], size
+            self.handle(member, Shrink(member.token, size), [self.fds[file]])
+
+    @rule(number=backends)
+    def withdraw(self, number: int) -> None:
+        member = self.members.get(number)
+        if member is not None:
+            while member.pending:
+                token = next(iter(member.pending))
+                del member.pending[token]
+                self.handle(member, Withdrawn(token))
+            member.excused = False
+
+    @rule(number=backends)
+    def end_shrinks(self, number: int) -> None:
+        member = self.members.get(number)
+        if member is not None:
+            # Those that were not answered, too: the request was interrupted.
+            tokens = [*member.shrinking, *(t for t, asked in member.asked.items() if isinstance(asked, tuple))]
+            for token in tokens:
+                member.shrinking.pop(token, None)
+                member.asked.pop(token, None)
+                self.handle(member, Shrunk(token))
+
+    @rule(file=st.none() | files)
+    def change_on_the_host(self, file: int | None) -> None:
+        slot = None if file is None else self.files[file][1] % 2
+        self.loop.do(lambda: self.allocator.changed(slot))
+
+    @rule(number=backends)
+    def stop_reading(self, number: int) -> None:
+        if number in self.members:
+            self.members[number].deaf = True
+
+    @rule(number=backends)
+    def read_again(self, number: int) -> None:
+        if number in self.members and not self.members[number].dropped:
+            self.members[number].deaf = False
+
+    @precondition(lambda self: self.members)
+    @rule(seconds=st.sampled_from([0.01, 0.1, 3.0, 11.0]))
+    def time_passes(self, seconds: float) -> None:
+        """Who did not answer in time is not waited for."""
+        if seconds > shrinks.WITHDRAW_SECONDS:
+            self.overdue = True
+            for member in self.members.values():
+                member.excused |= bool(member.pending)
+        if seconds > shrinks.SHRUNK_SECONDS:
+            for member in self.members.values():
+                member.shrinking.clear()
+        self.loop.now += seconds
+        self.loop.do(self.allocator.sweep)
+        self.overdue = False
+
+    @invariant()
+    def who_was_dropped_leaves(self) -> None:
+        for number in [number for number, member in self.members.items() if member.dropped]:
+            self.leave(number)
+
+    @invariant()
+    def what_is_known_is_what_is_mapped(self) -> None:
+        if not hasattr(self, "allocator"):
+            return
+        use = self.allocator.use()
+        mapped = [mapping for member in self.members.values() for mapping in member.mapped.values()]
+        # A grant that found no room in the socket ends the connection.
+        assert (use.mappings, use.windows) == (len(mapped), len(self.members))
+        assert use.files == len({(mapping.device, mapping.inode) for mapping in mapped})
+        assert self.slots.now == {mapping.inode % 2 for mapping in mapped if mapping.writable}
+        for member in self.members.values():
+            assert member.deaf or member.coordinate is (len(self.members) > 1)
+
+    def nothing_is_left(self) -> None:
+        assert self.allocator.use().mapped_bytes == 0
+        for kept in "_peers", "_owners", "_slots":
+            assert not getattr(self.allocator, kept), kept
+        for kept in "_cuts", "_by_token", "_withdrawals":
+            assert not getattr(self.allocator._shrinks, kept), kept
+
+    def teardown(self) -> None:
+        # When all is answered and ended, all claims are answered.
+        for number, member in list(self.members.items()):
+            self.withdraw(number)
+            self.end_shrinks(number)
+            assert member.deaf or not member.shrinking
+        assert not any(m.asked for m in self.members.values() if not (m.deaf or m.dropped))
+        for number in list(self.members):
+            self.leave(number)
+        if hasattr(self, "allocator"):
+            self.nothing_is_left()
+        self.loop.close()
+        for fd in self.fds:
+            os.close(fd)
+        logging.disable(logging.NOTSET)
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
