@@ -43,8 +43,9 @@ class View:
         self._mount_fd = -1
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            # -P: nothing is imported from the current directory.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.dax.view_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "server.dax.view_process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -314,10 +314,10 @@ def test_the_view_process_is_killed(mortal: View, path: Path) -> None:
 
 
 def test_the_view_process_is_stopped(monkeypatch: pytest.MonkeyPatch, view: View, path: Path) -> None:
-    monkeypatch.setattr(view_module, "ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(view_module, "ANSWER_TIMEOUT", 3.0)
     with View() as stopped:
         os.kill(stopped.pid, signal.SIGSTOP)
-        with path.open("r+b") as file, pytest.raises(OSError, match="gone: no answer in 1 s"):
+        with path.open("r+b") as file, pytest.raises(OSError, match="gone: no answer in 3 s"):
             stopped.open(file.fileno())
     assert not Path(f"/proc/{stopped.pid}").exists()
 
@@ -373,6 +373,13 @@ def test_nothing_hangs_whoever_is_killed(path: Path, victims: str) -> None:
         backend.wait(WAIT)
         assert select.select([watch], [], [], WAIT)[0], "the view process hangs"
         os.close(watch)
+
+
+def test_the_current_directory_is_not_imported_from(monkeypatch: pytest.MonkeyPatch, view: View, path: Path) -> None:
+    (path.parent / "struct.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(path.parent)
+    with View() as other:
+        assert other.available, other.reason
 
 
 # --- where there are no views --------------------------------------------------------------------
