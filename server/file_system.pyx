@@ -279,11 +279,8 @@ cdef class FileSystem:
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
         """What the guest has mapped of a file beyond this size is not the file any more; None: it is again."""
         cdef inode_t *inode = self.inodes.get(nodeid)
-        if inode == NULL:
-            return
-        inode.withdrawn = 0
-        if size is not None:
-            inode.withdrawn, inode.reached = <uint64_t>size + 1, size
+        if inode != NULL:
+            inode.withdrawn = 0 if size is None else <uint64_t>size + 1
 
     def wake(self) -> None:
         """Look at parked requests again, whenever they are due."""
@@ -510,6 +507,8 @@ cdef class FileSystem:
             return errno
         if self.reach(inode, stx.stx_size) == PARK:
             return PARK
+        if not compared:
+            inode.reached = stx.stx_size
         memset(out, 0, sizeof(fuse_attr_out))
         self.fill_attr(&out.attr, &stx)
         out.attr.flags = self.attr_flags(inode, &stx)

@@ -217,6 +217,8 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
             restore_fsetid()
         fs.changes.acknowledge(&change)
         fs.end_truncation(request.header.unique)
+        if fd[0] >= 0:
+            inode.reached = 0
     return -fd[0] if fd[0] < 0 else 0
 
 

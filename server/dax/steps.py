@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-Steps = Generator[Callable[[Callable[..., None]], object], tuple[Any, ...], None]
+Call = Callable[[Callable[..., None]], object]
+Steps = Generator[Call, tuple[Any, ...], None]
 
 
 def run(steps: Steps, finished: Callable[[], None] = lambda: None) -> None:

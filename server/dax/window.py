@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from coherence.log import get_logger
-from server.dax.steps import Line, Steps, run
+from server.dax.steps import Call, Line, Steps, run
 from server.operations.request import Parked, error
 
 log = get_logger(__name__)
@@ -285,13 +285,14 @@ class Window:
             self._settle(key, problem.errno or errno.EIO)
             return
         self._mappings[mapping.place] = mapping
-        mapping.pieces = [(mapping.place, mapping.length)]
-        (refused,) = yield lambda done: self._front_end.map(
-            opened.view, mapping.offset, mapping.place, mapping.length, True, done
-        )
+        size = os.fstat(opened.fd).st_size
+        if size < self._files.reached(mapping.nodeid):
+            # The guest does not know yet that there is less of it.
+            self._files.withdrawn_beyond(mapping.nodeid, size)
+            mapping.kept = _kept(mapping, size)
+        refused = yield from self._replace(mapping, 0, mapping.kept)
         if refused and session == self._session:
-            log.warning("the virtual machine does not map a file", reason=os.strerror(refused))
-            self._drop(mapping)
+            yield from self._unmap(mapping, session)
         self._settle(key, refused)
 
     def _remove(self, key: tuple[int, ...], places: list[tuple[int, int]], session: int) -> Steps:
@@ -384,9 +385,10 @@ class Window:
         for nodeid in {mapping.nodeid for mapping in there}:
             self._files.withdrawn_beyond(nodeid, size)
         for mapping in there:
-            kept = min(max(-(-size // PAGE) * PAGE - mapping.offset, 0), mapping.length)
+            kept = _kept(mapping, size)
             if session == self._session and kept < mapping.kept:
-                yield partial(self._cut, mapping, kept)
+                # Until that is done the guest has nothing there.
+                yield from self._replace(mapping, 0, kept)
         done()
 
     def _settle_size(self, file: tuple[int, int], session: int) -> Steps:
@@ -395,45 +397,45 @@ class Window:
             yield from self._withdraw(file, os.fstat(opened.fd).st_size, lambda: None, session)
         self._files.wake()
 
-    def _cut(self, mapping: Mapping, kept: int, done: Done) -> None:
-        """Keep so much of the file. Sent all at once, as the guest has nothing there in between."""
-        self._replace(mapping, 0, [(mapping.place, kept)] if kept else [], done)
-
     def _restore(self, nodeid: int, session: int) -> Steps:
         for mapping in list(self._mappings.values()):
             if session == self._session and mapping.nodeid == nodeid and mapping.kept < mapping.length:
-                first = sum(piece[0] < mapping.place + mapping.kept for piece in mapping.pieces)
-                rest = (mapping.place + mapping.kept, mapping.length - mapping.kept)
-                yield partial(self._replace, mapping, first, [rest])
+                first = sum(place < mapping.place + mapping.kept for place, _ in mapping.pieces)
+                yield from self._replace(mapping, first, mapping.length)
         self._restoring.discard(nodeid)
         self._files.withdrawn_beyond(nodeid, None)
         self._files.wake()
 
-    def _replace(self, mapping: Mapping, first: int, pieces: list[tuple[int, int]], done: Done) -> None:
-        """Replace the pieces of a mapping from the `first` one on by these of the file, and trash for the rest."""
-        old, mapping.pieces = mapping.pieces[first:], mapping.pieces[:first] + pieces
-        mapping.kept = sum(length for _, length in mapping.pieces)
-        trash = [
-            (mapping.place + start, min(CHUNK, mapping.length - start))
-            for start in range(mapping.kept, mapping.length, CHUNK)
-        ]
-        mapping.pieces += trash
-        opened = self._opened[mapping.file]
-        messages: list[Callable[[Done], None]] = [
-            partial(self._front_end.unmap, place, length) for place, length in old
-        ]
-        messages += [
-            partial(self._front_end.map, opened.view, mapping.offset + place - mapping.place, place, length, True)
-            for place, length in pieces
-        ]
-        messages += [partial(self._front_end.map, self._trash, 0, place, length, True) for place, length in trash]
-        # Answers come in order.
-        *others, last = messages
-        for message in others:
-            message(_told)
-        last(done)
+    def _replace(self, mapping: Mapping, first: int, kept: int) -> Generator[Call, tuple[Any, ...], int]:
+        """Replace the pieces of a mapping from the `first` one on: so much is the file's in all, the rest is trash.
+
+        Returns:
+            An errno, 0 when everything is as it is to be.
+        """
+        view = self._opened[mapping.file].view
+        old, mapping.pieces = mapping.pieces[first:], mapping.pieces[:first]
+        start = sum(length for _, length in mapping.pieces)
+        mapping.kept = kept
+        problems = 0
+        # One after the other: QEMU 11.1 crashes when the next one comes while it does what the last one said.
+        for place, length in old:
+            (problem,) = yield partial(self._front_end.unmap, place, length)
+            problems = problems or problem
+        while start < mapping.length:
+            place, trash = mapping.place + start, start >= kept
+            length = min(CHUNK, mapping.length - start) if trash else kept - start
+            fd, offset = (self._trash, 0) if trash else (view, mapping.offset + start)
+            (problem,) = yield partial(self._front_end.map, fd, offset, place, length, True)
+            if problem:
+                problems = problems or problem
+            else:
+                mapping.pieces.append((place, length))
+            start += length
+        if problems:
+            log.warning("the virtual machine does not map a file", reason=os.strerror(problems))
+        return problems
 
 
-def _told(problem: int) -> None:
-    if problem:
-        log.warning("a mapping cannot be replaced", reason=os.strerror(problem))
+def _kept(mapping: Mapping, size: int) -> int:
+    """How many bytes of a mapping are pages that a file of this size has."""
+    return min(max(-(-size // PAGE) * PAGE - mapping.offset, 0), mapping.length)
