@@ -35,26 +35,20 @@ class View:
 
     Attributes:
         reason: why no views can be made, in a few words; None while they can.
-        pid: of the view process.
+        pid: of the view process; 0 if it could not be started.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.pid = 0
         self._mount_fd = -1
+        self._process: subprocess.Popen[bytes] | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # -P: nothing is imported from the current directory.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.dax.view_process", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
         try:
+            with theirs:
+                self._start(theirs.fileno())
             self._begin()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
             self._end(f"the view process: {error}")
 
     @property
@@ -94,10 +88,26 @@ class View:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _start(self, socket_fd: int) -> None:
+        # -P: nothing is imported from the current directory.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "server.dax.view_process", str(socket_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[socket_fd],
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
     def _begin(self) -> None:
         self._socket.settimeout(START_TIMEOUT)
         data, fds = receive(self._socket)
-        reason = msgspec.json.decode(data, type=Mounted).reason if data else "the view process could not start"
+        if not data:
+            # By SIGSYS, -31, where a filter of system calls lets nobody mount.
+            assert self._process is not None
+            self._end(f"the view process ended with status {self._process.wait(START_TIMEOUT)}")
+            return
+        reason = msgspec.json.decode(data, type=Mounted).reason
         if reason is not None:
             self._end(reason)
             return
@@ -132,8 +142,9 @@ class View:
         """Let no process and no descriptor remain."""
         self.reason = self.reason or reason
         self._socket.close()
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         if self._mount_fd >= 0:
             os.close(self._mount_fd)
             self._mount_fd = -1

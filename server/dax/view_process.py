@@ -220,8 +220,8 @@ def _mount(backend: socket.socket) -> ViewServer:
     except OSError as error:
         raise OSError(error.errno, f"/dev/fuse: {error.strerror}") from None
     try:
-        mount_fd = mounting.mount_fuse(device_fd, "coherent-vfs-view")
         mounting.keep_only(mounting.CAP_SYS_ADMIN)
+        mount_fd = mounting.mount_fuse(device_fd, "coherent-vfs-view")
     except PermissionError:
         raise OSError(errno.EPERM, "it takes the capability CAP_SYS_ADMIN") from None
     server = ViewServer(device_fd)

@@ -403,6 +403,22 @@ def test_without_the_device() -> None:
     assert told.stdout == "False /dev/fuse: No such file or directory\n", told.stderr
 
 
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("/bin/false", "the view process ended with status 1"),
+        ("/none", "the view process: [Errno 2] No such file or directory: '/none'"),
+    ],
+)
+def test_a_view_process_that_does_not_start(monkeypatch: pytest.MonkeyPatch, program: str, reason: str) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with View() as broken:
+        assert broken.reason == reason
+        with pytest.raises(OSError, match="the view process") as caught:
+            broken.open(0)
+        assert caught.value.errno == errno.ENOTCONN
+
+
 def test_a_kernel_without_passthrough() -> None:
     body = p.INIT_IN.pack(7, 39, 0, p.InitFlag.INIT_EXT, 0)
     header = p.IN_HEADER.pack(p.IN_HEADER.size + len(body), p.Opcode.INIT, 1, 0, 0, 0, 0, 0)
