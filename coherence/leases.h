@@ -20,6 +20,7 @@ enum {
     LT_WORD_DOMAIN = 6,     /* 2 words, those of the table */
     LT_WORD_NEXT_HOLDER = 8,
     LT_WORD_EPOCH = 16,     /* of the host watch: what was watched in an older one may not be any more */
+    LT_WORD_MARKERS = 17,   /* whether the host watch wants to be told of each change in the journals */
     LT_WORD_FIRST = 512,    /* byte 4096: the buckets */
     LT_ABI = 1,
 
@@ -64,6 +65,11 @@ static inline uint64_t lt_load(const lt_t *lt, unsigned word)
 static inline void lt_bump_epoch(lt_t *lt)
 {
     atomic_fetch_add(&lt->words[LT_WORD_EPOCH], 1);
+}
+
+static inline void lt_want_markers(lt_t *lt, int wanted)
+{
+    atomic_store(&lt->words[LT_WORD_MARKERS], wanted);
 }
 
 static inline uint64_t lt_now(void)

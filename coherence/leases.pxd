@@ -15,6 +15,7 @@ cdef extern from "leases.h" nogil:
         LT_WORD_DOMAIN
         LT_WORD_NEXT_HOLDER
         LT_WORD_EPOCH
+        LT_WORD_MARKERS
         LT_WORD_FIRST
         LT_ABI
         LB_SLOT_BITS
@@ -31,6 +32,7 @@ cdef extern from "leases.h" nogil:
     void lt_attach(lt_t *lt, void *mapping, uint64_t buckets)
     uint64_t lt_load(const lt_t *lt, unsigned word)
     void lt_bump_epoch(lt_t *lt)
+    void lt_want_markers(lt_t *lt, bint wanted)
     uint64_t lt_now()
     lb_t *lt_bucket(const lt_t *lt, uint64_t hash)
 

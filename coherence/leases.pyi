@@ -42,6 +42,13 @@ class Leases:
     def uncover(self) -> None:
         """Begin a new epoch: something that was watched by its directory has left it."""
 
+    @property
+    def markers_wanted(self) -> bool:
+        """Whether backends write the number of each change into their journals, for the host watch to see."""
+
+    def want_markers(self, wanted: bool) -> None:
+        """Have them do so, or not. Only coherenced calls it."""
+
     def origin(self, slot: int) -> tuple[int, int] | None:
         """Which backend made the last change to a slot, and the how manieth of its changes that was.
 

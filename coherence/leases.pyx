@@ -113,6 +113,15 @@ cdef class Leases:
         self.check(0)
         lt_bump_epoch(&self.lt)
 
+    @property
+    def markers_wanted(self):
+        self.check(0)
+        return lt_load(&self.lt, LT_WORD_MARKERS) != 0
+
+    def want_markers(self, wanted):
+        self.check(0)
+        lt_want_markers(&self.lt, wanted)
+
     def origin(self, slot):
         self.check(slot)
         cdef uint64_t number = 0

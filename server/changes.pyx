@@ -12,8 +12,8 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport usleep
 
 from coherence.leases cimport (
-    Leases, lb_close, lb_free_since, lb_is_closed, lb_leased_until, lb_lock, lb_t, lb_time, lb_unlock, lb_write_lease,
-    lt_bucket, lt_data_since, lt_now, lt_set_data, lt_set_origin,
+    LT_WORD_MARKERS, Leases, lb_close, lb_free_since, lb_is_closed, lb_leased_until, lb_lock, lb_t, lb_time, lb_unlock,
+    lb_write_lease, lt_bucket, lt_data_since, lt_load, lt_now, lt_set_data, lt_set_origin,
 )
 from coherence.table cimport (
     VJ_WORD_CHANGES, VT_WORD_ROOT_COUNT, VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root,
@@ -71,10 +71,8 @@ cdef class Changes:
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept:
         """Count a name as changed. Names come first: see acknowledge()."""
         cdef uint64_t hash
-        if self.table is None:
+        if not is_told(self, change):
             return
-        if change.count == 0:
-            change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
         hash = vt_name_hash(&self.table.vt, dir_slot, name, length)
         add_thing(change, hash, False)
         add_name_slot(self, change, hash & self.table.vt.mask)
@@ -84,10 +82,8 @@ cdef class Changes:
 
     cdef void add_inode(self, change_t *change, uint64_t hash, bint data) noexcept:
         """Count an inode as changed; data: not only its attributes."""
-        if self.table is None:
+        if not is_told(self, change):
             return
-        if change.count == 0:
-            change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
         add_thing(change, hash, data)
         add_slot(change, hash & self.table.vt.mask)
         if vt_is_root(&self.table.vt, hash & self.table.vt.mask):
@@ -160,6 +156,15 @@ cdef class Changes:
             restore(change)
 
 
+cdef bint is_told(Changes self, change_t *change) noexcept:
+    """Whether there is anybody to tell of a change, to which something is going to be added."""
+    if self.table is None:
+        return False
+    if change.count == 0:
+        change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
+    return True
+
+
 cdef void add_slot(change_t *change, uint64_t slot) noexcept:
     cdef unsigned i
     for i in range(change.count):
@@ -193,10 +198,12 @@ cdef void add_thing(change_t *change, uint64_t hash, bint data) noexcept:
 cdef bint lock(Changes self, change_t *change) noexcept:
     """Lock the buckets of all that changes, and see that nobody else has a lease on it; else set due.
 
-    A change that waits for leases closes its buckets for some time longer, and again where it is kept waiting by
-    locks: else a guest that asks all the time could have the next lease before the change is made.
+    A change that waits for leases closes its buckets for some time longer, and again where locks keep it waiting after
+    that: else a guest that asks all the time could have the next lease before the change is made. Locks alone close
+    nothing: they are over in a moment.
     """
     cdef uint64_t now = lt_now(), give_up = now + SPIN_US
+    cdef lb_t *bucket
     cdef unsigned i
     while not lock_buckets(self, change, now):
         relax()
@@ -204,7 +211,9 @@ cdef bint lock(Changes self, change_t *change) noexcept:
         if now > give_up:
             self.due = now + AGAIN_US
             for i in range(change.thing_count):
-                lb_close(lt_bucket(&self.leases.lt, change.things[i]), now + CLOSED_US)
+                bucket = lt_bucket(&self.leases.lt, change.things[i])
+                if lb_is_closed(bucket, now):
+                    lb_close(bucket, now + CLOSED_US)
             return False
     for i in range(change.names):
         if vt_load(&self.table.vt, VT_WORD_SLOTS + change.slots[i]) != change.seen[i]:
@@ -301,7 +310,8 @@ cdef void restore(change_t *change) noexcept:
 
 
 cdef void mark(Changes self, change_t *change) noexcept:
-    """Say in the lease table what this was; then to the host watch, which sees writes to the journal, that it was."""
+    """Say in the lease table what this was; then to a host watch by inotify, which sees writes to the journal, that
+    it was."""
     cdef unsigned i
     cdef inode_t *inode
     for i in range(change.known_count):
@@ -315,4 +325,5 @@ cdef void mark(Changes self, change_t *change) noexcept:
     self.number += 1
     for i in range(change.count):
         lt_set_origin(&self.leases.lt, change.slots[i], self.journal.holder, self.number)
-    pwrite(self.journal.fd, &self.number, sizeof(self.number), 8 * VJ_WORD_CHANGES)
+    if lt_load(&self.leases.lt, LT_WORD_MARKERS):
+        pwrite(self.journal.fd, &self.number, sizeof(self.number), 8 * VJ_WORD_CHANGES)

@@ -31,6 +31,9 @@ class LeaseTable(Protocol):
     def uncover(self) -> None:
         """Void what backends remember as being watched."""
 
+    def want_markers(self, wanted: bool) -> None:
+        """Have backends write the number of each change into their journals, or not."""
+
 
 @dataclass(slots=True)
 class Counts:

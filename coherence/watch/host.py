@@ -79,6 +79,8 @@ class NoWatch:
 
 def open_watch(kind: Kind, domain: Domain, limit: int | None) -> HostWatch:
     """The host watch that the settings ask for. UserError when the system does not give it."""
+    # Until something is watched by inotify; an earlier daemon may have left it otherwise.
+    domain.leases.want_markers(False)
     if kind == "none":
         return NoWatch()
     return FanotifyWatch(domain, limit) if kind == "fanotify" else InotifyWatch(domain, limit)

@@ -47,7 +47,9 @@ Q_OVERFLOW, IGNORED, UNMOUNT = int(flags.Q_OVERFLOW), int(flags.IGNORED), int(fl
 LOCK_SECONDS = 0.01
 # How long a name that was moved away may take to turn up in another watched directory.
 MOVE_SECONDS = 0.002
-AGAIN_SECONDS = 0.0005
+# How long the queue is left alone where backends make changes, which are in it, too. Else each of their changes would
+# wake this process, which costs them more than all the rest.
+REST_SECONDS = 0.004
 # Removing the watches of a backend that has gone takes time: so many between two turns of the loop.
 REMOVED_AT_ONCE = 256
 READ_BYTES = 65536
@@ -81,6 +83,11 @@ class Change:
     inodes: dict[int, bool]
     name_slot: int | None
     looked_up: bool = False
+
+    @property
+    def slots(self) -> list[int]:
+        """The name's, where it has changed, and the inodes'."""
+        return [*self.inodes] if self.name_slot is None else [self.name_slot, *self.inodes]
 
 
 class InotifyWatch:
@@ -122,6 +129,9 @@ class InotifyWatch:
         self._told: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._again: asyncio.Handle | None = None
+        self._listens = False
+        # Whether backends had a hand in what was read last.
+        self._shared = False
 
     @property
     def watches(self) -> int:
@@ -140,12 +150,11 @@ class InotifyWatch:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read events in this loop from now on."""
         self._loop = loop
-        loop.add_reader(self._inotify.fileno(), self.process)
+        self._listen(True)
 
     def close(self) -> None:
         """Watch nothing any more."""
-        if self._loop is not None:
-            self._loop.remove_reader(self._inotify.fileno())
+        self._listen(False)
         if self._again is not None:
             self._again.cancel()
         for key in list(self._members):
@@ -237,6 +246,7 @@ class InotifyWatch:
         known = self._tree.by_wd.get(wd)
         if known is not None:
             return known
+        self._domain.leases.want_markers(True)
         return self._tree.add(wd, fd, status, self._domain.table.inode_slot(status.st_dev, status.st_ino))
 
     def _warn(self, what: str, error: OSError) -> None:
@@ -268,6 +278,8 @@ class InotifyWatch:
         self._remove_watch(watched.wd)
         for key in watched.asked_by:
             self._asked[key].discard(watched)
+        if not self._tree:
+            self._domain.leases.want_markers(False)
 
     def _remove_watch(self, wd: int) -> None:
         # The kernel has removed the watch already when the file system was unmounted.
@@ -282,18 +294,31 @@ class InotifyWatch:
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        self._shared = False
         self._read()
         self._look_up()
-        # Markers of changes whose slots have been unlocked meanwhile: they must not be missed.
-        self._read()
+        if any(self._own.may_be_own(slot) for change in self._changes.values() for slot in change.slots):
+            self._shared = True
+            # Markers of changes whose slots have been unlocked meanwhile: they must not be missed.
+            self._read()
         self._judge()
         self._end_moves()
         if self._loop is None:
             return
+        self._listen(not self._shared)
         if any(not change.looked_up for change in self._changes.values()):
             self._again = self._loop.call_soon(self.process)
-        elif self._changes or self._moving:
-            self._again = self._loop.call_later(AGAIN_SECONDS, self.process)
+        elif self._shared or self._changes or self._moving:
+            self._again = self._loop.call_later(REST_SECONDS, self.process)
+
+    def _listen(self, listens: bool) -> None:
+        """Be called for each event, or not."""
+        if self._loop is not None and listens != self._listens:
+            self._listens = listens
+            if listens:
+                self._loop.add_reader(self._fd, self.process)
+            else:
+                self._loop.remove_reader(self._fd)
 
     def _read(self) -> None:
         """Read all events that there are."""
@@ -328,6 +353,7 @@ class InotifyWatch:
                 else:
                     self._note(watched, data[start:end].rstrip(b"\0"), mask, cookie, now)
             elif wd in self._journals:
+                self._shared = True
                 self._own.mark(self._journals[wd], self._position)
 
     def _note(self, watched: Watched, name: bytes, mask: int, cookie: int, now: float) -> None:
@@ -405,9 +431,10 @@ class InotifyWatch:
         for key, change in list(self._changes.items()):
             if not change.looked_up:
                 continue
-            slots = [*change.inodes] if change.name_slot is None else [change.name_slot, *change.inodes]
+            slots = change.slots
             busy = any(map(locked, slots))
             if busy and now < change.since + LOCK_SECONDS:
+                self._shared = True
                 continue
             del self._changes[key]
             changers = [None if busy else changer(slot, change.position, change.batch) for slot in slots]

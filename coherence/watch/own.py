@@ -11,7 +11,8 @@ changes. But when K is the count in b's journal, read after some events, no mark
 K, and markers are numbered in ascending order. Let t of the n markers of b that have been read come before the event:
 n - t come after it, all of different changes up to K; so the last one before it is of change K - (n - t) at most. If
 that is less than k, then k's marker comes after the event. Where the proof fails, as some were merged or K was read
-too late, a needless bump does no harm.
+too late, a needless bump does no harm. Nor do changes without a marker, made while nothing was watched: they make K
+larger, never n.
 """
 
 from __future__ import annotations
@@ -106,6 +107,11 @@ class OwnChanges:
         for member in self._marked:
             member.read_count(batch)
         self._marked.clear()
+
+    def may_be_own(self, slot: int) -> bool:
+        """Whether the last change of the slot that is known was made by a backend that is here."""
+        origin = self._leases.origin(slot)
+        return origin is not None and origin[0] in self._members
 
     def changer(self, slot: int, position: int, batch: int) -> Member | None:
         """The backend that surely bumps the slot after an event, if there is one.

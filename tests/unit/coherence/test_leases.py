@@ -347,6 +347,14 @@ def test_uncover_begins_a_new_epoch(leases: Leases) -> None:
     assert leases.epoch == epoch + 1
 
 
+def test_markers_are_wanted_or_not(leases: Leases) -> None:
+    assert not leases.markers_wanted
+    leases.want_markers(True)
+    assert leases.markers_wanted
+    leases.want_markers(False)
+    assert not leases.markers_wanted
+
+
 def test_a_holders_number_comes_again_as_late_as_possible(table: Table, leases: Leases, places: Places) -> None:
     first = [leases.next_holder(()) for _ in range(600)]
     with places.leases.open("r+b") as file:
@@ -476,6 +484,8 @@ def test_a_closed_table_says_so(leases: Leases) -> None:
     operations: list[Callable[[], object]] = [
         lambda: leases.epoch,
         leases.uncover,
+        lambda: leases.markers_wanted,
+        lambda: leases.want_markers(True),
         lambda: leases.next_holder(()),
         lambda: leases.grant(1, 1, 1, 1),
         lambda: leases.leased_until(1, 1),

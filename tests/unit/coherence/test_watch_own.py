@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
 from coherence.watch import inotify
-from tests.unit.coherence.watch_world import Backend, World
+from tests.unit.coherence.watch_world import SECONDS, Backend, World
 
 
 def test_an_own_change_is_not_bumped_again(world: World, backend: Backend) -> None:
@@ -27,6 +28,26 @@ def test_an_own_change_is_not_bumped_again(world: World, backend: Backend) -> No
     assert world.domain.counts.bumped == 0
     assert world.domain.counts.own >= 3
     assert {who for who, _, _ in world.seen} == {"red"}
+
+
+def test_a_host_change_is_seen_although_the_queue_is_left_alone_after_own_ones(world: World, backend: Backend) -> None:
+    path, other = world.directory / "f", world.directory / "g"
+    path.touch()
+    other.touch()
+    world.settle()
+
+    async def change_both() -> None:
+        world.watch.start(asyncio.get_running_loop())
+        for number in range(1, 4):
+            backend.change(lambda: path.write_text("guest"), world.inode(path))
+            while world.domain.counts.own < number:
+                await asyncio.sleep(0)
+            stamp = world.table.stamp()
+            other.write_text("host")
+            while world.table.valid(world.inode(other), stamp):
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(change_both(), SECONDS))
 
 
 def test_a_host_change_after_the_marker_is_bumped(world: World, backend: Backend) -> None:

@@ -24,6 +24,7 @@ class FakeLeases:
         self.locks: set[int] = set()
         self.told: list[tuple[int, bool]] = []
         self.uncovered = 0
+        self.markers_wanted = False
 
     def origin(self, slot: int) -> tuple[int, int] | None:
         return self.origins.get(slot)
@@ -36,6 +37,9 @@ class FakeLeases:
 
     def uncover(self) -> None:
         self.uncovered += 1
+
+    def want_markers(self, wanted: bool) -> None:
+        self.markers_wanted = wanted
 
 
 class Backend:

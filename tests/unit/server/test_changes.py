@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from coherence.leases import Leases
-from coherence.table import Journal, Table, journal_content
+from coherence.table import JOURNAL_BYTES, Journal, Table, journal_content, parse_journal
 from server.fuse.protocol import (
     CREATE_IN,
     ENTRY_OUT,
@@ -41,7 +41,9 @@ class Domain:
     """A membership without a coherenced: the table, the journal, and a guest whose changes go there."""
 
     table: Table
+    leases: Leases
     journal: Journal
+    journal_fd: int
     share: Path
     guest: RawGuest
 
@@ -83,14 +85,33 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
     os.truncate(memory, 4096)
     os.pwrite(memory, journal_content(table.domain, 1), 0)
     journal = Journal.from_fd(memory)
-    os.close(memory)
     root = share.stat()
     table.add_root(table.inode_slot(root.st_dev, root.st_ino))
     leases = Leases.create(f"{name}.leases", table)
     Path(f"/dev/shm{name}.leases").unlink()
 
     with raw_guest(share, cache="shared", xattr=True, membership=Membership(table, journal, leases)) as guest:  # type: ignore[arg-type]  # what the device uses
-        yield Domain(table, journal, share, guest)
+        yield Domain(table, leases, journal, memory, share, guest)
+    os.close(memory)
+
+
+def test_changes_are_marked_while_the_host_watch_wants_it(domain: Domain) -> None:
+    nodeid = domain.nodeid("d/f")
+
+    fh, _, _ = OPEN_OUT.unpack(domain.guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_WRONLY, 0))[1])
+
+    def write() -> int:
+        assert domain.guest.request(Opcode.WRITE, nodeid, WRITE_IN.pack(fh, 0, 1, 0, 0, os.O_WRONLY) + b"x")[0] == 0
+        return parse_journal(os.pread(domain.journal_fd, JOURNAL_BYTES, 0)).changes
+
+    unmarked = write()
+    assert write() == unmarked
+    domain.leases.want_markers(True)
+    first = write()
+    assert first > unmarked
+    assert write() == first + 1
+    domain.leases.want_markers(False)
+    assert write() == first + 1
 
 
 def everything(domain: Domain) -> dict[str, int]:

@@ -39,11 +39,23 @@ from tests.unit.server.leased import (
 from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, QUEUE_SIZE, SIZE, USER, Desc, RawGuest
 
 ExpectLog = Callable[[str], None]
+LOCKER = 99
+"""The number of a backend that is not there."""
 MODE = set_attributes(FattrFlag.MODE, mode=0o600)
 
 
 def mode_of(domain: LeaseDomain, path: str = "d/f") -> int:
     return (domain.share / path).stat().st_mode & 0o777
+
+
+def slot_of(domain: LeaseDomain, path: str) -> int:
+    status = (domain.share / path).stat()
+    return domain.table.inode_slot(status.st_dev, status.st_ino)
+
+
+def lock(domain: LeaseDomain, slot: int) -> None:
+    """As another backend does that is in the middle of a change."""
+    assert domain.leases.lock(slot, LOCKER)
 
 
 def state_of(domain: LeaseDomain) -> dict[str, os.stat_result]:
@@ -152,6 +164,33 @@ def test_a_guest_that_asks_all_the_time_does_not_keep_a_change_from_being_made(d
         other.wait(asked_meanwhile)
         # One lease, and what a loaded machine takes to come round.
         assert time.monotonic() - began < LEASE_MAX + 1
+
+
+def test_a_change_that_only_meets_a_lock_closes_nothing(domain: LeaseDomain) -> None:
+    with domain.guest() as guest:
+        nodeid, slot = find(guest, "d/f"), slot_of(domain, "d/f")
+        lock(domain, slot)
+        pending = guest.post(Opcode.SETATTR, nodeid, MODE)
+        assert parked(guest, pending)
+        assert domain.leases.grant(slot, LOCKER, domain.table.stamp(), 1)
+        domain.leases.release(LOCKER)
+        guest.wait(lambda: pending.done)
+        assert guest.device.fs.changes.held == 0
+
+
+def test_what_is_closed_stays_so_while_locks_keep_the_change_waiting(domain: LeaseDomain) -> None:
+    with domain.guest() as guest:
+        nodeid, slot = find(guest, "d/f"), slot_of(domain, "d/f")
+        lock(domain, slot)
+        pending = guest.post(Opcode.SETATTR, nodeid, MODE)
+        # As if it had waited for leases before.
+        domain.leases.close_until(slot, 200_000)
+        over = time.monotonic() + 0.3
+        guest.wait(lambda: time.monotonic() > over)
+        assert parked(guest, pending)
+        assert not domain.leases.grant(slot, LOCKER, domain.table.stamp(), 1)
+        domain.leases.release(LOCKER)
+        guest.wait(lambda: pending.done)
 
 
 def test_many_changes_wait_at_once_and_all_are_made(domain: LeaseDomain) -> None:
