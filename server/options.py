@@ -144,12 +144,12 @@ def parse(argv: Sequence[str]) -> Options:
         given = vars(parser.parse_args(list(_modern(argv))))
     except ValueError as error:
         parser.error(str(error))
-    problem = _problem(given)
-    if problem:
-        parser.error(problem)
     if given["guest"] is None:
         socket_path = given["socket_path"]
         given["guest"] = (given["tag"] or (socket_path.name if socket_path else "guest"))[:GUEST_MAX]
+    problem = _problem(given)
+    if problem:
+        parser.error(problem)
     return Options(**given)
 
 
@@ -183,6 +183,8 @@ def _problem(given: dict[str, Any]) -> str | None:
         return "give either --socket-path PATH or --fd FD: where the virtual machine connects"
     if given["socket_group"] is not None and given["fd"] is not None:
         return "--socket-group needs --socket-path: a socket given by --fd has its group"
+    if given["guest"] == "host":
+        return "the guest would be called host, as who changes things on the host is: choose another --guest LABEL"
     if given["timeout"] is not None and cache not in ("auto", "always"):
         return f"--timeout does not go with --cache {cache}: only auto and always go by time"
     if given["lease_margin"] > given["lease_max"] > 0:

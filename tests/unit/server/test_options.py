@@ -96,6 +96,8 @@ def test_options_of_the_old_virtiofsd() -> None:
         ([*LEAST, "--tag", ""], "--tag"),
         ([*LEAST, "--tag", "t" * 37], "--tag"),
         ([*LEAST, "--guest", "line\nfeed"], "--guest"),
+        ([*LEAST, "--guest", "host"], "--guest"),
+        ([*LEAST, "--tag", "host"], "--guest"),
         ([*LEAST, "--num-request-queues", "0"], "--num-request-queues"),
         ([*LEAST, "--queue-size", "100"], "--queue-size"),
         ([*LEAST, "--rlimit-nofile", "many"], "--rlimit-nofile"),
