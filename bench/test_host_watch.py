@@ -66,7 +66,7 @@ class Asker:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Coherenced]:
     with Coherenced(tmp_path) as daemon:
-        daemon.start()
+        daemon.start("--realtime")
         yield daemon
 
 

@@ -32,6 +32,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
         dax_total: how much may be mapped in all of them together.
         watch: how changes on the host are seen.
         max_watches: how many directories and files are watched at most, None for as many as the system allows.
+        realtime: whether the daemon runs before ordinary processes.
         metrics: a port or a Unix socket for Prometheus, None for nowhere.
         log_level: the least severe level to log.
         log_json: whether logs are JSON objects.
@@ -46,6 +47,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     dax_total: str = "256G"
     watch: Kind = "inotify"
     max_watches: Annotated[int, Meta(ge=1)] | None = None
+    realtime: bool = False
     metrics: str | None = None
     log_level: Level = "warn"
     log_json: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,12 @@ def _parser() -> Parser:
         help="watch so many directories at most; guests do not cache the others (default: what the system allows)",
     )
     parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run before ordinary processes (SCHED_FIFO), so that changes on the host are seen soon on a busy one; "
+        "needs CAP_SYS_NICE or a limit of RLIMIT_RTPRIO",
+    )
+    parser.add_argument(
         "--metrics",
         metavar="ADDRESS",
         help="serve Prometheus metrics over HTTP there: 127.0.0.1:9999, [::1]:9999 or a Unix socket's path "
@@ -72,11 +79,21 @@ def _parser() -> Parser:
     return parser
 
 
+def _run_first() -> None:
+    try:
+        # The lowest realtime priority: before all ordinary processes, and after whatever else is realtime.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
+    except OSError as error:
+        log.get_logger(__name__).warning(
+            "not realtime: give CAP_SYS_NICE or LimitRTPRIO=1, or leave --realtime out", reason=error.strerror
+        )
+
+
 def _reload(path: Path | None, flags: dict[str, Any], old: Config, service: Service, notifier: Notifier) -> None:
     notifier.reloading()
     try:
         config = load(path, flags)
-        names = "table", "slots", "socket", "dax_window", "dax_total", "watch", "max_watches", "metrics"
+        names = "table", "slots", "socket", "dax_window", "dax_total", "watch", "max_watches", "realtime", "metrics"
         fixed = [name for name in names if getattr(config, name) != getattr(old, name)]
         log.configure(config.log_level, json=config.log_json)
         service.permit_socket(config.socket_bits, config.socket_group)
@@ -101,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(path, flags)
         log.configure(config.log_level, json=config.log_json)
+        if config.realtime:
+            _run_first()
         notifier = Notifier()
         with Service(
             config.places,
