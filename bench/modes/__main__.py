@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with open_stage(options.kind, options.cpu, say) as stage:
             if "loops" in parts:
-                loops.prepare(stage, options.rounds)
+                loops.prepare(stage)
             if "trees" in parts:
                 trees.prepare(stage, options.files)
             age()

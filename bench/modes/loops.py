@@ -24,10 +24,11 @@ CHANGES: Mapping[str, str] = {
     "chmod": "chmod",
 }
 GAIN_MODES = (NONE, SHARED, NEVER, AUTO)
+CHANGE_MODES = (NONE, SHARED, AUTO)
 LEASE_MODES = (HALF, SHARED, DOUBLE)
 SETS = (100, 1000, 10000)
 CHANGED = 80
-"""Changes that meet leases, in each round and mode."""
+"""Changes that meet leases, in each mode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +46,23 @@ class Waits:
 
 @dataclasses.dataclass(frozen=True)
 class LoopResults:
-    """Everything that loops.c measured: for each title (or number of files) and mode, one result for each round."""
+    """Everything that loops.c measured: for each title and mode, one result for each round; of `sets`, one by number
+    of files and mode."""
 
     looks: Mapping[tuple[str, Mode], Sequence[Loop]]
     changes: Mapping[tuple[str, Mode], Sequence[Loop]]
     waits: Mapping[Mode, Waits]
-    sets: Mapping[tuple[int, Mode], Sequence[Loop]]
+    sets: Mapping[tuple[int, Mode], Loop]
 
 
-def prepare(stage: Stage, rounds: int) -> None:
+def prepare(stage: Stage) -> None:
     """Make what is looked at and changed; it has to age before it is measured."""
     stage.make_files("gain", 100)
     stage.make_files("set", max(SETS))
-    for mode in (NONE, SHARED):
+    for mode in CHANGE_MODES:
         stage.make_files(f"changed-{mode.name}", 1)
     for mode in LEASE_MODES:
-        for number in range(rounds):
-            stage.make_folders(f"leased-{mode.name}-{number}", CHANGED)
+        stage.make_folders(f"leased-{mode.name}", CHANGED)
 
 
 def measure(stage: Stage, rounds: int, seconds: float) -> LoopResults:
@@ -72,11 +73,8 @@ def measure(stage: Stage, rounds: int, seconds: float) -> LoopResults:
         rounds: How often.
         seconds: Of each loop.
     """
-    results = LoopResults({}, {}, {}, {})
     looks: dict[tuple[str, Mode], list[Loop]] = {}
     changes: dict[tuple[str, Mode], list[Loop]] = {}
-    sets: dict[tuple[int, Mode], list[Loop]] = {}
-    waits: dict[Mode, Waits] = {}
     for number in range(rounds):
         stage.say(f"round {number + 1} of {rounds}: looks")
         for title, (operation, files) in LOOKS.items():
@@ -86,19 +84,15 @@ def measure(stage: Stage, rounds: int, seconds: float) -> LoopResults:
         for title, operation in CHANGES.items():
             # Short loops that alternate often: the difference that is looked for is small.
             for repetition in range(4):
-                for mode in turned((NONE, SHARED), repetition):
+                for mode in turned(CHANGE_MODES, repetition):
                     loop = stage.loop(operation, mode, f"changed-{mode.name}", 1, seconds / 4)
                     changes.setdefault((title, mode), []).append(loop)
-        stage.say(f"round {number + 1} of {rounds}: working sets")
-        for files in SETS:
-            for mode in turned(LEASE_MODES, number):
-                sets.setdefault((files, mode), []).append(stage.loop("stat", mode, "set", files, seconds))
-        stage.say(f"round {number + 1} of {rounds}: changes that meet leases")
-        for mode in turned(LEASE_MODES, number):
-            found = _wait(stage, mode, f"leased-{mode.name}-{number}")
-            earlier = waits.get(mode, Waits(0, ()))
-            waits[mode] = Waits(earlier.held + found.held, (*earlier.each, *found.each))
-    return dataclasses.replace(results, looks=looks, changes=changes, waits=waits, sets=sets)
+    # These are compared with nothing else, and take long: once.
+    stage.say("working sets")
+    sets = {(files, mode): stage.loop("stat", mode, "set", files, seconds) for files in SETS for mode in LEASE_MODES}
+    stage.say("changes that meet leases")
+    waits = {mode: _wait(stage, mode, f"leased-{mode.name}") for mode in LEASE_MODES}
+    return LoopResults(looks, changes, waits, sets)
 
 
 def _wait(stage: Stage, mode: Mode, folder: str) -> Waits:
@@ -123,8 +117,3 @@ def turned(modes: Sequence[Mode], number: int) -> list[Mode]:
 def mean(loops: Sequence[Loop]) -> float:
     """Median over the rounds of the mean time: what happens only now and then, as a lease's renewal, counts."""
     return statistics.median(loop.mean for loop in loops)
-
-
-def median(loops: Sequence[Loop]) -> float:
-    """Median over the rounds of the median time."""
-    return statistics.median(loop.median for loop in loops)

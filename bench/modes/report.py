@@ -6,7 +6,7 @@ import platform
 import statistics
 from collections.abc import Iterable, Sequence
 
-from bench.modes.loops import CHANGES, GAIN_MODES, LEASE_MODES, LOOKS, SETS, LoopResults, mean, median
+from bench.modes.loops import CHANGE_MODES, CHANGES, GAIN_MODES, LEASE_MODES, LOOKS, SETS, LoopResults, mean
 from bench.modes.stage import AUTO, NEVER, NONE, SHARED, Loop
 from bench.modes.trees import MODES, TOOLS, TreeResults
 from tests.lab import assets
@@ -27,7 +27,8 @@ def account(kind: str, rounds: int, files: int, loops: LoopResults | None, trees
     parts = [
         f"""\
 Two guests ({guest}, Linux {kernel.modules.name}) share a directory in tmpfs and have it mounted once in each mode; both
-and all backends are pinned to one processor, and the modes take turns in one run: {rounds} rounds, medians of them.
+and all backends are pinned to one processor, coherenced to another, and the modes take turns in one run: {rounds}
+rounds, medians of them.
 Rust virtiofsd is 1.13. What is looked at is some seconds old. Host: Linux {platform.release()}, Python
 {platform.python_version()}. Measured with `python -m bench.modes --write-docs`.
 """
@@ -48,12 +49,13 @@ def _looks(results: LoopResults) -> str:
     rows = []
     for title in LOOKS:
         means = {mode: mean(results.looks[title, mode]) for mode in GAIN_MODES}
-        gains = [means[other] / means[SHARED] for other in (NONE, NEVER, AUTO)]
-        rows.append([title, *(f"{means[mode]:.1f}" for mode in GAIN_MODES), *(f"{gain:.1f}" for gain in gains)])
+        each = {mode: [loop.mean for loop in results.looks[title, mode]] for mode in GAIN_MODES}
+        gains = [_ratio(each[other], each[SHARED], 1) for other in (NONE, NEVER, AUTO)]
+        rows.append([title, *(f"{means[mode]:.1f}" for mode in GAIN_MODES), *gains])
     head = ["repeated look", *(mode.title for mode in GAIN_MODES), "none : shared", "never : shared", "auto : shared"]
     return f"""\
 **Gain**: microseconds for one look, the mean of some seconds, so that the renewal of leases is in it; and how many
-times `shared` is faster.
+times `shared` is faster: the median of the rounds, least and most.
 
 {_table(head, rows)}"""
 
@@ -61,13 +63,16 @@ times `shared` is faster.
 def _changes(results: LoopResults) -> str:
     rows = []
     for title in CHANGES:
-        none, shared = (median(results.changes[title, mode]) for mode in (NONE, SHARED))
+        each = {mode: [loop.median for loop in results.changes[title, mode]] for mode in CHANGE_MODES}
         requests = _requests(results.changes[title, SHARED])
-        rows.append([title, f"{none:.1f}", f"{shared:.1f}", f"{shared / none:.2f}", f"{requests:.2f}"])
+        ratios = [_ratio(each[SHARED], each[other], 2) for other in (NONE, AUTO)]
+        rows.append([title, *(f"{statistics.median(each[mode]):.1f}" for mode in CHANGE_MODES), *ratios])
+        rows[-1].append(f"{requests:.2f}")
+    head = ["change", *(mode.title for mode in CHANGE_MODES), "shared : none", "shared : auto", "requests in shared"]
     return f"""\
 **Cost of a change that meets no lease**, microseconds; `none` is in no domain and tells nobody of its changes.
 
-{_table(["change", "none", "shared", "shared : none", "requests in shared"], rows)}"""
+{_table(head, rows)}"""
 
 
 def _waits(results: LoopResults) -> str:
@@ -88,20 +93,20 @@ goes on looking at, eight at a time.
 def _sets(results: LoopResults) -> str:
     rows = []
     # What a look costs that asks nobody: the fastest passes over the smallest set.
-    cached = min(loop.least for mode in LEASE_MODES for loop in results.sets[SETS[0], mode])
+    cached = min(results.sets[SETS[0], mode].least for mode in LEASE_MODES)
     none = mean(results.looks["stat of one file", NONE])
     for files in SETS:
         for mode in LEASE_MODES:
-            loops = results.sets[files, mode]
-            each = mean(loops)
+            loop = results.sets[files, mode]
+            each = loop.mean
             rows.append(
                 [
                     f"{files}, {mode.lease_max:g} s",
                     f"{each:.1f}",
                     f"{none / each:.1f}",
-                    f"{_requests(loops):.3f}",
+                    f"{_requests([loop]):.3f}",
                     f"{max(0.0, 1 - cached / each):.0%}",
-                    f"{_cpu(loops):.1f}",
+                    f"{_cpu(loop):.1f}",
                 ]
             )
     head = [
@@ -120,20 +125,27 @@ here; the rest of the time goes into renewing. CPU: of the backend.
 {_table(head, rows)}"""
 
 
+def _ratio(these: Sequence[float], those: Sequence[float], digits: int) -> str:
+    """The median of what one is in terms of the other, measured in turns, and between what it lies."""
+    ratios = sorted(this / that for this, that in zip(these, those, strict=True))
+    return f"{statistics.median(ratios):.{digits}f} ({ratios[0]:.{digits}f} to {ratios[-1]:.{digits}f})"
+
+
 def _requests(loops: Sequence[Loop]) -> float:
     return statistics.median((loop.requests or 0) / loop.count for loop in loops)
 
 
-def _cpu(loops: Sequence[Loop]) -> float:
-    return statistics.median(loop.cpu / loop.requests * 1e6 if loop.requests else 0.0 for loop in loops)
+def _cpu(loop: Loop) -> float:
+    return loop.cpu / loop.requests * 1e6 if loop.requests else 0.0
 
 
 def _walks(files: int, results: TreeResults) -> str:
     rows = []
     for tool in TOOLS:
-        shared, auto = (results.walks[tool, mode].medians for mode in MODES)
-        for title, mine, other in zip(("cold", "warm"), shared, auto, strict=True):
-            rows.append([f"{tool}, {title}", f"{mine:.2f}", f"{other:.2f}", f"{mine / other:.2f}"])
+        shared, auto = (results.walks[tool, mode] for mode in MODES)
+        for title, mine, other in (("cold", shared.cold, auto.cold), ("warm", shared.warm, auto.warm)):
+            medians = [f"{statistics.median(each):.2f}" for each in (mine, other)]
+            rows.append([f"{tool}, {title}", *medians, _ratio(mine, other, 2)])
     return f"""\
 **A tree of {files} files**, seconds; cold: after the guest dropped its names and inodes, warm: repeated at once.
 

@@ -156,7 +156,7 @@ def open_stage(kind: str, cpu: str, say: Callable[[str], None]) -> Iterator[Stag
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modes-")))
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modes-", dir="/dev/shm")))
         share.chmod(0o755)
-        domains = {mode: _domain(mode, folder, stack) for mode in MODES if mode.lease_max is not None}
+        domains = {mode: _domain(mode, folder, cpu, stack) for mode in MODES if mode.lease_max is not None}
         guests: dict[str, Guest] = {}
         served: dict[str, dict[Mode, Backend]] = {}
         for name in ("looker", "other"):
@@ -168,12 +168,16 @@ def open_stage(kind: str, cpu: str, say: Callable[[str], None]) -> Iterator[Stag
         yield Stage(share, guests["looker"], guests["other"], served["looker"], daemons, say)
 
 
-def _domain(mode: Mode, folder: Path, stack: contextlib.ExitStack) -> tuple[Places, Path]:
+def _domain(mode: Mode, folder: Path, cpu: str, stack: contextlib.ExitStack) -> tuple[Places, Path]:
     places = Places(f"/vt-modes-{os.getpid()}-{secrets.token_hex(3)}")
     stack.callback(_remove_all, places.table)
     place = folder / mode.name
     place.mkdir()
-    return places, stack.enter_context(backends.daemon(place, places.name)).socket
+    daemon = stack.enter_context(backends.daemon(place, places.name))
+    # A host has more than one processor. Where guests write without end, coherenced has work to do beside them.
+    if others := os.sched_getaffinity(0) - {int(cpu)}:
+        os.sched_setaffinity(daemon.pid, others)
+    return places, daemon.socket
 
 
 def _remove_all(table: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -33,10 +32,6 @@ class Walks:
 
     cold: Sequence[float]
     warm: Sequence[float]
-
-    @property
-    def medians(self) -> tuple[float, float]:
-        return statistics.median(self.cold), statistics.median(self.warm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +66,7 @@ def measure(stage: Stage, rounds: int) -> TreeResults:
 
     Args:
         stage: Where prepare was called, and then age.
-        rounds: How often; in each one cold walk and two warm ones, and a count of what is missed.
+        rounds: How often; in each one cold walk and one warm one, and a count of what is missed.
     """
     walks: dict[tuple[str, Mode], Walks] = {}
     missed: dict[tuple[str, Mode], Missed] = {}
@@ -80,9 +75,9 @@ def measure(stage: Stage, rounds: int) -> TreeResults:
             stage.say(f"round {number + 1} of {rounds}: {tool}")
             for mode in turned(MODES, number):
                 stage.drop_names()
-                cold, *warm = (_walk(stage, tool, mode) for _ in range(3))
+                cold, warm = (_walk(stage, tool, mode) for _ in range(2))
                 earlier = walks.get((tool, mode), Walks((), ()))
-                walks[tool, mode] = Walks((*earlier.cold, cold), (*earlier.warm, *warm))
+                walks[tool, mode] = Walks((*earlier.cold, cold), (*earlier.warm, warm))
             stage.drop_names()
             for mode in MODES:
                 before = missed.get((tool, mode), Missed(0, 0))
