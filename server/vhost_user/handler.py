@@ -46,11 +46,13 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIG
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    # Without it User-Mode Linux has no interrupt for its rings: arch/um/drivers/virtio_uml.c.
+    | ProtocolFeature.BACKEND_REQ
 )
 """What we offer. Not STATUS: QEMU sends status 0 when a running machine is merely paused, and a guest must
 not lose its mount by that; a guest's restart is told by RESET_DEVICE and by its new FUSE_INIT."""
 
-WINDOW_FEATURES = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_REQ | ProtocolFeature.BACKEND_SEND_FD
+WINDOW_FEATURES = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
 """What a device with a window offers besides."""
 
 _ADDRESS_END = 1 << 64
