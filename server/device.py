@@ -68,6 +68,7 @@ class FsDevice:
         self._loop = loop
         self._memory = GuestMemory()
         self._queues: dict[int, RequestQueue] = {}
+        self._enabled: set[int] = set()
         self._event_idx = False
 
     def set_features(self, features: int) -> None:
@@ -94,11 +95,11 @@ class FsDevice:
         self._memory.remove(guest_addr, size, user_addr)
         self._rebind()
 
-    def set_backend_channel(self, fd: int | None) -> None:
+    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False) -> None:
         if fd is None:
             self.shared_memory.disconnect()
         else:
-            self.shared_memory.connect(fd)
+            self.shared_memory.connect(fd, shared_objects=shared_objects)
 
     def start_ring(self, index: int, ring: Ring) -> None:
         try:
@@ -129,17 +130,23 @@ class FsDevice:
     def enable_ring(self, index: int, enabled: bool) -> None:
         if not enabled:
             # QEMU does this before it asks for the base: what is parked must not be lost.
-            self._queues[index].finish()
+            self._halt(index)
+            self._enabled.discard(index)
         self._queues[index].enable(enabled)
+        if enabled:
+            self._enabled.add(index)
+            if self._enabled == self._queues.keys():
+                self.shared_memory.start()
 
     def set_call(self, index: int, fd: int | None) -> None:
         self._queues[index].replace_call(fd)
 
     def stop_ring(self, index: int) -> int:
-        self._queues[index].finish()
+        self._halt(index)
         return self._drop_ring(index)
 
     def reset(self) -> None:
+        self.shared_memory.stop()
         for index in list(self._queues):
             self._drop_ring(index)
         self.shared_memory.reset()
@@ -158,7 +165,13 @@ class FsDevice:
             self._window.close()
         self._memory.clear()
 
+    def _halt(self, index: int) -> None:
+        """A ring is to be disabled or stopped: with the first of them the whole device stops."""
+        self.shared_memory.stop()
+        self._queues[index].finish()
+
     def _drop_ring(self, index: int) -> int:
+        self._enabled.discard(index)
         queue = self._queues.pop(index)
         self._loop.remove_queue(queue)
         queue.close()

@@ -68,10 +68,14 @@ class Device(Protocol):
     def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Take away exactly this range of guest memory; KeyError when there is none such."""
 
-    def set_backend_channel(self, fd: int | None) -> None:
+    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False) -> None:
         """Ask the front-end for mappings at this socket, a connected stream; None: no longer.
 
         Called only for a device with a window, and a front-end that has SHMEM.
+
+        Args:
+            fd: the socket.
+            shared_objects: whether the front-end has SHARED_OBJECT.
         """
 
     def start_ring(self, index: int, ring: Ring) -> None:

@@ -87,6 +87,7 @@ class Request(IntEnum):
 class BackendRequest(IntEnum):
     """What a back-end asks of a front-end, on the channel that SET_BACKEND_REQ_FD brings."""
 
+    SHARED_OBJECT_REMOVE = 7
     SHMEM_MAP = 9
     SHMEM_UNMAP = 10
 
@@ -105,6 +106,7 @@ class ProtocolFeature(IntFlag):
     INBAND_NOTIFICATIONS = 1 << 14
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+    SHARED_OBJECT = 1 << 18
     SHMEM = 1 << 22
 
 
@@ -124,6 +126,7 @@ _MEMORY_TABLE = struct.Struct("=II")
 _REGION = struct.Struct("=QQQQ")
 _SINGLE_REGION_PADDING = 8
 _CONFIG = struct.Struct("=III")
+_UUID = struct.Struct("=16s")
 _SHMEM_REGIONS = 256
 _SHMEM_CONFIG = struct.Struct(f"=I4x{_SHMEM_REGIONS}Q")
 _SHMEM_MAPPING = struct.Struct("=B7xQQQQ")
@@ -350,3 +353,8 @@ def unpack_shared_mapping(payload: bytes) -> SharedMapping:
     if flags & ~_SHMEM_WRITABLE:
         raise ValueError(f"flags {flags:#x} of a shared mapping")
     return SharedMapping(place, length, file_offset, bool(flags), region)
+
+
+def pack_shared_object(uuid: bytes) -> bytes:
+    """Payload of SHARED_OBJECT_REMOVE: 16 bytes."""
+    return _UUID.pack(uuid)

@@ -3,6 +3,11 @@
 Follows QEMU's docs/interop/vhost-user.rst (SHMEM_MAP, SHMEM_UNMAP) and virtio 1.2, 2.10. The requests go over
 the channel that the front-end gave us for them, and are answered there, in order. Nothing here waits: while
 it maps a file, QEMU asks things of its own on the main connection, and answers only after those.
+
+QEMU 11.1 answers *before* the guest's memory is as was asked: a guest that is told then may read zeros and lose
+what it stores, and one whose file is truncated then may still reach it. So each request has a second one behind
+it, to remove a shared object that does not exist: its answer shows that QEMU is done with the first. And it dies
+of either (a null pointer, vhost_dev.vdev) while the device is stopped: then we ask nothing.
 """
 
 from __future__ import annotations
@@ -25,17 +30,19 @@ from server.vhost_user.messages import (
     ProtocolError,
     SharedMapping,
     pack_shared_mapping,
+    pack_shared_object,
     unpack_u64,
 )
 
 _log = get_logger(__name__)
 
 TIMEOUT: Final = 5.0
-"""Seconds that the front-end has to answer a request."""
+"""Seconds that the front-end has for the next answer."""
 IN_FLIGHT: Final = 16
 """Requests sent and not answered yet; so few that the channel takes them all at once."""
 MIN_WINDOW: Final = 2 << 20
 _OFFSET_MAX: Final = (1 << 63) - 1
+_NO_OBJECT: Final = pack_shared_object(bytes(16))
 
 Done = Callable[[int], object]
 
@@ -56,7 +63,8 @@ class _Pending:
     mapping: SharedMapping
     fd: int | None
     done: Done | None
-    deadline: float
+    status: int | None = None
+    """What the front-end answered, while the answer to what is sent behind it is awaited."""
 
     def send(self, connection: Connection) -> None:
         fds = [] if self.fd is None else [self.fd]
@@ -73,21 +81,21 @@ class SharedMemory:
     """The region as its device sees it. It outlives front-ends, which come by connect().
 
     `done` of map() and unmap() is called once, from the loop and never before they return, with 0 when the
-    front-end has done it, or
+    guest's memory is as was asked, or
 
     - EINVAL: not possible, or refused by the front-end; nothing has changed;
     - EIO: no answer in time, or no channel. A map() is undone should it happen yet, an unmap() happens when the
       front-end goes on: nothing needs to be asked again;
-    - ECONNRESET: the device was reset or the front-end has gone, and all mappings with it.
+    - ECONNRESET: reset() or disconnect(), and all mappings have gone.
 
     Args:
         size: bytes of the region: 0, or a power of two from 2 MiB.
         loop: calls back when there is something to read, and after a time.
-        timeout: seconds that the front-end has to answer.
+        timeout: seconds that the front-end has for the next answer.
     """
 
     on_reset: Callable[[], object]
-    """Called when all mappings have vanished, after the `done` of what was pending."""
+    """Called when all mappings have gone, after the `done` of what was pending."""
 
     def __init__(self, size: int, loop: Loop, *, timeout: float = TIMEOUT) -> None:
         if size and (size < MIN_WINDOW or size & (size - 1)):
@@ -97,20 +105,31 @@ class SharedMemory:
         self._loop = loop
         self._timeout = timeout
         self._connection: Connection | None = None
+        self._shared_objects = False
+        self._mapped: dict[int, SharedMapping] = {}
+        """By place, what the front-end has mapped as far as we know."""
         self._sent: deque[_Pending] = deque()
         self._waiting: deque[_Pending] = deque()
-        self._leftover: list[SharedMapping] = []
-        """Mapped by requests that were given up."""
+        self._leftover: deque[SharedMapping] = deque()
+        """What may be mapped still and has to go before anything else is sent."""
+        self._since = 0.0
+        """When the front-end last answered, or was asked something while it had nothing to do."""
         self._watched = False
         self._silent = False
+        self._running = False
 
     @property
     def connected(self) -> bool:
         """Whether there is a front-end that maps files."""
         return self._connection is not None
 
-    def connect(self, fd: int) -> None:
+    def connect(self, fd: int, *, shared_objects: bool = False) -> None:
         """Ask at this connected stream socket, which now belongs to us, and no longer at the one before.
+
+        Args:
+            fd: the socket.
+            shared_objects: whether the front-end has SHARED_OBJECT. One that has not is trusted to answer when it
+                is done.
 
         Raises:
             OSError: it is no such socket.
@@ -120,14 +139,15 @@ class SharedMemory:
         except OSError:
             os.close(fd)
             raise
-        self._disconnect(errno.EIO)
         connection = Connection(sock, send_timeout=0)
         try:
             self._loop.add_reader(fd, self._receive)
         except OSError:
             connection.close()
             raise
+        self._disconnect(errno.EIO)
         self._connection = connection
+        self._shared_objects = shared_objects
 
     def map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Done) -> None:
         """Map a piece of a file, where nothing is mapped yet.
@@ -165,16 +185,34 @@ class SharedMemory:
         self._submit(BackendRequest.SHMEM_UNMAP, SharedMapping(place, length), None, done)
 
     def reset(self) -> None:
-        """The device was reset: there are no mappings any more."""
+        """Begin anew, without any mapping.
+
+        QEMU drops the mappings when the guest resets the device, but does not tell; a driver that is bound again
+        finds them still there. So they are unmapped, which is refused where they have gone already.
+        """
+        self._leftover.extend(self._mapped.values())
+        self._mapped.clear()
         self._give_up(errno.ECONNRESET)
         self.on_reset()
+        self._send()
+
+    def start(self) -> None:
+        """The device runs: the front-end may be asked."""
+        if not self._running:
+            self._running = True
+            self._since = time.monotonic()
+            self._send()
+
+    def stop(self) -> None:
+        """The device is stopped, as at the beginning: what is to be asked waits until it runs."""
+        self._running = False
 
     def disconnect(self) -> None:
         """The front-end has gone."""
         self._disconnect(errno.ECONNRESET)
 
     def _submit(self, number: BackendRequest, mapping: SharedMapping, fd: int | None, done: Done) -> None:
-        pending = _Pending(number, mapping, fd, done, time.monotonic() + self._timeout)
+        pending = _Pending(number, mapping, fd, done)
         if not (mapping.place >= 0 and mapping.length > 0 and mapping.place + mapping.length <= self.size):
             pending.close()
             self._fail(done, errno.EINVAL)
@@ -182,14 +220,16 @@ class SharedMemory:
             pending.close()
             self._fail(done, errno.EIO)
         else:
+            if not self._oldest():
+                self._since = time.monotonic()
+                self._watch(self._timeout)
             self._waiting.append(pending)
-            self._watch(self._timeout)
-            self._send_waiting()
+            self._send()
 
     def _fail(self, done: Done, error: int) -> None:
         self._loop.call_later(0, lambda: done(error))
 
-    def _send_waiting(self) -> None:
+    def _send(self) -> None:
         """Send what may be sent now.
 
         Nothing new as long as the answer to something that was given up is awaited: what that has mapped has to
@@ -197,18 +237,22 @@ class SharedMemory:
         """
         if self._sent and self._sent[0].done is None:
             return
-        for mapping in self._leftover:
-            self._waiting.appendleft(
-                _Pending(BackendRequest.SHMEM_UNMAP, mapping, None, lambda _: None, time.monotonic() + self._timeout)
-            )
-        self._leftover.clear()
-        while self._connection is not None and self._waiting and len(self._sent) < IN_FLIGHT:
-            try:
-                self._waiting[0].send(self._connection)
-            except ProtocolError as error:
-                self._lose(error)
+        while self._running and self._connection is not None and len(self._sent) < IN_FLIGHT:
+            if self._leftover:
+                pending = _Pending(BackendRequest.SHMEM_UNMAP, self._leftover.popleft(), None, lambda _: None)
+            elif self._waiting:
+                pending = self._waiting.popleft()
+            else:
                 return
-            self._sent.append(self._waiting.popleft())
+            self._sent.append(pending)
+            try:
+                pending.send(self._connection)
+                if self._shared_objects:
+                    number = BackendRequest.SHARED_OBJECT_REMOVE
+                    self._connection.send(number, _NO_OBJECT, flags=HeaderFlag.NEED_REPLY)
+            except ProtocolError as error:
+                pending.close()
+                self._lose(error)
 
     def _receive(self) -> None:
         assert self._connection is not None
@@ -220,29 +264,49 @@ class SharedMemory:
         except (Disconnected, ProtocolError) as error:
             self._lose(error)
             return
-        answered = self._sent.popleft()
         self._silent = False
-        if answered.done is not None:
-            answered.done(errno.EINVAL if status else 0)
-        elif answered.number is BackendRequest.SHMEM_MAP and status == 0:
-            self._leftover.append(answered.mapping)
-        self._send_waiting()
+        self._since = time.monotonic()
+        answered = self._sent[0]
+        if answered.status is None:
+            answered.status = status
+            if self._shared_objects:
+                return
+        self._sent.popleft()
+        self._finish(answered)
+        self._send()
 
     def _answer(self, message: Message) -> int:
-        """The number in the answer to the oldest request; ProtocolError when the message is none."""
+        """The number in the answer that is due; ProtocolError when the message is none."""
         message.close()
-        if not message.flags & HeaderFlag.REPLY or not self._sent or message.request != self._sent[0].number:
+        due: BackendRequest | None = None
+        if self._sent:
+            first = self._sent[0]
+            due = first.number if first.status is None else BackendRequest.SHARED_OBJECT_REMOVE
+        if not message.flags & HeaderFlag.REPLY or message.request != due:
             raise ProtocolError(f"message {message.request} is no answer to what was asked")
         try:
             return unpack_u64(message.payload)
         except ValueError as error:
             raise ProtocolError(str(error)) from None
 
+    def _finish(self, answered: _Pending) -> None:
+        mapping = answered.mapping
+        if answered.status == 0:
+            if answered.number is BackendRequest.SHMEM_UNMAP:
+                self._mapped.pop(mapping.place, None)
+            elif answered.done is None:
+                self._leftover.append(mapping)
+            else:
+                self._mapped[mapping.place] = mapping
+        if answered.done is not None:
+            answered.done(errno.EINVAL if answered.status else 0)
+
     def _lose(self, error: Exception) -> None:
         if isinstance(error, Disconnected | ConnectionLost):  # a machine that ends; its main connection tells
             _log.info("shared memory channel closed")
         else:
             _log.warning("shared memory channel dropped", reason=str(error))
+        # In the loop: `done` is never called before map() returns.
         self._disconnect(errno.EIO)
 
     def _disconnect(self, error: int) -> None:
@@ -250,18 +314,19 @@ class SharedMemory:
         if connection is not None:
             self._loop.remove_reader(connection.fileno())
             connection.close()
-        pending = self._give_up_all()
+        told = self._forget()
         self._sent.clear()
         self._leftover.clear()
+        self._mapped.clear()
         self._silent = False
-        for done in pending:
-            done(error)
+        for done in told:
+            self._fail(done, error)
 
     def _give_up(self, error: int) -> None:
-        for done in self._give_up_all():
+        for done in self._forget():
             done(error)
 
-    def _give_up_all(self) -> list[Done]:
+    def _forget(self) -> list[Done]:
         """Forget what waits, and await answers only to know when they have come; whom to tell."""
         told = [pending.done for pending in (*self._sent, *self._waiting) if pending.done is not None]
         for pending in self._sent:
@@ -270,18 +335,22 @@ class SharedMemory:
             self._waiting.popleft().close()
         return told
 
+    def _oldest(self) -> _Pending | None:
+        """The oldest request that somebody waits for."""
+        return next((pending for pending in (*self._sent, *self._waiting) if pending.done is not None), None)
+
     def _watch(self, seconds: float) -> None:
-        """Look in a while whether the oldest request has been answered."""
+        """Look in a while whether there are answers."""
         if not self._watched:
             self._watched = True
             self._loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
         self._watched = False
-        oldest = next((pending for pending in (*self._sent, *self._waiting) if pending.done is not None), None)
+        oldest = self._oldest()
         if oldest is None:
             return
-        left = oldest.deadline - time.monotonic()
+        left = self._since + self._timeout - time.monotonic() if self._running else self._timeout
         if left > 0:
             self._watch(left)
             return

@@ -267,6 +267,43 @@ def test_shared_memory_ends_with_reset_and_session(ready: Bench, expect_log: Exp
         assert told[4:] == ["reset"]
 
 
+def test_mappings_are_asked_for_while_all_rings_run(ready: Bench, kick: int) -> None:
+    """QEMU 11.1 dies of it otherwise."""
+    ready.do(Request.SET_PROTOCOL_FEATURES, pack_u64(PROTOCOL_FEATURES | WINDOW_FEATURES))
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def asked() -> bool:
+        ready.device.shared_memory.unmap(0, 4096, lambda error: None)
+        try:
+            return bool(theirs.recv(1 << 16))
+        except BlockingIOError:
+            return False
+
+    def enable(index: int, enabled: int) -> None:
+        ready.do(Request.SET_VRING_ENABLE, pack_vring_state(VringState(index, enabled)))
+
+    with ours, theirs:
+        ready.do(Request.SET_BACKEND_REQ_FD, fds=[ours.fileno()])
+        assert not asked(), "the driver is not there yet"
+        ready.start(0, kick)
+        ready.start(1, kick)
+        assert asked()
+        for index in (1, 0):
+            enable(index, 0)
+            assert not asked()
+        for index in (0, 1):
+            assert not asked()
+            enable(index, 1)
+        assert asked()
+        ready.base(0)
+        assert not asked()
+        ready.start(0, kick)
+        assert asked()
+        ready.do(Request.RESET_DEVICE)
+        assert not asked()
+
+
 def test_error_descriptor(ready: Bench, kick: int, expect_log: ExpectLog) -> None:
     error = os.eventfd(0, os.EFD_NONBLOCK)
     ready.do(Request.SET_VRING_ERR, pack_u64(0), [error])

@@ -30,7 +30,7 @@ from tests.unit.server.fake_device import leaked, open_fds
 
 PAGE = 4096
 SIZE = 64 << 20
-MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
+MAP, UNMAP, SEEN = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP, BackendRequest.SHARED_OBJECT_REMOVE
 
 ExpectLog = Callable[[str], None]
 
@@ -45,12 +45,13 @@ class Bench:
         self.told: list[object] = []
         """What `done` and `on_reset` were called with."""
         self.file = os.memfd_create("file")
+        self.memory.start()
         self.connect()
 
-    def connect(self) -> None:
+    def connect(self, *, shared_objects: bool = False) -> None:
         ours, theirs = socket.socketpair()
         self.front_end = Connection(theirs)
-        self.memory.connect(ours.detach())
+        self.memory.connect(ours.detach(), shared_objects=shared_objects)
 
     def map(self, page: int = 0, name: str = "map", *, length: int = PAGE, file_offset: int = 0) -> None:
         self.memory.map(
@@ -79,7 +80,8 @@ class Bench:
             assert message.need_reply
             assert len(message.fds) == (message.request == MAP)
             message.close()
-            requests.append((message.request, unpack_shared_mapping(message.payload).place // PAGE))
+            place = 0 if message.request == SEEN else unpack_shared_mapping(message.payload).place
+            requests.append((message.request, place // PAGE))
         return requests
 
     def answer(self, request: int, status: int = 0) -> None:
@@ -193,11 +195,11 @@ def test_another_channel(bench: Bench) -> None:
     bench.map(0, "old")
     old = bench.front_end
     bench.connect()
-    assert bench.told == [("old", errno.EIO)]
+    bench.turn()
     bench.map(1, "new")
     assert bench.asked() == [(MAP, 1)]
     bench.answer(MAP)
-    assert bench.told[1:] == [("new", 0)]
+    assert bench.told == [("old", errno.EIO), ("new", 0)]
     old.close()
 
 
@@ -205,6 +207,7 @@ def test_front_end_closes_the_channel(bench: Bench) -> None:
     bench.map(0, "a")
     bench.unmap(0, "b")
     bench.front_end.close()
+    bench.turn()
     bench.turn()
     assert bench.told == [("a", errno.EIO), ("b", errno.EIO)]
     assert not bench.memory.connected
@@ -214,6 +217,7 @@ def test_front_end_that_is_gone_when_asked(bench: Bench) -> None:
     bench.front_end.close()
     bench.map()
     assert not bench.memory.connected
+    assert bench.told == [], "never before it returns"
     bench.turn()
     assert bench.told == [("map", errno.EIO)]
 
@@ -234,6 +238,7 @@ def test_nonsense(
     expect_log("shared memory channel dropped")
     bench.map()
     bench.front_end.send(request_number, payload, [0] * fds, flags=flags)
+    bench.turn()
     bench.turn()
     assert bench.told == [("map", errno.EIO)]
     assert not bench.memory.connected
@@ -268,9 +273,116 @@ def test_what_was_mapped_after_it_was_given_up_goes_before_anything_else(bench: 
     assert bench.told[3:] == [("new", 0)]
 
 
+def test_nothing_is_asked_while_the_device_is_stopped(bench: Bench) -> None:
+    bench.map(0, "kept")
+    bench.answer(MAP)
+    bench.asked()
+    bench.memory.stop()
+    bench.map(1, "given up")
+    bench.memory.reset()
+    bench.map(0, "new")
+    bench.turn()
+    assert bench.asked() == []
+    bench.memory.start()
+    assert bench.asked() == [(UNMAP, 0), (MAP, 0)]
+    assert bench.told == [("kept", 0), ("given up", errno.ECONNRESET), "reset"]
+
+
+def test_a_stopped_device_is_not_silent(impatient: Bench) -> None:
+    impatient.memory.stop()
+    impatient.map()
+    for _ in range(10):
+        impatient.loop.call_later(0.02, impatient.loop.stop)
+        impatient.loop.run()
+    assert impatient.told == []
+    impatient.memory._timeout = 60
+    impatient.memory.start()
+    impatient.answer(MAP)
+    assert impatient.told == [("map", 0)]
+
+
+def test_reset_takes_away_what_was_mapped(bench: Bench) -> None:
+    for page in range(3):
+        bench.map(page)
+        bench.answer(MAP)
+    bench.unmap(1)
+    bench.answer(UNMAP)
+    bench.unmap(0)
+    bench.answer(UNMAP, 1)
+    bench.asked()
+    bench.told.clear()
+    bench.memory.reset()
+    bench.map(2, "new")
+    assert bench.asked() == [(UNMAP, 0), (UNMAP, 2), (MAP, 2)]
+    bench.answer(UNMAP, 1)
+    bench.answer(UNMAP)
+    bench.answer(MAP)
+    bench.memory.reset()
+    assert bench.asked() == [(UNMAP, 2)]
+    assert bench.told == ["reset", ("new", 0), "reset"]
+
+
+def test_reset_of_more_than_the_channel_takes_at_once(bench: Bench) -> None:
+    count = 3 * IN_FLIGHT
+    for page in range(count):
+        bench.map(page)
+        bench.answer(MAP)
+    bench.asked()
+    bench.memory.reset()
+    bench.map(0, "new")
+    got: list[tuple[int, int]] = []
+    while arrived := bench.asked():
+        got += arrived
+        for request, _ in arrived:
+            bench.answer(request, int(request == UNMAP))
+    assert got == [(UNMAP, page) for page in range(count)] + [(MAP, 0)]
+    assert bench.told[-1] == ("new", 0)
+
+
+def test_done_when_the_front_end_has_answered_what_comes_behind(bench: Bench) -> None:
+    bench.connect(shared_objects=True)
+    bench.map(0, "a")
+    bench.unmap(1, "b")
+    assert bench.asked() == [(MAP, 0), (SEEN, 0), (UNMAP, 1), (SEEN, 0)]
+    bench.answer(MAP)
+    assert bench.told == []
+    bench.answer(SEEN)
+    assert bench.told == [("a", 0)]
+    bench.answer(UNMAP, 1)
+    assert bench.told == [("a", 0)]
+    bench.answer(SEEN, 1)
+    assert bench.told == [("a", 0), ("b", errno.EINVAL)]
+
+
+def test_given_up_between_the_two_answers(bench: Bench) -> None:
+    bench.connect(shared_objects=True)
+    bench.map(0, "old")
+    bench.answer(MAP)
+    bench.asked()
+    bench.memory.reset()
+    bench.map(0, "new")
+    assert bench.asked() == []
+    bench.answer(SEEN)
+    assert bench.asked() == [(UNMAP, 0), (SEEN, 0), (MAP, 0), (SEEN, 0)]
+    for request in (UNMAP, SEEN, MAP, SEEN):
+        bench.answer(request)
+    assert bench.told == [("old", errno.ECONNRESET), "reset", ("new", 0)]
+
+
+@pytest.mark.parametrize("answers", [(SEEN,), (MAP, MAP), (MAP, UNMAP)])
+def test_answers_out_of_order(bench: Bench, expect_log: ExpectLog, answers: tuple[BackendRequest]) -> None:
+    expect_log("no answer to what was asked")
+    bench.connect(shared_objects=True)
+    bench.map()
+    for request in answers:
+        bench.answer(request)
+    assert bench.told == [("map", errno.EIO)]
+
+
 def test_disconnect_tells_all_that_wait(bench: Bench) -> None:
     bench.map()
     bench.memory.disconnect()
+    bench.turn()
     assert bench.told == [("map", errno.ECONNRESET)]
 
 
@@ -319,9 +431,10 @@ pages = st.integers(0, 3)
 steps = st.one_of(
     st.tuples(st.just("map"), pages),
     st.tuples(st.just("unmap"), pages),
-    st.tuples(st.sampled_from(["reset", "connect", "turn", "hang up"])),
+    st.tuples(st.sampled_from(["reset", "turn", "hang up", "start", "stop"])),
+    st.tuples(st.just("connect"), st.booleans()),
     st.tuples(st.just("answer"), st.integers(0, 1)),
-    st.tuples(st.just("send"), st.sampled_from([9, 10, 0]), st.sampled_from([4, 8, 1]), st.binary(max_size=9)),
+    st.tuples(st.just("send"), st.sampled_from([7, 9, 10, 0]), st.sampled_from([4, 8, 1]), st.binary(max_size=9)),
 )
 
 
@@ -339,12 +452,12 @@ def test_random_front_ends(script: list[tuple[Any, ...]]) -> None:
             if step == "map" or step == "unmap":
                 getattr(bench, step)(arguments[0], f"{begun}")
                 begun += 1
-            elif step == "reset":
-                bench.memory.reset()
+            elif step in ("reset", "start", "stop"):
+                getattr(bench.memory, step)()
             elif step == "connect":
                 bench.front_end.close()
                 unanswered.clear()
-                bench.connect()
+                bench.connect(shared_objects=arguments[0])
             elif step == "hang up":
                 bench.front_end.close()
             elif step == "turn":
