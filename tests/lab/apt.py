@@ -48,7 +48,7 @@ class Suite:
     """The packages of one Debian suite.
 
     Args:
-        name: The suite, as "trixie".
+        name: The suite, as "trixie"; "trixie-backports" has what it lacks from trixie.
         say: Receives one line for each step that may take long.
     """
 
@@ -67,7 +67,7 @@ class Suite:
         """Download these packages and all that they depend on; return the .deb files."""
         self._update()
         command = ["install", "--yes", "--no-install-recommends", "--download-only", *packages]
-        return self._fetch(command, self._root / "cache/archives")
+        return self._fetch(["--target-release", self.name, *command], self._root / "cache/archives")
 
     def dependency(self, package: str, prefix: str) -> str:
         """Name of the first dependency of a package that starts with prefix (a metapackage's real one)."""
@@ -84,8 +84,9 @@ class Suite:
         for folder in ("debs", "state/lists/partial", "cache/archives/partial", "nothing/partial"):
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
-        source = f"deb [signed-by={KEYRING}] {mirror()} {self.name} main\n"
-        (self._root / "sources.list").write_text(source)
+        suites = dict.fromkeys([self.name.removesuffix("-backports"), self.name])
+        sources = [f"deb [signed-by={KEYRING}] {mirror()} {suite} main\n" for suite in suites]
+        (self._root / "sources.list").write_text("".join(sources))
         self._say(f"reading the package index of Debian {self.name}")
         self._run("apt-get", ["update"])
         self._updated = True
@@ -120,6 +121,8 @@ class Suite:
             "APT::Sandbox::User": "",
             "APT::Update::Error-Mode": "any",
             "Acquire::Retries": 3,
+            # A mirror may be a snapshot; the signatures are checked all the same.
+            "Acquire::Check-Valid-Until": "false",
             **(options or {}),
         }
         words = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 CLOUD_TREE = TREES / "cloud-kernel"
 UML_TREE = TREES / "uml"
 VIRTIOFSD_C_TREE = TREES / "virtiofsd-c"
+QEMU_DAX_TREE = TREES / "qemu-dax"
 USERLAND_TREE = TREES / "userland"
 USERLAND_IMAGE = LAB_DIR / "userland.ext4"
 
@@ -56,6 +57,20 @@ def uml_kernel() -> Kernel:
 def busybox() -> Path:
     """A static busybox."""
     return _find(CLOUD_TREE, "usr/bin/busybox")
+
+
+def qemu_dax() -> list[str]:
+    """The words that begin a command of the QEMU that has DAX windows."""
+    program = _find(QEMU_DAX_TREE, "usr/bin/qemu-system-x86_64")
+    firmware = [QEMU_DAX_TREE / "usr/share" / name for name in ("seabios", "qemu")]
+    return [*loader(QEMU_DAX_TREE), str(program), *(word for folder in firmware for word in ("-L", str(folder)))]
+
+
+def loader(tree: Path) -> list[str]:
+    """The words before a program of another release that make it use that release's libraries."""
+    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    interpreter = _find(tree, "lib64/ld-linux-x86-64.so.2")
+    return [str(interpreter), "--library-path", f"{libraries}:{tree}/lib/x86_64-linux-gnu"]
 
 
 def userland_image() -> Path:

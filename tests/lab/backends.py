@@ -79,7 +79,7 @@ def rust(
     """Serve a directory with the Rust virtiofsd; arguments as those of ours, but cache is never."""
     socket = folder / f"{tag}.sock"
     command = [
-        *_loader(assets.UML_TREE), str(assets.UML_TREE / "usr/libexec/virtiofsd"),
+        *assets.loader(assets.UML_TREE), str(assets.UML_TREE / "usr/libexec/virtiofsd"),
         "--shared-dir", str(shared_dir), "--socket-path", str(socket), "--cache", cache, "--tag", tag, *options,
     ]  # fmt: skip
     with _serve(command, socket, cpu_list) as backend:
@@ -99,7 +99,7 @@ def c(
     """Serve a directory with the C virtiofsd of QEMU 7.2; arguments as those of ours."""
     socket = folder / f"{tag}.sock"
     command = [
-        *_loader(assets.VIRTIOFSD_C_TREE), str(assets.VIRTIOFSD_C_TREE / "usr/lib/qemu/virtiofsd"),
+        *assets.loader(assets.VIRTIOFSD_C_TREE), str(assets.VIRTIOFSD_C_TREE / "usr/lib/qemu/virtiofsd"),
         f"--socket-path={socket}", "-o", f"source={shared_dir}", "-o", f"cache={cache}", *options,
     ]  # fmt: skip
     with _serve(command, socket, cpu_list) as backend:
@@ -165,17 +165,6 @@ def _serve(command: Sequence[str], socket: Path, cpu_list: str) -> Iterator[Back
             time.sleep(0.01)
         yield Backend(process, socket)
         process.terminate()
-
-
-def _loader(tree: Path) -> list[str]:
-    """The words before a program of another release that make it use that release's libraries."""
-    libraries = "/".join([str(tree), "usr/lib/x86_64-linux-gnu"])
-    loaders = [
-        path for path in (tree / "lib64/ld-linux-x86-64.so.2", tree / "usr/lib64/ld-linux-x86-64.so.2") if path.exists()
-    ]
-    if not loaders:
-        raise LabError(f"{tree} is missing: run python -m tests.lab.setup --all")
-    return [str(loaders[0]), "--library-path", f"{libraries}:{tree}/lib/x86_64-linux-gnu"]
 
 
 def _descendants(pid: int) -> list[int]:

@@ -25,7 +25,7 @@ from tests.lab.channel import Channel, Kind
 from tests.lab.machine import Machine
 from tests.lab.paths import LabError
 
-KINDS = {"qemu": qemu.start, "uml": uml.start}
+KINDS = {"qemu": qemu.start, "qemu-dax": qemu.start_dax, "uml": uml.start}
 BOOT_TIMEOUT = 90.0
 """Seconds; a boot takes 1 to 3, but several guests may boot at once on a loaded machine without KVM."""
 KILL_GRACE = 10.0
@@ -201,7 +201,7 @@ def boot(kind: str = "qemu", *, timeout: float = BOOT_TIMEOUT, **machine: Any) -
     """Boot a guest and wait until it takes commands; use it in a with statement, which ends it.
 
     Args:
-        kind: "qemu" or "uml".
+        kind: "qemu", "qemu-dax" (with DAX windows), or "uml".
         timeout: Seconds for the boot.
         machine: Attributes of tests.lab.machine.Machine, as shares, memory, root.
 

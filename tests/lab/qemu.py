@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab import accel, assets
@@ -15,7 +16,7 @@ PORT = "/dev/vport0p1"
 
 
 def start(machine: Machine, folder: Path, console: Path, port: socket.socket) -> Process:
-    """Start QEMU. The guest's console goes to a file, the agent's port to the socket.
+    """Start this machine's QEMU. The guest's console goes to a file, the agent's port to the socket.
 
     Args:
         machine: The guest.
@@ -25,9 +26,25 @@ def start(machine: Machine, folder: Path, console: Path, port: socket.socket) ->
     """
     if shutil.which("qemu-system-x86_64") is None:
         raise LabError("QEMU is missing: apt-get install qemu-system-x86")
+    device = "vhost-user-fs-pci,chardev={chardev},tag={tag},queue-size=1024"
+    return _start(["qemu-system-x86_64"], device, machine, folder, console, port)
+
+
+def start_dax(machine: Machine, folder: Path, console: Path, port: socket.socket) -> Process:
+    """Start a QEMU whose guests have DAX windows; arguments as those of start. Backends must tell their tags.
+
+    Its virtio-fs device has no window. A device that leaves everything to the backend has: the configuration, too.
+    """
+    device = "vhost-user-test-device-pci,chardev={chardev},virtio-id=26,num_vqs=2,vq_size=128,config_size=44"
+    return _start(assets.qemu_dax(), device, machine, folder, console, port)
+
+
+def _start(
+    program: Sequence[str], device: str, machine: Machine, folder: Path, console: Path, port: socket.socket
+) -> Process:
     kernel = assets.cloud_kernel()
     command = [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+        *program, "-nodefaults", "-no-user-config", "-display", "none",
         *accel.qemu_options(),
         "-m", f"{machine.memory}M", "-smp", str(machine.cpus),
         "-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on",
@@ -39,7 +56,7 @@ def start(machine: Machine, folder: Path, console: Path, port: socket.socket) ->
     ]  # fmt: skip
     for number, (tag, path) in enumerate(machine.shares.items()):
         command += ["-chardev", f"socket,id=share{number},path={path}"]
-        command += ["-device", f"vhost-user-fs-pci,chardev=share{number},tag={tag},queue-size=1024"]
+        command += ["-device", device.format(chardev=f"share{number}", tag=tag)]
     # tsc=reliable, no_timer_check: spare the guest the calibration that a loaded host makes it fail.
     words = f"console=ttyS0 loglevel=4 panic=0 tsc=reliable no_timer_check {machine.append}"
     source, _, place = (machine.root or "").partition(":")

@@ -20,6 +20,8 @@ from tests.lab.paths import LAB_DIR, LabError
 
 SUITE = "trixie"
 """The release of the kernels (6.12) and of the Rust virtiofsd (1.13)."""
+DAX_SUITE = "trixie-backports"
+"""The first release with a QEMU that has DAX windows (11.1)."""
 OLD_SUITE = "bookworm"
 """The last release with the C virtiofsd (QEMU 7.2)."""
 USERLAND = [
@@ -56,7 +58,7 @@ def light() -> None:
 
 
 def peers() -> None:
-    """User-Mode Linux, the Rust and the C virtiofsd: for comparisons and long suites."""
+    """User-Mode Linux, the Rust and the C virtiofsd, a QEMU with DAX windows."""
     new = ["user-mode-linux", "virtiofsd"]
     unpack(
         assets.UML_TREE.name,
@@ -70,6 +72,14 @@ def peers() -> None:
         assets.VIRTIOFSD_C_TREE.name,
         f"{OLD_SUITE} {old}",
         lambda: Suite(OLD_SUITE, say).download_with_dependencies(old),
+        _make_chroot,
+        say,
+    )
+    dax = ["qemu-system-x86"]
+    unpack(
+        assets.QEMU_DAX_TREE.name,
+        f"{DAX_SUITE} {dax}",
+        lambda: Suite(DAX_SUITE, say).download_with_dependencies(dax),
         _make_chroot,
         say,
     )
@@ -137,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="also User-Mode Linux, the peers to compare with, and a full userland",
+        help="also User-Mode Linux, a QEMU with DAX windows, the peers to compare with, and a full userland",
     )
     options = parser.parse_args(arguments)
     LAB_DIR.mkdir(parents=True, exist_ok=True)
