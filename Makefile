@@ -24,7 +24,7 @@ bench: build ## What the version table costs, with pytest-benchmark
 	$(BIN)/pytest bench --benchmark-columns min,median,mean,rounds --benchmark-disable-gc
 
 compare: build lab-all ## Against Rust and C virtiofsd in real guests; writes docs/benchmarks.md
-	$(BIN)/python -m bench.compare
+	$(BIN)/python -m bench.compare --write-docs
 
 modes: build lab-all ## What cache=shared gains and costs in real guests; writes docs/benchmarks.md
 	$(BIN)/python -m bench.modes --write-docs

@@ -19,7 +19,7 @@ from coherence.control.client import Report, fetch_status
 from coherence.places import Places
 from coherence.table import Table
 
-SECONDS = 20.0
+SECONDS = 40.0
 
 
 def eventually(what: Callable[[], bool]) -> None:

@@ -311,7 +311,7 @@ def test_a_flood_of_watches_keeps_nobody_waiting(coherenced: Coherenced, tmp_pat
             begun = time.monotonic()
             for number in range(200):
                 patient.do(f"watch {tmp_path / f'{number}'}")
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 20
         finally:
             over.set()
             thread.join()

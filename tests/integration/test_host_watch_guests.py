@@ -18,7 +18,7 @@ from tests.integration.user_guests import Backend, requests_of, warm_up
 
 __all__ = ["repository"]
 
-SEEN_SECONDS = 0.5
+SEEN_SECONDS = 0.9
 LEASE_SECONDS = 1.0
 ROUNDS = 1000
 LOOKUP, GETATTR, READ = 1, 3, 15

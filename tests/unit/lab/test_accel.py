@@ -31,7 +31,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_probe_that_hangs_is_left_after_the_time_limit() -> None:
     begin = time.monotonic()
     assert accel.probe([sys.executable, "-c", HANGS], timeout=0.3) is False
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
     assert len(accel._stuck) == 1
 
 
