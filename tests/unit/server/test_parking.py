@@ -36,7 +36,7 @@ from tests.unit.server.leased import (
     set_attributes,
     write_body,
 )
-from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, QUEUE_SIZE, SIZE, USER, Desc, RawGuest
+from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, QUEUE_SIZE, SIZE, USER, Desc, Pending, RawGuest
 
 ExpectLog = Callable[[str], None]
 LOCKER = 99
@@ -61,6 +61,14 @@ def lock(domain: LeaseDomain, slot: int) -> None:
 def state_of(domain: LeaseDomain) -> dict[str, os.stat_result]:
     """What there is in the directory d."""
     return {path.name: path.lstat() for path in (domain.share / "d").iterdir()}
+
+
+def park(guest: RawGuest, other: RawGuest) -> Pending:
+    """A chmod of d/f by the other guest, which waits for this guest's lease."""
+    get_attributes(guest, find(guest, "d/f"))
+    pending = other.post(Opcode.SETATTR, find(other, "d/f"), MODE)
+    assert parked(other, pending)
+    return pending
 
 
 def rest_is_served(guest: RawGuest, nodeid: int) -> None:
@@ -231,10 +239,7 @@ def test_an_interrupted_change_is_answered_at_once_and_not_made(domain: LeaseDom
 @pytest.mark.parametrize("disabled", [False, True], ids=["as it is", "disabled first, as by QEMU"])
 def test_stopping_the_ring_finishes_what_waits(domain: LeaseDomain, *, disabled: bool) -> None:
     with domain.guest() as guest, domain.guest() as other:
-        nodeid = find(other, "d/f")
-        get_attributes(guest, find(guest, "d/f"))
-        pending = other.post(Opcode.SETATTR, nodeid, MODE)
-        assert parked(other, pending)
+        pending = park(guest, other)
         if disabled:
             other.device.enable_ring(1, False)
         assert other.device.stop_ring(1) == other.avail_idx
@@ -244,10 +249,7 @@ def test_stopping_the_ring_finishes_what_waits(domain: LeaseDomain, *, disabled:
 
 def test_a_reset_drops_what_waits(domain: LeaseDomain) -> None:
     with domain.guest() as guest, domain.guest() as other:
-        nodeid = find(other, "d/f")
-        get_attributes(guest, find(guest, "d/f"))
-        pending = other.post(Opcode.SETATTR, nodeid, MODE)
-        assert parked(other, pending)
+        pending = park(guest, other)
         old = mode_of(domain)
         other.device.reset()
         assert other.device.parked == 0
@@ -291,11 +293,8 @@ def test_a_chain_that_is_broken_meanwhile_ends_the_session(
     domain: LeaseDomain, descs: list[Desc], expect_log: ExpectLog
 ) -> None:
     with domain.guest() as guest, domain.guest() as other:
-        nodeid = find(other, "d/f")
-        get_attributes(guest, find(guest, "d/f"))
         old = mode_of(domain)
-        pending = other.post(Opcode.SETATTR, nodeid, MODE)
-        assert parked(other, pending)
+        pending = park(guest, other)
         other.write_table(descs, DESC + 16 * pending.head)
         expect_log("broke the ring")
         other.wait(lambda: not other.device.fs.initialized)
@@ -323,25 +322,19 @@ def test_a_parked_chain_that_is_offered_again_and_again(domain: LeaseDomain, exp
 
 def test_rings_that_are_rewritten_meanwhile(domain: LeaseDomain) -> None:
     with domain.guest() as guest, domain.guest() as other:
-        nodeid = find(other, "d/f")
-        get_attributes(guest, find(guest, "d/f"))
-        pending = other.post(Opcode.SETATTR, nodeid, MODE)
-        assert parked(other, pending)
+        pending = park(guest, other)
         # The same chain once more, as another request: the guest has two replies in one place.
         other.offer(pending.head)
         other.serve()
         assert other.device.parked == 2
         other.wait(lambda: other.device.parked == 0)
         assert mode_of(domain) == 0o600
-        rest_is_served(other, nodeid)
+        rest_is_served(other, find(other, "d/f"))
 
 
 def test_the_memory_table_comes_again_while_a_change_waits(domain: LeaseDomain) -> None:
     with domain.guest() as guest, domain.guest() as other:
-        nodeid = find(other, "d/f")
-        get_attributes(guest, find(guest, "d/f"))
-        pending = other.post(Opcode.SETATTR, nodeid, MODE)
-        assert parked(other, pending)
+        pending = park(guest, other)
         moved = os.memfd_create("moved")
         os.pwrite(moved, other.memory[:], 0)
         other.device.set_memory([Region(GUEST, SIZE, USER, 0, os.dup(moved))])
@@ -354,16 +347,13 @@ def test_the_memory_table_comes_again_while_a_change_waits(domain: LeaseDomain) 
         assert mode_of(domain) == 0o600
         assert old[:] == bytes(SIZE)
         old.close()
-        rest_is_served(other, nodeid)
+        rest_is_served(other, find(other, "d/f"))
 
 
 def test_the_memory_goes_away_while_a_change_waits(domain: LeaseDomain, expect_log: ExpectLog) -> None:
     with domain.guest() as guest, domain.guest() as other:
-        nodeid = find(other, "d/f")
-        get_attributes(guest, find(guest, "d/f"))
         old = mode_of(domain)
-        pending = other.post(Opcode.SETATTR, nodeid, MODE)
-        assert parked(other, pending)
+        pending = park(guest, other)
         expect_log("guest's session ended")
         other.device.set_memory([])
         change(guest, Opcode.SETATTR, find(guest, "d/f"), set_attributes(FattrFlag.MODE, mode=0o604))
