@@ -12,10 +12,15 @@ import errno
 import mmap
 import os
 import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NoReturn
 
 MAX_SIZE: Final = 1 << 40
 """Bytes of the largest window. It takes address space, no memory."""
+REPLACE_SECONDS: Final = 10.0
+"""That a back-end may take to replace a mapping."""
 _OFFSET_MAX: Final = (1 << 63) - 1
 _READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 _ANONYMOUS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -48,7 +53,8 @@ class Window:
         self._memory = mmap.mmap(-1, size, flags=_ANONYMOUS | _MAP_NORESERVE)
         self._address = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._memory))
         self._mapped: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._places: list[int] = []
+        self._changed = threading.Condition(threading.Lock())
 
     def map(self, fd: int, file_offset: int, place: int, length: int, *, writable: bool) -> None:
         """Map a piece of a file where nothing is mapped.
@@ -66,45 +72,82 @@ class Window:
         """
         if not 0 <= file_offset <= _OFFSET_MAX - length or file_offset % mmap.PAGESIZE:
             _refuse(errno.EINVAL)
-        with self._lock:
+        with self._changed:
             self._check(place, length)
-            if any(place < start + size and start < place + length for start, size in self._mapped.items()):
+            at = bisect_left(self._places, place)
+            if self._end_of(at - 1) > place or (at < len(self._places) and self._places[at] < place + length):
                 _refuse(errno.EEXIST)
             self._replace(place, length, mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE, fd, file_offset)
             self._mapped[place] = length
+            self._places.insert(at, place)
+            self._changed.notify_all()
 
     def unmap(self, place: int, length: int) -> None:
         """Take away what one map() has mapped, all of it. Raises OSError: EINVAL, there is no such mapping."""
-        with self._lock:
+        with self._changed:
             self._check(place, length)
             if self._mapped.get(place) != length:
                 _refuse(errno.EINVAL)
             self._replace(place, length, _ANONYMOUS | _MAP_NORESERVE)
             del self._mapped[place]
+            self._places.remove(place)
 
     def clear(self) -> None:
         """Take everything away."""
-        with self._lock:
+        with self._changed:
             self._replace(0, self.size, _ANONYMOUS | _MAP_NORESERVE)
             self._mapped.clear()
+            self._places.clear()
 
     def is_mapped(self, place: int, length: int) -> bool:
         """Whether something is mapped in all of this part, by one map() or by several."""
-        with self._lock:
-            at = place
-            while at < place + length:
-                if at not in self._mapped:
-                    return False
-                at += self._mapped[at]
-            return True
+        with self._changed:
+            return self._covered(place, length)
+
+    def load(self, place: int, length: int) -> bytes:
+        """Copy out of the window what is mapped there.
+
+        A back-end that replaces a mapping takes it away first: this waits until there is another one.
+
+        Raises:
+            OSError: EIO, there is none after REPLACE_SECONDS.
+        """
+        with self._covering(place, length):
+            return bytes(self.view(place, length))
+
+    def store(self, place: int, data: memoryview) -> None:
+        """Copy into what is mapped there; otherwise as load()."""
+        with self._covering(place, len(data)):
+            self.view(place, len(data))[:] = data
 
     def piece(self, place: int, length: int) -> ctypes.Array[ctypes.c_ubyte]:
         """A part of it, which memoryview() takes. Whatever is mapped there later shows there."""
         return (ctypes.c_ubyte * length).from_buffer(self._memory, place)
 
     def view(self, place: int, length: int) -> memoryview:
-        """A part of it, writable."""
+        """A part of it, writable. While the back-end replaces a mapping there, it holds nothing."""
         return memoryview(self.piece(place, length)).cast("B")
+
+    @contextmanager
+    def _covering(self, place: int, length: int) -> Iterator[None]:
+        """Something is mapped in all of this part, and stays so for the block."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._covered(place, length), REPLACE_SECONDS):
+                raise OSError(errno.EIO, "nothing is mapped in the window where a file should be")
+            yield
+
+    def _covered(self, place: int, length: int) -> bool:
+        at, end = bisect_right(self._places, place) - 1, place
+        while end < place + length:
+            if at >= len(self._places) or (at >= 0 and self._places[at] > end) or self._end_of(at) <= end:
+                return False
+            end = self._end_of(at)
+            at += 1
+        return True
+
+    def _end_of(self, index: int) -> int:
+        """Where a mapping ends; 0 in front of the first."""
+        return self._places[index] + self._mapped[self._places[index]] if index >= 0 else 0
 
     def _check(self, place: int, length: int) -> None:
         if length <= 0 or place < 0 or (place | length) % mmap.PAGESIZE or place + length > self.size:

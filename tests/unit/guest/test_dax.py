@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from coherence.errors import UserError
+from guest import window as window_module
 from guest.dax import CHUNK
 from guest.guest import Guest
 from guest.window import Window
@@ -292,14 +293,39 @@ def test_the_server_refuses(guest: Guest, server: DaxServer) -> None:
     assert {entry[3] for entry in server.log} == {0}
 
 
-def test_the_server_maps_nothing(guest: Guest, server: DaxServer) -> None:
+def test_the_server_maps_nothing(guest: Guest, server: DaxServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_module, "REPLACE_SECONDS", 0.1)
     server.add_file("f", b"hello")
     server.lie = True
-    with pytest.raises(OSError, match="mapped nothing") as caught:
-        guest.read_bytes("/f")
-    assert caught.value.errno == errno.EIO
-    server.lie = False
-    assert guest.read_bytes("/f") == b"hello"
+    with guest.open("/f", os.O_RDWR) as file:
+        for act in (lambda: file.pread(5, 0), lambda: file.pwrite(b"j", 0)):
+            with pytest.raises(OSError, match="nothing is mapped") as caught:
+                act()
+            assert caught.value.errno == errno.EIO
+        assert bytes(file.mmap()) == bytes(5)
+
+
+def test_reads_and_writes_wait_while_a_mapping_is_replaced(guest: Guest, server: DaxServer) -> None:
+    fd = server.add_file("f", b"hello")
+    with guest.open("/f", os.O_RDWR) as file:
+        file.pwrite(b"j", 0)
+        place = server.log[0][3]
+        assert place == 0
+        server.window.unmap(0, CHUNK)
+        got: list[object] = []
+        threads = [
+            threading.Thread(target=lambda: got.append(file.pread(5, 0))),
+            threading.Thread(target=lambda: got.append(file.pwrite(b"!", 4))),
+        ]
+        for thread in threads:
+            thread.start()
+        # In pieces.
+        server.window.map(fd, 4096, 4096, CHUNK - 4096, writable=True)
+        server.window.map(fd, 0, 0, 4096, writable=True)
+        for thread in threads:
+            thread.join()
+        assert sorted(map(str, got)) in (["1", "b'jello'"], ["1", "b'jell!'"])
+        assert file.pread(5, 0) == os.pread(fd, 5, 0) == b"jell!"
 
 
 def test_several_threads_in_a_small_window() -> None:
