@@ -17,21 +17,28 @@ MIB = 1 << 20
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["uml", pytest.param("qemu", marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("cache", ["none", pytest.param("auto", marks=pytest.mark.slow)])
-def test_one_gibibyte_has_equal_checksums(kind: str, cache: str, share: Path, run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache", "mebibytes"),
+    [
+        ("none", 128),
+        pytest.param("none", 1024, marks=pytest.mark.slow),
+        pytest.param("auto", 1024, marks=pytest.mark.slow),
+    ],
+)
+def test_much_data_has_equal_checksums(kind: str, cache: str, mebibytes: int, share: Path, run_dir: Path) -> None:
     with (
         backends.ours(share, run_dir, cache=cache) as backend,
         boot(kind, shares={"share": backend.socket}) as vm,
     ):
         vm.mount("share", "/mnt")
         with (share / "source").open("wb") as file:
-            for seed in range(1024):
+            for seed in range(mebibytes):
                 file.write(random.Random(seed).randbytes(MIB))
         vm.check("dd if=/mnt/source of=/mnt/copy bs=1M conv=fsync", timeout=500)
         vm.check("echo 3 > /proc/sys/vm/drop_caches")
         in_guest = vm.check("dd if=/mnt/copy bs=1M 2>/dev/null | md5sum", timeout=500).split()[0].decode()
         assert in_guest == checksum(share / "copy") == checksum(share / "source")
-        assert (share / "copy").stat().st_size == 1024 * MIB
+        assert (share / "copy").stat().st_size == mebibytes * MIB
 
 
 def checksum(path: Path) -> str:
@@ -60,7 +67,8 @@ def bring_in(vm: Guest, host_folder: Path) -> str:
 @pytest.mark.parametrize(
     ("files", "cache"),
     [
-        (4_000, "auto"),
+        (1_000, "auto"),
+        pytest.param(4_000, "auto", marks=pytest.mark.slow),
         pytest.param(20_000, "none", marks=pytest.mark.slow),
         pytest.param(20_000, "auto", marks=pytest.mark.slow),
     ],
@@ -90,7 +98,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["uml", pytest.param("qemu", marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("cache", ["none", "auto"])
+@pytest.mark.parametrize("cache", [pytest.param("none", marks=pytest.mark.slow), "auto"])
 def test_git_clone_and_status(kind: str, cache: str, userland: str, share: Path, run_dir: Path) -> None:
     make_tree(share / "source", 300)
     git(share / "source", "init", "-q", "-b", "main")

@@ -32,7 +32,7 @@ def test_reboot_and_remount(kind: str, share: Path, run_dir: Path) -> None:
         assert backend.process.output() == ""
 
 
-@pytest.mark.parametrize("kind", ["qemu", "uml"], indirect=True)
+@pytest.mark.parametrize("kind", [pytest.param("qemu", marks=pytest.mark.slow), "uml"], indirect=True)
 def test_killed_guest_leaves_the_backend_serving(kind: str, share: Path, run_dir: Path) -> None:
     with backends.ours(share, run_dir) as backend:
         with boot(kind, shares={"share": backend.socket}) as vm:
@@ -72,7 +72,7 @@ def test_two_guests_on_two_backends(kind: str, share: Path, run_dir: Path) -> No
         assert (share / "log").read_text() == "line\n" * 400
 
 
-@pytest.mark.parametrize("kind", ["qemu", "uml"], indirect=True)
+@pytest.mark.parametrize("kind", [pytest.param("qemu", marks=pytest.mark.slow), "uml"], indirect=True)
 def test_root_on_virtio_fs(kind: str, share: Path, run_dir: Path) -> None:
     assets.share_root(share)
     with (

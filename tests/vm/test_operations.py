@@ -82,7 +82,7 @@ test -z "$(ls -A .)"
 
 
 @pytest.mark.parametrize("kind", ["qemu"], indirect=True)
-@pytest.mark.parametrize("cache", ["none", "auto"])
+@pytest.mark.parametrize("cache", [pytest.param("none", marks=pytest.mark.slow), "auto"])
 def test_shell_tools(kind: str, cache: str, share: Path, run_dir: Path) -> None:
     with (
         backends.ours(share, run_dir, cache=cache) as backend,
