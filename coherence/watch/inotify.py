@@ -11,7 +11,7 @@ import stat
 import struct
 import time
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +72,7 @@ class Change:
         inodes: slots to bump, with whether a file's data or a directory's list has changed.
         name_slot: of the name, where what it stands for has changed.
         looked_up: whether the inode that has the name now is in inodes.
+        slots: all of these, once it is looked up.
     """
 
     watched: Watched
@@ -83,11 +84,7 @@ class Change:
     inodes: dict[int, bool]
     name_slot: int | None
     looked_up: bool = False
-
-    @property
-    def slots(self) -> list[int]:
-        """The name's, where it has changed, and the inodes'."""
-        return [*self.inodes] if self.name_slot is None else [self.name_slot, *self.inodes]
+    slots: list[int] = field(default_factory=list)
 
 
 class InotifyWatch:
@@ -294,11 +291,11 @@ class InotifyWatch:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        self._shared = False
+        # What waits since the last time waits for a backend's lock.
+        self._shared = bool(self._changes)
         self._read()
         self._look_up()
-        if any(self._own.may_be_own(slot) for change in self._changes.values() for slot in change.slots):
-            self._shared = True
+        if self._shared:
             # Markers of changes whose slots have been unlocked meanwhile: they must not be missed.
             self._read()
         self._judge()
@@ -387,14 +384,16 @@ class InotifyWatch:
             change.looked_up = True
             if not change.name:
                 self._look_after(change.watched)
-                continue
-            place = change.watched.wd, change.name
-            if place not in found:
-                found[place] = self._slot_of(change)
-            slot = found[place]
-            if slot is not None:
-                # A write to the file under the name that it had before may not have been told apart: so data, too.
-                change.inodes[slot] = change.mask & (MODIFY | APPEARS) != 0
+            else:
+                place = change.watched.wd, change.name
+                if place not in found:
+                    found[place] = self._slot_of(change)
+                slot = found[place]
+                if slot is not None:
+                    # A write to the file under the name that it had before may not have been told apart: so data, too.
+                    change.inodes[slot] = change.mask & (MODIFY | APPEARS) != 0
+            change.slots = [*change.inodes] if change.name_slot is None else [change.name_slot, *change.inodes]
+            self._shared = self._shared or any(map(self._own.may_be_own, change.slots))
 
     def _slot_of(self, change: Change) -> int | None:
         """The slot of the inode that has the name now; where directories are is kept right on the way."""
@@ -431,17 +430,16 @@ class InotifyWatch:
         for key, change in list(self._changes.items()):
             if not change.looked_up:
                 continue
-            slots = change.slots
-            busy = any(map(locked, slots))
+            busy = any(map(locked, change.slots))
             if busy and now < change.since + LOCK_SECONDS:
                 self._shared = True
                 continue
             del self._changes[key]
-            changers = [None if busy else changer(slot, change.position, change.batch) for slot in slots]
+            changers = [None if busy else changer(slot, change.position, change.batch) for slot in change.slots]
             settled.append((change, changers))
             if None not in changers:
                 continue
-            for slot, who in zip(slots, changers, strict=True):
+            for slot, who in zip(change.slots, changers, strict=True):
                 if who is not None:
                     continue
                 if slot in change.inodes:
