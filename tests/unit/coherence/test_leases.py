@@ -541,7 +541,8 @@ def test_no_lease_is_ever_missed(
         if loop.grant_at(leases, hash, holder, table.stamp(), now, now + length):
             model.grant(hash, holder, (now + length + TICK - 1) // TICK * TICK)
         else:
-            assert model.full(now)
+            # Who shared a cell and comes again takes one of its own beside it.
+            assert model.full(now) or model.crowded()
         now += pause
         for other in HASHES:
             for me in range(1, 9):
