@@ -7,14 +7,16 @@ the table. The bars are for a machine that is idle otherwise.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
+from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
 from coherence.membership import Membership
 from coherence.table import Table
@@ -85,31 +87,53 @@ def slot_of(table: Table, path: Path) -> int:
     return table.inode_slot(status.st_dev, status.st_ino)
 
 
-def test_from_a_write_to_its_bump(benchmark: BenchmarkFixture, daemon: Coherenced, share: Path) -> None:
-    path = share / "f"
-    path.touch()
-    fd = os.open(path, os.O_WRONLY)
-    with daemon.table() as table:
-        slot = slot_of(table, path)
+@contextlib.contextmanager
+def bumper(table: Table, path: Path) -> Iterator[None]:
+    """A process that does nothing but bump a file's slot when it is woken: no daemon in Python can be faster."""
+    slot = slot_of(table, path)
+    pid = os.fork()
+    if pid == 0:
+        inotify = INotify()
+        inotify.add_watch(path, flags.MODIFY)
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        while True:
+            os.read(inotify.fileno(), 4096)
+            table.bump(slot)
+    time.sleep(0.1)
+    yield
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
-        def pause() -> None:
+
+def seconds_until_bumped(table: Table, path: Path) -> list[float]:
+    """For each of many writes to a file, ascending."""
+    slot = slot_of(table, path)
+    times = []
+    with path.open("r+b", buffering=0) as file:
+        for _ in range(ROUNDS):
             time.sleep(PAUSE_SECONDS)
-
-        def write_and_see() -> None:
-            stamp = table.stamp()
-            os.pwrite(fd, b"x", 0)
+            stamp, begun = table.stamp(), time.perf_counter()
+            file.write(b"x")
             while table.valid(slot, stamp):
                 pass
+            times.append(time.perf_counter() - begun)
+    return sorted(times)
 
-        benchmark.pedantic(write_and_see, setup=pause, rounds=ROUNDS, warmup_rounds=50)  # type: ignore[no-untyped-call]
-    os.close(fd)
-    assert benchmark.stats is not None
-    times = sorted(benchmark.stats.stats.data)
-    p99 = times[len(times) * 99 // 100]
-    benchmark.extra_info["p99_microseconds"] = p99 * 1e6
-    print(f"\nhost write to bump: median {times[len(times) // 2] * 1e6:.0f} us, p99 {p99 * 1e6:.0f} us")
-    assert times[len(times) // 2] <= MEDIAN_SECONDS
-    assert p99 <= P99_SECONDS
+
+def test_from_a_write_to_its_bump(daemon: Coherenced, share: Path, tmp_path: Path) -> None:
+    seen, unseen = share / "f", tmp_path / "f"
+    seen.touch()
+    unseen.touch()
+    with contextlib.closing(Table.open(daemon.places.table, writable=True)) as table:
+        with bumper(table, unseen):
+            least = seconds_until_bumped(table, unseen)
+        times = seconds_until_bumped(table, seen)
+    for who, each in (("a process that only bumps", least), ("coherenced", times)):
+        shown = (each[0], each[ROUNDS // 2], each[ROUNDS * 99 // 100])
+        print("\n{}: least {:.0f} us, median {:.0f} us, p99 {:.0f} us".format(who, *(each * 1e6 for each in shown)))
+    assert times[ROUNDS // 2] <= MEDIAN_SECONDS
+    assert times[ROUNDS * 99 // 100] <= P99_SECONDS
 
 
 def cpu_seconds(pid: int) -> float:

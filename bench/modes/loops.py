@@ -83,9 +83,9 @@ def measure(stage: Stage, rounds: int, seconds: float) -> LoopResults:
         stage.say(f"round {number + 1} of {rounds}: changes that meet no lease")
         for title, operation in CHANGES.items():
             # Short loops that alternate often: the difference that is looked for is small.
-            for repetition in range(4):
+            for repetition in range(8):
                 for mode in turned(CHANGE_MODES, repetition):
-                    loop = stage.loop(operation, mode, f"changed-{mode.name}", 1, seconds / 4)
+                    loop = stage.loop(operation, mode, f"changed-{mode.name}", 1, seconds / 8)
                     changes.setdefault((title, mode), []).append(loop)
     # These are compared with nothing else, and take long: once.
     stage.say("working sets")
