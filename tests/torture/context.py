@@ -341,6 +341,7 @@ class Context:
             return
         slot, file = self.rng.randrange(HELD_FILES), self.rng.choice(files)
         result, *_ = await member.ask(self.number, [Action(Kind.HOLD, file.path, slot=slot)])
+        self._note_slow(member, [result])
         if slot in held:
             os.close(held.pop(slot).fd)
         if result.error:

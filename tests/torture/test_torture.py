@@ -21,6 +21,10 @@ SEED = int(os.environ.get("TORTURE_SEED", "1"))
 KILL_EVERY = float(os.environ.get("TORTURE_KILL_EVERY", "3"))
 LONGEST = 1200
 """Seconds of a long test."""
+SHORT = 200
+"""Seconds that a short one may take on a slow machine; on a quiet one it takes less than ten."""
+
+pytestmark = pytest.mark.timeout(SHORT + 100)
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +42,26 @@ def nothing_stale(report: Report, settings: Settings) -> None:
     assert report.stale == []
     assert report.changes >= settings.changes
     assert report.checks > 3 * report.changes
-    assert report.busy_renames < 0.02 * report.changes + 5
+    assert report.busy_renames < 0.05 * report.changes + 5
     # What no machine can promise whose guests get no processor for as long as a lease margin.
-    assert len(report.late) < 0.001 * report.checks
+    assert len(report.late) < 0.001 * report.checks + 0.1 * report.after_slow
     # It proves nothing where nobody has anything in the cache, or no change meets a lease.
     assert report.counted("held") > 0
     assert report.cached > 0
 
 
 def test_nothing_is_stale_in_user_mode_linux() -> None:
-    settings = Settings(plan=Plan(kind="uml", contexts=32), changes=1200, seconds=90)
+    settings = Settings(plan=Plan(kind="uml", contexts=32), changes=900, seconds=SHORT)
     nothing_stale(torture(settings), settings)
 
 
 def test_nothing_is_stale_in_qemu() -> None:
-    settings = Settings(plan=Plan(kind="qemu", contexts=24), changes=350, odds=Odds(looks=5), seconds=90)
+    settings = Settings(plan=Plan(kind="qemu", contexts=24), changes=250, odds=Odds(looks=5), seconds=SHORT)
     nothing_stale(torture(settings), settings)
 
 
 def test_nothing_is_stale_while_backends_and_the_daemon_are_killed() -> None:
-    settings = Settings(plan=Plan(kind="uml", guests=3, contexts=32), changes=800, kill_every=1.0, seconds=90)
+    settings = Settings(plan=Plan(kind="uml", guests=3, contexts=32), changes=800, kill_every=1.0, seconds=SHORT)
     report = torture(settings)
     nothing_stale(report, settings)
     assert report.daemon_kills
@@ -67,7 +71,7 @@ def test_nothing_is_stale_while_backends_and_the_daemon_are_killed() -> None:
 
 @pytest.mark.parametrize("cache", ["auto", "always"])
 def test_the_same_finds_what_another_mode_is_stale_about(cache: str) -> None:
-    report = torture(Settings(plan=Plan(kind="uml", contexts=4, cache=cache), changes=200, seconds=60))
+    report = torture(Settings(plan=Plan(kind="uml", contexts=4, cache=cache), changes=200, seconds=SHORT))
     found = " ".join(report.stale)
     for way in ["lstat", "open", *(["list"] if cache == "always" else [])]:
         assert f" {way} c" in found
