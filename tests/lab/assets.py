@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,8 @@ def compile_static(source: Path) -> Path:
     if shutil.which("gcc") is None:
         raise LabError("the C compiler is missing: apt-get install gcc libc6-dev")
     BUILT.mkdir(parents=True, exist_ok=True)
-    partial = program.with_suffix(f".{os.getpid()}")
+    # Several threads may compile it at once.
+    partial = program.with_suffix(f".{secrets.token_hex(4)}")
     options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
     command = ["gcc", *options, "-o", str(partial), *(str(file) for file in files if file.suffix == ".c")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
