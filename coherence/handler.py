@@ -224,7 +224,7 @@ class Handler:
     def _register(self, key: int, window: bool) -> None:
         assert self._join is not None
         registry = self._daemon.registry
-        registry.register(key, self._pid)
+        registry.register(key, self._pid, window)
         number, journal = registry.holders.get(key, 0), registry.places.journal(key)
         self._daemon.watch.join(key, number, self._join.guest, journal, self._pid)
         self._connection.fds = 1

@@ -7,6 +7,8 @@ but is not connected makes everybody ask until it is back or dead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from coherence import holder, journals
 from coherence.errors import UserError
 from coherence.leases import Leases
@@ -39,6 +41,8 @@ class Registry:
         self.members: dict[int, int] = {}
         self.missing: set[int] = set()
         self.trusted = False
+        # Whether a member has yet to tell what its guest has mapped: which slots are pinned depends on it.
+        self.untold: Callable[[], bool] = lambda: False
         self.floor_raises = 0
         self.distrusts = 0
 
@@ -84,13 +88,23 @@ class Registry:
         self.holders[key] = number
         return key
 
-    def register(self, key: int, pid: int) -> None:
-        """Make the backend a member. UserError when it does not hold the journal's semaphore."""
+    def register(self, key: int, pid: int, window: bool = False) -> None:
+        """Make the backend a member.
+
+        Args:
+            key: of its journal.
+            pid: of the backend.
+            window: whether it will tell of a DAX window: the table is not trusted again before that.
+
+        Raises:
+            UserError: it does not hold the journal's semaphore.
+        """
         if holder.holder(key) != pid:
             raise UserError("the journal's semaphore is not held by this backend: report this as a bug")
         self.missing.discard(key)
         self.members[key] = len(self.table.roots)
-        self._settle()
+        if not window:
+            self._settle()
 
     def leave(self, key: int) -> None:
         """The connection of the journal's backend is over: it died, or it will have to come back."""
@@ -147,7 +161,7 @@ class Registry:
         self.distrusts += 1
 
     def _settle(self) -> None:
-        if not self.trusted and not self.missing:
+        if not (self.trusted or self.missing or self.untold()):
             self.trusted = True
             self.raise_floor()
             log.info("the table is trusted", sequence=self.table.sequence)

@@ -95,6 +95,7 @@ class Service:
             self.registry = Registry(table, leases, places)
             pins = Pins(table, leases)
             self.dax = Allocator(*dax_limits, table.inode_slot, pins, lambda: bool(self.registry.missing))
+            self.registry.untold = self.dax.untold
             self.domain = Domain(table, leases, self._events_lost)
             self.domain.on_data = self.dax.changed
             self.watch = open_watch(watch, self.domain, max_watches)

@@ -114,6 +114,10 @@ class Allocator:
         self._announce()
         self._shrinks.look()
 
+    def untold(self) -> bool:
+        """Whether a member has yet to tell what its guest has mapped, and is waited for."""
+        return any(_now() < peer.told_until for peer in self._peers)
+
     def changed(self, slot: int | None) -> None:
         """The data of a file with this inode slot has changed on the host; None: that of any file."""
         files = self._windows.mapped_files() if slot is None else self._slots.get(slot, ())
@@ -276,8 +280,7 @@ class Allocator:
         self._blind_until = _now() + BLIND_SECONDS
 
     def _blind(self) -> bool:
-        now = _now()
-        return (now < self._blind_until and self._missing()) or any(now < peer.told_until for peer in self._peers)
+        return (_now() < self._blind_until and self._missing()) or self.untold()
 
     def _announce(self) -> None:
         """Tell members whether others have windows, where that has changed."""

@@ -13,13 +13,28 @@ from typing import TypeVar
 
 import pytest
 
-from coherence import ctl
+from coherence import ctl, holder
+from coherence.connection import Dropped
 from coherence.control.client import fetch_dax
 from coherence.dax import client
 from coherence.dax.windows import CHUNK
 from coherence.errors import UserError
 from coherence.membership import Membership
+from coherence.messages import (
+    Claim,
+    Claimed,
+    Coordinate,
+    FromClient,
+    Mapping,
+    Release,
+    Shrink,
+    Shrinkable,
+    Window,
+    Windowed,
+    Withdrawn,
+)
 from tests.integration.coherenced_process import SECONDS, Coherenced
+from tests.integration.test_coherenced_hostile import Client, join
 
 WINDOW = 64 * CHUNK
 Value = TypeVar("Value")
@@ -239,8 +254,8 @@ def test_nobody_waits_for_ever(coherenced: Coherenced, file: int) -> None:
             for _ in range(3):
                 *_, done = await within(red.withdrawals.get())
                 done()
-            coherenced.status()
-            # It is waited for again.
+            # It is waited for again, once the daemon has read that.
+            await red.claim(file, 0)
             _, granted = grey.shrink(file, 0)
             *_, done = await within(red.withdrawals.get())
             assert not granted.done()
@@ -393,3 +408,82 @@ def test_coherencectl_dax(coherenced: Coherenced, file: int, capsys: pytest.Capt
             assert "DAX       2 windows" in capsys.readouterr().out
 
     asyncio.run(play())
+
+
+@contextlib.contextmanager
+def member(coherenced: Coherenced) -> Iterator[Client]:
+    """A backend that speaks the protocol by hand; its counterparts must go on."""
+    with Client(coherenced) as client:
+        key = join(client)
+        try:
+            assert client.connection.receive()[0] == Coordinate(False)
+            yield client
+        finally:
+            holder.let_go(key)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [Claim(1, 1, 2, 0, CHUNK, 0, True)],
+        [Release([(0, CHUNK)])],
+        [Window(WINDOW), Window(WINDOW)],
+        [Window(WINDOW, [], True), Window(WINDOW + CHUNK)],
+        [Window(WINDOW, [], True), Claim(1, 1, 2, 0, CHUNK, 0, True)],
+        [Withdrawn(1)],
+        [Window(CHUNK + 1), Release([])],
+    ],
+)
+def test_messages_out_of_order(coherenced: Coherenced, messages: list[FromClient]) -> None:
+    with member(coherenced) as client:
+        for message in messages:
+            client.connection.send(message)
+        with pytest.raises(Dropped):
+            while isinstance(client.connection.receive()[0], Windowed):
+                pass
+    assert "Traceback" not in coherenced.log()
+    assert coherenced.status().status.dax.windows == 0
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH])
+def test_a_shrink_by_one_who_could_not_do_it(coherenced: Coherenced, tmp_path: Path, flags: int) -> None:
+    (tmp_path / "f").touch()
+    fd = os.open(tmp_path / "f", flags)
+    with member(coherenced) as client:
+        client.connection.send(Shrink(1, 0), [fd])
+        os.close(fd)
+        with pytest.raises(Dropped):
+            client.connection.receive()
+    assert "not open for writing" in coherenced.log()
+
+
+def test_one_who_wants_to_shrink_too_much_at_once(coherenced: Coherenced, file: int) -> None:
+    with member(coherenced) as client, pytest.raises(Dropped):
+        for token in range(100):
+            client.connection.send(Shrink(token, 0), [file])
+        while isinstance(client.connection.receive()[0], Shrinkable):
+            pass
+    assert "files to shrink" in coherenced.log()
+
+
+def test_mappings_that_make_no_sense(coherenced: Coherenced) -> None:
+    mappings = [Mapping(1, 2, 0, CHUNK, 0, True), Mapping(1, 2, 0, CHUNK, 0, True), Mapping(1, 2, 3, 4, 5, True)]
+    with member(coherenced) as client:
+        client.connection.send(Window(WINDOW, mappings))
+        assert client.connection.receive()[0] == Windowed(0, 128 << 20, 2)
+        client.connection.send(Release([(0, CHUNK), (0, CHUNK), ((1 << 64) - 1, 0)]))
+        client.connection.send(Claim(7, 1, 2, 0, CHUNK, None, True))
+        assert client.connection.receive()[0] == Claimed(7, 0, 0)
+        assert coherenced.status().status.dax.mappings == 1
+    assert coherenced.log().count("a mapping is refused") == 1
+    assert coherenced.log().count("a release is refused") == 1
+
+
+def test_one_who_claims_and_does_not_read(coherenced: Coherenced) -> None:
+    with member(coherenced) as client:
+        client.connection.send(Window(WINDOW))
+        with pytest.raises(Dropped):
+            for token in range(100_000):
+                client.connection.send(Claim(token, 1, 2, 0, CHUNK, 0, True))
+    assert "it does not read its messages" in coherenced.log()
+    assert coherenced.status().status.dax.mappings == 0

@@ -40,6 +40,8 @@ CHUNKS = 64
 BACKENDS = 8
 FILES = 3
 File = tuple[int, int]
+# File, size, and how many shrinks had begun by then.
+Wanted = tuple[File, int, int]
 
 backends = st.integers(0, BACKENDS - 1)
 files = st.integers(0, FILES - 1)
@@ -93,7 +95,8 @@ class Member:
         mapped: by place; what it was granted and has not given back.
         asked: claims and shrinks without an answer, by token.
         shrinking: those that were answered, by token.
-        pending: Withdraws without an answer: file by token.
+        pending: Withdraws without an answer, by token: file, size, and how many shrinks had begun by then.
+        answered: the same of those with an answer.
         deaf: whether its socket is full.
         excused: whether the allocator need not wait for it.
     """
@@ -101,9 +104,10 @@ class Member:
     def __init__(self, world: World, mapped: dict[int, Mapping]) -> None:
         self.world = world
         self.mapped = mapped
-        self.asked: dict[int, Claim | tuple[File, int]] = {}
+        self.asked: dict[int, Claim | Wanted] = {}
         self.shrinking: dict[int, File] = {}
-        self.pending: dict[int, File] = {}
+        self.pending: dict[int, Wanted] = {}
+        self.answered: set[Wanted] = set()
         self.withdrawn: set[File] = set()
         self.deaf = False
         self.excused = False
@@ -136,10 +140,16 @@ class World(RuleBasedStateMachine):
         self.files = [(status.st_dev, status.st_ino) for status in map(os.fstat, self.fds)]
         self.slots = Slots()
         self.overdue = False
+        self.shrinks = 0
 
     @initialize()
     def begin(self) -> None:
+        """With something mapped, so that few steps lead to trouble."""
         self.start_daemon()
+        for number in range(BACKENDS // 2):
+            self.join(number, {})
+            for file in range(FILES):
+                self.claim(number, file, number, None, number == file)
 
     def start_daemon(self) -> None:
         self.away = 0
@@ -171,16 +181,16 @@ class World(RuleBasedStateMachine):
             case Shrinkable():
                 shrink = member.asked.pop(message.token)
                 assert isinstance(shrink, tuple)
-                file, size = shrink
+                file, size, begun = shrink
                 for other in self.members.values():
                     beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
                     if other is not member and beyond and not (other.excused or other.deaf or self.overdue):
                         assert file in other.withdrawn
-                        assert file not in other.pending.values()
+                        assert any(a[0] == file and a[1] <= size and a[2] >= begun for a in other.answered)
                 member.shrinking[message.token] = file
             case Withdraw():
                 file = message.device, message.inode
-                member.pending[message.token] = file
+                member.pending[message.token] = file, message.size, self.shrinks
                 member.withdrawn.add(file)
             case Settle():
                 member.withdrawn.discard((message.device, message.inode))
@@ -266,7 +276,8 @@ class World(RuleBasedStateMachine):
         member = self.members.get(number)
         if member is not None and not member.deaf:
             member.token += 1
-            member.asked[member.token] = self.files[file], size
+            self.shrinks += 1
+            member.asked[member.token] = self.files[file], size, self.shrinks
             self.handle(member, Shrink(member.token, size), [self.fds[file]])
 
     @rule(number=backends)
@@ -275,7 +286,7 @@ class World(RuleBasedStateMachine):
         if member is not None:
             while member.pending:
                 token = next(iter(member.pending))
-                del member.pending[token]
+                member.answered.add(member.pending.pop(token))
                 self.handle(member, Withdrawn(token))
             member.excused = False
 
@@ -321,17 +332,14 @@ class World(RuleBasedStateMachine):
         self.overdue = False
 
     @invariant()
-    def who_was_dropped_leaves(self) -> None:
-        for number in [number for number, member in self.members.items() if member.dropped]:
-            self.leave(number)
-
-    @invariant()
     def what_is_known_is_what_is_mapped(self) -> None:
         if not hasattr(self, "allocator"):
             return
+        # A grant that found no room in the socket has ended the connection.
+        for number in [number for number, member in self.members.items() if member.dropped]:
+            self.leave(number)
         use = self.allocator.use()
         mapped = [mapping for member in self.members.values() for mapping in member.mapped.values()]
-        # A grant that found no room in the socket ends the connection.
         assert (use.mappings, use.windows) == (len(mapped), len(self.members))
         assert use.files == len({(mapping.device, mapping.inode) for mapping in mapped})
         assert self.slots.now == {mapping.inode % 2 for mapping in mapped if mapping.writable}
