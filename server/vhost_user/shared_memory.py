@@ -40,6 +40,8 @@ TIMEOUT: Final = 5.0
 """Seconds that the front-end has for the next answer."""
 IN_FLIGHT: Final = 16
 """Requests sent and not answered yet; so few that the channel takes them all at once."""
+MAX_MAPPINGS: Final = 480
+"""Each is guest memory to QEMU 11.1, which aborts when that has more than 512 pieces (VHOST_USER_MAX_RAM_SLOTS)."""
 MIN_WINDOW: Final = 2 << 20
 _OFFSET_MAX: Final = (1 << 63) - 1
 _NO_OBJECT: Final = pack_shared_object(bytes(16))
@@ -84,6 +86,7 @@ class SharedMemory:
     guest's memory is as was asked, or
 
     - EINVAL: not possible, or refused by the front-end; nothing has changed;
+    - ENOSPC: there are MAX_MAPPINGS already;
     - EIO: no answer in time, or no channel. A map() is undone should it happen yet, an unmap() happens when the
       front-end goes on: nothing needs to be asked again;
     - ECONNRESET: reset() or disconnect(), and all mappings have gone.
@@ -165,6 +168,9 @@ class SharedMemory:
         """
         if file_offset < 0 or file_offset + length > _OFFSET_MAX:
             self._fail(done, errno.EINVAL)
+            return
+        if self._coming() >= MAX_MAPPINGS:
+            self._fail(done, errno.ENOSPC)
             return
         try:
             duplicate = os.dup(fd)
@@ -334,6 +340,13 @@ class SharedMemory:
         while self._waiting:
             self._waiting.popleft().close()
         return told
+
+    def _coming(self) -> int:
+        """How many mappings there are when all that was asked is done."""
+        pending = [one for one in (*self._sent, *self._waiting) if one.status is None]
+        made = sum(one.number is BackendRequest.SHMEM_MAP for one in pending)
+        places = {one.mapping.place for one in pending if one.number is BackendRequest.SHMEM_UNMAP}
+        return len(self._mapped) + len(self._leftover) + made - len(places)
 
     def _oldest(self) -> _Pending | None:
         """The oldest request that somebody waits for."""

@@ -25,7 +25,7 @@ from server.vhost_user.messages import (
     pack_u64,
     unpack_shared_mapping,
 )
-from server.vhost_user.shared_memory import IN_FLIGHT, MIN_WINDOW, SharedMemory
+from server.vhost_user.shared_memory import IN_FLIGHT, MAX_MAPPINGS, MIN_WINDOW, SharedMemory
 from tests.unit.server.fake_device import leaked, open_fds
 
 PAGE = 4096
@@ -138,17 +138,31 @@ def test_answers_in_order(bench: Bench) -> None:
 
 
 def test_more_than_the_channel_takes_at_once(bench: Bench) -> None:
-    for page in range(1000):
+    count = MAX_MAPPINGS
+    for page in range(count):
         bench.map(page, f"{page}")
     got: list[tuple[int, int]] = []
-    while len(got) < 1000:
+    while len(got) < count:
         arrived = bench.asked()
         assert 0 < len(arrived) <= IN_FLIGHT
         got += arrived
         for _ in arrived:
             bench.answer(MAP)
-    assert got == [(MAP, page) for page in range(1000)]
-    assert bench.told == [(f"{page}", 0) for page in range(1000)]
+    assert got == [(MAP, page) for page in range(count)]
+    assert bench.told == [(f"{page}", 0) for page in range(count)]
+
+
+def test_no_more_mappings_than_qemu_bears(bench: Bench) -> None:
+    for page in range(MAX_MAPPINGS):
+        bench.map(page)
+        assert bench.asked() == [(MAP, page)]
+        bench.answer(MAP)
+    bench.map(MAX_MAPPINGS, "one more")
+    bench.unmap(0)
+    bench.map(0, "in its place")
+    bench.turn()
+    assert bench.told[-1] == ("one more", errno.ENOSPC)
+    assert bench.asked() == [(UNMAP, 0), (MAP, 0)]
 
 
 @pytest.mark.parametrize("size", [PAGE, MIN_WINDOW // 2, MIN_WINDOW + PAGE, 3 * MIN_WINDOW, -1])
