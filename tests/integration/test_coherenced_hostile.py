@@ -23,6 +23,9 @@ from coherence.messages import (
     ENCODER,
     PROTOCOL,
     Answer,
+    Claim,
+    Coordinate,
+    DaxQuestion,
     FromClient,
     FromDaemon,
     Granted,
@@ -31,11 +34,16 @@ from coherence.messages import (
     Ready,
     Refused,
     Registered,
+    Release,
+    Shrink,
+    Shrunk,
     StatusQuestion,
     Subscribe,
     Watch,
     Watched,
     Welcome,
+    Window,
+    Withdrawn,
 )
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
 
@@ -126,6 +134,14 @@ VALID: list[FromClient] = [
     StatusQuestion(),
     StatusQuestion((1 << 64) - 1),
     Watch(0),
+    Window(1 << 21),
+    Claim(0, 1, 2, 0, 1 << 21, None, True),
+    Release([(0, 1 << 21)]),
+    Shrink(0, 0),
+    Shrunk(0),
+    Withdrawn(0),
+    DaxQuestion(),
+    DaxQuestion((1 << 64) - 1, 100),
     Subscribe(),
     Subscribe(b"\xff/" * 2000),
 ]
@@ -374,4 +390,5 @@ def join(client: Client) -> int:
     granted = client.ask(JOIN, Granted)
     holder.take(granted.key)
     client.ask(Ready(), Registered)
+    assert client.connection.receive()[0] == Coordinate(False)
     return granted.key
