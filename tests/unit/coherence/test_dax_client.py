@@ -1,0 +1,139 @@
+"""A backend's side of the allocator, with a daemon that is slow, full, or wrong."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import pytest
+
+from coherence.connection import Connection, Dropped, Full
+from coherence.dax.client import MAX_CLAIMS, DaxClient
+from coherence.dax.windows import CHUNK
+from coherence.messages import (
+    Claim,
+    Claimed,
+    FromBackend,
+    FromDaemon,
+    Release,
+    Shrink,
+    Shrinkable,
+    Shrunk,
+    Window,
+    Windowed,
+    Withdraw,
+    Withdrawn,
+)
+from coherence.sizes import parse_size, size_text
+
+
+class Daemon:
+    """Connection and event loop of a client."""
+
+    def __init__(self) -> None:
+        self.sent: list[FromBackend] = []
+        self.later: list[Callable[[], None]] = []
+        self.full = False
+        self.client = DaxClient(64 * CHUNK)
+        self.client.serve(self)
+        self.client.joined(cast(Connection[FromDaemon], self))
+        assert self.take() == [Window(64 * CHUNK)]
+
+    def send(self, message: FromBackend, fds: Sequence[int] = ()) -> None:
+        """As Connection.send."""
+        if self.full:
+            raise Full("it does not read its messages")
+        self.sent.append(message)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """As an event loop's."""
+        self.later.append(callback)
+
+    def take(self) -> list[FromBackend]:
+        """What was sent meanwhile."""
+        sent, self.sent = self.sent, []
+        return sent
+
+    def claim(self, place: int) -> list[tuple[int, int]]:
+        """Claim a chunk; the list gets the answer."""
+        answers: list[tuple[int, int]] = []
+        self.client.claim(1, 2, 0, CHUNK, place, True, lambda place, error: answers.append((place, error)))
+        return answers
+
+
+@pytest.fixture
+def daemon() -> Daemon:
+    daemon = Daemon()
+    daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
+    return daemon
+
+
+def test_so_many_claims_at_a_time(daemon: Daemon) -> None:
+    for _ in range(MAX_CLAIMS + 1):
+        daemon.claim(0)
+    first, *others = daemon.take()
+    assert len(others) == MAX_CLAIMS - 1
+    assert isinstance(first, Claim)
+    daemon.client.handle(Claimed(first.token, 0, errno.EBUSY))
+    assert len(daemon.take()) == 1
+
+
+def test_what_finds_no_room_is_sent_later_in_its_order(daemon: Daemon, expect_log: Callable[[str], None]) -> None:
+    expect_log("a release of what was not granted")
+    answers = daemon.claim(CHUNK)
+    (claim,) = daemon.take()
+    assert isinstance(claim, Claim)
+    daemon.client.handle(Claimed(claim.token, CHUNK, 0))
+    assert answers == [(CHUNK, 0)]
+    daemon.full = True
+    daemon.client.release([(CHUNK, CHUNK), (CHUNK, CHUNK)])
+    daemon.claim(CHUNK)
+    assert daemon.take() == []
+    daemon.full = False
+    daemon.later.pop()()
+    assert [type(message) for message in daemon.take()] == [Release, Claim]
+
+
+def test_a_shrink_that_is_not_wanted_any_more(daemon: Daemon) -> None:
+    granted: list[int] = []
+    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
+    assert daemon.take() == [Shrink(token, 0)]
+    daemon.client.shrunk(token)
+    assert daemon.take() == [Shrunk(token)]
+    daemon.client.handle(Shrinkable(token))
+    daemon.full = True
+    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
+    daemon.client.shrunk(token)
+    daemon.full = False
+    daemon.later.pop()()
+    assert daemon.take() == []
+    assert granted == []
+
+
+def test_a_withdrawal_for_a_daemon_that_is_gone(daemon: Daemon) -> None:
+    pending: list[Callable[[], None]] = []
+    daemon.client.attach(lambda device, inode, size, done: pending.append(done), lambda device, inode: None)
+    daemon.client.handle(Withdraw(1, 2, 3, 0))
+    daemon.client.lost()
+    daemon.client.joined(cast(Connection[FromDaemon], daemon))
+    daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
+    pending[0]()
+    assert daemon.take() == [Window(64 * CHUNK)]
+    daemon.client.handle(Withdraw(1, 2, 3, 0))
+    pending[1]()
+    assert daemon.take() == [Withdrawn(1)]
+
+
+@pytest.mark.parametrize("message", [Claimed(99, 0, 0), Windowed(0, 0, 0)])
+def test_an_answer_that_nobody_asked_for(daemon: Daemon, message: Claimed | Windowed) -> None:
+    with pytest.raises(Dropped):
+        daemon.client.handle(message)
+
+
+def test_sizes() -> None:
+    assert [parse_size(text) for text in ("0", "4096", "2m", "64G", "1T")] == [0, 4096, 2 << 20, 64 << 30, 1 << 40]
+    assert [size_text(size) for size in (0, 5, 2 << 20, 64 << 30, 3 << 29)] == ["0", "5", "2M", "64G", "1.5G"]
+    for text in ("", "G", "-1", "1.5G", "1GB", "٣"):
+        with pytest.raises(ValueError, match="use a size such as"):
+            parse_size(text)
