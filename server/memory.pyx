@@ -2,9 +2,15 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """The guest's memory as its front-end shares it: regions, mapped here, found by guest or front-end address."""
 
+from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, UINT64_MAX, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+
+cdef extern from "sigbus.h":
+    void sigbus_install()
+    bint sigbus_guard(void *start, size_t size)
+    void sigbus_forget(void *start)
 
 import mmap as _mmap
 import os
@@ -73,6 +79,10 @@ cdef class GuestMemory:
         )
         if base == <char *>MAP_FAILED:
             raise OSError(f"memory region at {guest_addr:#x} cannot be mapped")
+        sigbus_install()
+        if not sigbus_guard(base, map_size):
+            munmap(base, map_size)
+            raise ValueError("more memory regions than can be guarded")
         region = &self.regions[self.count]
         region.guest_addr = guest_addr
         region.size = size
@@ -89,7 +99,7 @@ cdef class GuestMemory:
         for i in range(self.count):
             region = &self.regions[i]
             if region.guest_addr == guest_addr and region.size == size and region.user_addr == user_addr:
-                munmap(region.map_base, region.map_size)
+                unmap(region)
                 self.count -= 1
                 self.regions[i] = self.regions[self.count]
                 return
@@ -104,7 +114,7 @@ cdef class GuestMemory:
         """Unmap everything."""
         cdef int i
         for i in range(self.count):
-            munmap(self.regions[i].map_base, self.regions[i].map_size)
+            unmap(&self.regions[i])
         self.count = 0
 
     cdef char *translate(self, uint64_t guest_addr, uint64_t length, uint64_t *available) noexcept:
@@ -131,3 +141,8 @@ cdef class GuestMemory:
             if user_addr >= region.user_addr and offset < region.size and length <= region.size - offset:
                 return region.host + offset
         return NULL
+
+
+cdef void unmap(region_t *region) noexcept:
+    munmap(region.map_base, region.map_size)
+    sigbus_forget(region.map_base)

@@ -267,3 +267,14 @@ def test_a_buffer_across_two_regions(guest: RawGuest, tmp_path: Path) -> None:
     guest.serve()
     assert guest.used(before) == (0, 120)
     os.close(fd)
+
+
+def test_memory_that_is_cut_off_under_the_rings_reads_as_zeros(guest: RawGuest) -> None:
+    """As a guest's window is, where others make a file smaller: no SIGBUS."""
+    guest.initialize()
+    size = len(guest.memory)
+    guest.memory[:size] = bytes(size)
+    os.ftruncate(guest.memory_fd, 0)
+    guest.serve()
+    os.ftruncate(guest.memory_fd, size)
+    assert guest.used_idx == 0
