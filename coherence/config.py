@@ -29,7 +29,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
         socket_mode: its permission bits, octal digits.
         socket_group: group of the socket and, for reading, of the table; None for the daemon's own.
         dax_window: the largest DAX window that a guest may have, such as 64G.
-        dax_total: how much may be mapped in all of them together.
+        dax_total: how large all of them together may be.
         watch: how changes on the host are seen.
         max_watches: how many directories and files are watched at most, None for as many as the system allows.
         realtime: whether the daemon runs before ordinary processes.

@@ -52,9 +52,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--dax-window", metavar="SIZE", help="largest DAX window that a guest may have: 512M, 64G (default 64G)"
     )
-    parser.add_argument(
-        "--dax-total", metavar="SIZE", help="how much may be mapped in all DAX windows together (default 256G)"
-    )
+    parser.add_argument("--dax-total", metavar="SIZE", help="how large all DAX windows together may be (default 256G)")
     parser.add_argument("--watch", choices=get_args(Kind), help="how to see changes on the host (default inotify)")
     parser.add_argument(
         "--max-watches",

@@ -222,8 +222,8 @@ class Windowed(Struct, tag="windowed", frozen=True):
     """The answer to Window.
 
     Args:
-        error: an errno, 0 when the window is known now: EFBIG when it is larger than `limit`, EINVAL when it has no
-            whole chunks.
+        error: an errno, 0 when the window is known now: EFBIG when it is larger than `limit`, EDQUOT when there is
+            no room for it besides the others, EINVAL when it has no whole chunks.
         limit: largest window that a guest may have, bytes.
         refused: how many of the mappings made no sense.
     """
@@ -238,7 +238,7 @@ class Claimed(Struct, tag="claimed", frozen=True):
 
     Args:
         place: in the window, of what was granted.
-        error: an errno, 0 when it was granted: ENOSPC (a limit is reached, or no room in the window), EBUSY (overlaps
+        error: an errno, 0 when it was granted: ENOSPC (no room in the window), EBUSY (overlaps
             what is mapped), EINVAL (no whole chunks, or beyond the window), EAGAIN (too many claims are waiting).
     """
 
@@ -324,7 +324,7 @@ class DaxUse(Struct, frozen=True):
         windows, window_bytes: how many, and their sizes.
         window_limit: largest window that a guest may have.
         mappings, mapped_bytes: what is mapped in them.
-        total_limit: of mapped_bytes.
+        total_limit: of window_bytes.
         files: of which something is mapped.
         refused: claims that were refused since this daemon started.
     """

@@ -43,7 +43,6 @@ def in_words(use: DaxUse) -> str:
     if not use.windows:
         return f"no windows; a guest may have one of {size_text(use.window_limit)}"
     return (
-        f"{use.windows} windows of {size_text(use.window_bytes)}, {size_text(use.mapped_bytes)} mapped "
-        f"of {size_text(use.total_limit)} at most, {use.mappings} mappings of {use.files} files, "
-        f"{use.refused} refused"
+        f"{use.windows} windows of {size_text(use.window_bytes)}, {size_text(use.total_limit)} at most; "
+        f"{size_text(use.mapped_bytes)} mapped, {use.mappings} mappings of {use.files} files, {use.refused} refused"
     )

@@ -49,7 +49,7 @@ class Allocator:
 
     Args:
         window_limit: largest size of a window, bytes.
-        total_limit: of what is mapped in all windows, bytes.
+        total_limit: of the sizes of all windows together, bytes.
         inode_slot: of a device and inode number, in the version table.
         pins: of that table.
         missing: whether backends live that are not connected: what they have mapped is not known.
@@ -173,7 +173,7 @@ class Allocator:
         error = refused = 0
         if peer.window is None:
             try:
-                peer.window = self._windows.add(message.size)
+                peer.window = self._windows.add(message.size, returning=bool(message.mappings))
                 self._owners[peer.window.number] = peer
             except Refusal as refusal:
                 log.warning("a DAX window is refused", reason=str(refusal), guest=peer.guest, pid=peer.pid)

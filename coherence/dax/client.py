@@ -135,7 +135,8 @@ class DaxClient:
             device, inode: st_dev and st_ino of the file.
             offset: in the file, length: of the part; bytes, whole chunks.
             place: in the window; None: coherenced chooses one.
-            writable: whether the guest may store into it.
+            writable: whether the guest may store into it. What was granted for reading is made writable by claiming
+                the same again.
             done: called with (place, errno), also from within this call. errno is 0 when it was granted, and the
                 place belongs to the guest until it is released; ENOSPC: a limit is reached or the window is full or
                 refused; EBUSY: overlaps another; EINVAL: no whole chunks or beyond the window; EAGAIN: coherenced
@@ -164,7 +165,8 @@ class DaxClient:
                 continue
             del self._mappings[place]
             known.append((place, length))
-        if self._told:
+        # While the daemon is being told of the window, too: it may have been told of these.
+        if self._connection is not None:
             for first in range(0, len(known), MAX_MAPPINGS):
                 self._post(Release(known[first : first + MAX_MAPPINGS]))
 
@@ -303,8 +305,8 @@ class DaxClient:
         self._given_up = False
         if self._refused:
             self._fail_claims(errno.ENOSPC)
-        self._withdrawn.clear()
-        for device, inode in {(mapping.device, mapping.inode) for mapping in self._mappings.values()}:
+        withdrawn, self._withdrawn = self._withdrawn, set()
+        for device, inode in withdrawn | {(mapping.device, mapping.inode) for mapping in self._mappings.values()}:
             self._settle(device, inode)
         self._send()
 
@@ -394,5 +396,10 @@ def _refusal(window: int, answer: Windowed) -> str:
         return (
             f"a DAX window of {size_text(window)} is more than the {size_text(answer.limit)} that coherenced allows: "
             "make it smaller, or start coherenced with a larger --dax-window"
+        )
+    if answer.error == errno.EDQUOT:
+        return (
+            f"a DAX window of {size_text(window)} is more than coherenced has left for all of them: make it smaller, "
+            "or start coherenced with a larger --dax-total"
         )
     return f"a DAX window of {window} bytes: use a multiple of 2M"

@@ -94,7 +94,7 @@ class Windows:
 
     Args:
         window_limit: largest size of a window, bytes.
-        total_limit: of what is mapped in all windows together, bytes.
+        total_limit: of the sizes of all windows together, bytes.
 
     Attributes:
         mappings, mapped: how many there are, and of how many bytes.
@@ -127,12 +127,26 @@ class Windows:
         """Of how many files something is mapped."""
         return len(self._files)
 
-    def add(self, size: int) -> Window:
-        """A new window of so many bytes. Refusal: EINVAL no whole chunks, EFBIG larger than the limit."""
+    def add(self, size: int, *, returning: bool = False) -> Window:
+        """A new window.
+
+        A claim is never refused for the sake of others: the guest's reader would get the error. So the limit of all
+        windows together is for their sizes, and a guest whose window is full reuses its own chunks.
+
+        Args:
+            size: bytes.
+            returning: whether it was granted by an earlier daemon: then there is room for it.
+
+        Raises:
+            Refusal: EINVAL no whole chunks, EFBIG larger than the limit of one, EDQUOT no room for so much besides the
+                other windows.
+        """
         if size <= 0 or size % CHUNK:
             raise Refusal(errno.EINVAL, f"a window of {size} bytes has no whole chunks")
         if size > self.window_limit:
             raise Refusal(errno.EFBIG, f"a window of {size} bytes is larger than the limit")
+        if not returning and self.size + size > self.total_limit:
+            raise Refusal(errno.EDQUOT, f"a window of {size} bytes is more than is left of the limit of all windows")
         window = Window(self._next_number, size, [None] * (size // CHUNK))
         self._next_number += 1
         self._windows[window.number] = window
@@ -158,24 +172,29 @@ class Windows:
             device, inode, offset, length, writable: as in Mapping.
             place: in the window; None for the first that is free.
 
+        The same as what is mapped already, but writable, makes that writable.
+
         Returns:
             What is mapped from now on.
 
         Raises:
             Refusal: EINVAL no whole chunks, or beyond the window; EBUSY overlaps another; ENOSPC no room in the
-                window, or the total limit is reached.
+                window.
         """
         mapping = Mapping(device, inode, offset, length, 0 if place is None else place, writable)
         _check(window, mapping)
-        if self.mapped + length > self.total_limit:
-            raise Refusal(errno.ENOSPC, "as much is mapped in all windows as is allowed")
+        if place is not None and writable and window.chunks[place // CHUNK] == _read_only(mapping):
+            for position in _positions(mapping):
+                window.chunks[position] = mapping
+            self._files[device, inode].writable += 1
+            return mapping
         if place is None:
             mapping = msgspec.structs.replace(mapping, place=window.find_free(length))
         self._note(window, mapping)
         return mapping
 
     def restore(self, window: Window, mapping: Mapping) -> None:
-        """Note what is mapped already, whether or not the total limit is reached. Otherwise as claim()."""
+        """Note what is mapped already. Otherwise as claim()."""
         _check(window, mapping)
         self._note(window, mapping)
 
@@ -248,6 +267,10 @@ class Windows:
 def _positions(mapping: Mapping) -> range:
     """Of its chunks in the window."""
     return range(mapping.place // CHUNK, (mapping.place + mapping.length) // CHUNK)
+
+
+def _read_only(mapping: Mapping) -> Mapping:
+    return msgspec.structs.replace(mapping, writable=False)
 
 
 def _entry(window: Window, mapping: Mapping) -> tuple[int, int, int]:

@@ -63,9 +63,9 @@ class _Snapshot(Collector):
             ("watches", "Directories and files that are watched (fanotify: file systems).", watch.watches),
             ("dax_windows", "DAX windows of guests.", dax.windows),
             ("dax_window_bytes", "Their sizes.", dax.window_bytes),
+            ("dax_window_bytes_limit", "How much that may be at most.", dax.total_limit),
             ("dax_mappings", "Parts of files that are mapped in them.", dax.mappings),
             ("dax_mapped_bytes", "Their sizes.", dax.mapped_bytes),
-            ("dax_mapped_bytes_limit", "How much there can be at most.", dax.total_limit),
             ("watches_limit", "Watches that there can be at most (0: no limit).", watch.limit),
         )
         for name, told, value in counters:

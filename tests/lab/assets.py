@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 import secrets
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ CLOUD_TREE = TREES / "cloud-kernel"
 UML_TREE = TREES / "uml"
 VIRTIOFSD_C_TREE = TREES / "virtiofsd-c"
 QEMU_DAX_TREE = TREES / "qemu-dax"
+SQLITE_TREE = TREES / "sqlite"
 USERLAND_TREE = TREES / "userland"
 USERLAND_IMAGE = LAB_DIR / "userland.ext4"
 
@@ -84,11 +84,18 @@ def agent() -> Path:
     return compile_static(HERE / "agent/agent.c")
 
 
-def compile_static(source: Path) -> Path:
+def sqlite() -> list[str]:
+    """What compile_static needs for a program that uses SQLite."""
+    archive = _find(SQLITE_TREE, "usr/lib/x86_64-linux-gnu/libsqlite3.a")
+    return [f"-I{SQLITE_TREE}/usr/include", str(archive), "-lm"]
+
+
+def compile_static(source: Path, words: Sequence[str] = ()) -> Path:
     """Compile a C program so that it runs in any guest; done once for each content of the source.
 
     Args:
         source: The program's only file, or a folder of files (*.c and *.h) that are built together.
+        words: More words for the compiler, after the sources: libraries and where their headers are.
     """
     files = sorted(source.glob("*.[ch]")) if source.is_dir() else [source]
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
@@ -101,7 +108,7 @@ def compile_static(source: Path) -> Path:
     # Several threads may compile it at once.
     partial = program.with_suffix(f".{secrets.token_hex(4)}")
     options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
-    command = ["gcc", *options, "-o", str(partial), *(str(file) for file in files if file.suffix == ".c")]
+    command = ["gcc", *options, "-o", str(partial), *(str(file) for file in files if file.suffix == ".c"), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise LabError(f"{source} does not compile:\n{result.stderr}")

@@ -109,5 +109,5 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
     assert "not trusted, waiting for the backends with pid 12, 34" in text
     assert "trust nothing" in text
     assert "no answer" in text
-    assert "DAX       2 windows of 128G, 14M mapped of 256G at most, 7 mappings of 3 files, 5 refused" in text
+    assert "DAX       2 windows of 128G, 256G at most; 14M mapped, 7 mappings of 3 files, 5 refused" in text
     assert "inotify, 7 of 10 watches, 3 refused, 1 overflows, 30 changes: 20 bumped, 10 of backends" in text

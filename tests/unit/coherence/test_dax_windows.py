@@ -50,8 +50,6 @@ class AgainstNaiveModel(RuleBasedStateMachine):
             return errno.EINVAL
         if wanted.offset + wanted.length > MAX_FILE_SIZE:
             return errno.EINVAL
-        if self.mapped + wanted.length > TOTAL:
-            return errno.ENOSPC
         for place in [wanted.place] if chosen else range(0, CHUNKS * CHUNK - wanted.length + 1, CHUNK):
             there = Mapping(wanted.device, wanted.inode, wanted.offset, wanted.length, place, wanted.writable)
             if not any(overlap(there, other) for other in self.model[guest]):
@@ -60,8 +58,16 @@ class AgainstNaiveModel(RuleBasedStateMachine):
 
     @rule(guest=guests)
     def start(self, guest: int) -> None:
-        if guest not in self.live:
-            self.live[guest] = self.windows.add(CHUNKS * CHUNK)
+        if guest in self.live:
+            return
+        try:
+            window = self.windows.add(CHUNKS * CHUNK)
+        except Refusal as refusal:
+            assert refusal.errno == errno.EDQUOT
+            assert (len(self.live) + 1) * CHUNKS * CHUNK > TOTAL
+        else:
+            assert (len(self.live) + 1) * CHUNKS * CHUNK <= TOTAL
+            self.live[guest] = window
             self.model[guest] = []
 
     @precondition(lambda self: self.live)
@@ -115,7 +121,7 @@ class AgainstNaiveModel(RuleBasedStateMachine):
     def restart_the_daemon(self, seed: int, total: int) -> None:
         self.windows = Windows(CHUNKS * CHUNK, total)
         for guest in self.live:
-            window = self.live[guest] = self.windows.add(CHUNKS * CHUNK)
+            window = self.live[guest] = self.windows.add(CHUNKS * CHUNK, returning=True)
             for mapping in random.Random(seed).sample(self.model[guest], len(self.model[guest])):
                 self.windows.restore(window, mapping)
                 with pytest.raises(Refusal):
