@@ -58,7 +58,7 @@ def light() -> None:
 
 
 def peers() -> None:
-    """User-Mode Linux, the Rust and the C virtiofsd, a QEMU with DAX windows."""
+    """User-Mode Linux, the Rust and the C virtiofsd, a QEMU with DAX windows, SQLite."""
     new = ["user-mode-linux", "virtiofsd"]
     unpack(
         assets.UML_TREE.name,
@@ -81,6 +81,15 @@ def peers() -> None:
         f"{DAX_SUITE} {dax}",
         lambda: Suite(DAX_SUITE, say).download_with_dependencies(dax),
         _make_chroot,
+        say,
+    )
+    sqlite = ["libsqlite3-dev"]
+    # Of the old release: its static library goes with the C library of this machine, whichever that is.
+    unpack(
+        assets.SQLITE_TREE.name,
+        f"{OLD_SUITE} {sqlite}",
+        lambda: Suite(OLD_SUITE, say).download(sqlite),
+        lambda tree: None,
         say,
     )
 
