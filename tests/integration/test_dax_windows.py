@@ -43,7 +43,7 @@ ExpectLog = Callable[[str], None]
 @pytest.fixture
 def coherenced(tmp_path: Path) -> Iterator[Coherenced]:
     with Coherenced(tmp_path) as daemon:
-        daemon.start("--dax-window", "128M", "--dax-total", "400M")
+        daemon.start("--dax-window", "128M", "--dax-total", "512M")
         yield daemon
 
 
@@ -152,7 +152,7 @@ def test_claims_are_granted_refused_and_given_back(coherenced: Coherenced, file:
             assert await red.refused(file, 0, 5 * CHUNK + 4096) == errno.EINVAL
             assert await red.refused(file, 0, WINDOW) == errno.EINVAL
             with pytest.raises(UserError, match="--dax-total"):
-                async with guests(coherenced, "green", "black"):
+                async with guests(coherenced, "green", "black", "white"):
                     pass
             assert await red.claim(file, 0, 7 * CHUNK, 57 * CHUNK) == 7 * CHUNK
             assert await red.refused(file, 0, None) == errno.ENOSPC
@@ -390,7 +390,7 @@ def test_coherencectl_dax(coherenced: Coherenced, file: int, capsys: pytest.Capt
             await red.refused(file, 0, 0)
             assert ctl.main(["dax", "--socket", str(coherenced.socket)]) == 0
             text = capsys.readouterr().out
-            assert "2 windows of 256M, 400M at most; 6M mapped, 1 mappings of 1 files, 1 refused" in text
+            assert "2 windows of 256M, 512M at most; 6M mapped, 1 mappings of 1 files, 1 refused" in text
             status = os.fstat(file)
             assert f"{status.st_dev}:{status.st_ino}" in text
             assert ctl.main(["dax", "--json", "--files", "1", "--socket", str(coherenced.socket)]) == 0
