@@ -39,6 +39,7 @@ cdef class FileSystem:
     cdef dax_t dax
     cdef uint64_t dax_min_size
     cdef bint woken
+    cdef bint abandoning       # requests that are parked cannot wait for others: the loop does not go on meanwhile
     cdef bint opens_nothing
     cdef uint64_t interrupted[INTERRUPTED_MAX]
     cdef unsigned interrupted_count
@@ -73,4 +74,3 @@ cdef class FileSystem:
     cdef void end_truncation(self, uint64_t unique)
     cdef uint32_t attr_flags(self, inode_t *inode, const statx_t *stx) noexcept
     cdef void forget_request(self, uint64_t unique)
-    cdef void abandon_requests(self)

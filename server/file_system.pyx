@@ -6,7 +6,7 @@ The operations themselves are elsewhere: server.hot_operations and server.hot_di
 compiled, server.operations the others; all of them work on this.
 """
 
-from libc.errno cimport EBADF, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ERANGE, ESTALE, errno
+from libc.errno cimport EBADF, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ERANGE, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -213,10 +213,8 @@ cdef class FileSystem:
         """The attributes of an inode after a SETATTR: an encoded fuse_attr_out."""
         cdef fuse_attr_out out
         cdef int error = self.fill_attr_out(&out, live(self, nodeid), False)
-        if error == PARK:
-            raise Parked
         if error:
-            raise oserror(error)
+            raise failure(error)
         return (<char *>&out)[:sizeof(out)]
 
     def is_stale(self, nodeid: int) -> bool:
@@ -247,19 +245,27 @@ cdef class FileSystem:
 
     def reaches(self, nodeid: int, size: int) -> None:
         """A file is about to have at least this size; Parked until what the guest has mapped of it is the file."""
-        if self.reach(live(self, nodeid), size) == PARK:
-            raise Parked
+        cdef int error = self.reach(live(self, nodeid), size)
+        if error:
+            raise failure(error)
 
     @contextlib.contextmanager
     def truncating(self, unique: int, nodeid: int, size: int):
-        """A block in which a request makes a file smaller: nobody has mapped what is beyond.
+        """A block in which a request gives a file a size: nobody has mapped what is beyond.
 
         Raises:
             Parked: on entry.
+            OSError: on entry: nobody can be asked.
         """
         cdef inode_t *inode = live(self, nodeid)
-        if self.begin_truncation(unique, inode, size) == PARK:
-            raise Parked
+        cdef int error = self.reach(inode, size)
+        if error:
+            # What it waits for may be another's truncation of this file, which is not over before ours is.
+            self.end_truncation(unique)
+            raise failure(error)
+        error = self.begin_truncation(unique, inode, size)
+        if error:
+            raise failure(error)
         try:
             yield
         except Parked:
@@ -277,10 +283,14 @@ cdef class FileSystem:
         return 0 if inode == NULL else inode.reached
 
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
-        """What the guest has mapped of a file beyond this size is not the file any more; None: it is again."""
+        """What the guest has mapped of a file beyond this size, too, is not the file any more; None: all is again."""
         cdef inode_t *inode = self.inodes.get(nodeid)
-        if inode != NULL:
-            inode.withdrawn = 0 if size is None else <uint64_t>size + 1
+        if inode == NULL:
+            return
+        if size is None:
+            inode.withdrawn = 0
+        elif inode.withdrawn == 0 or <uint64_t>size + 1 < inode.withdrawn:
+            inode.withdrawn = <uint64_t>size + 1
 
     def wake(self) -> None:
         """Look at parked requests again, whenever they are due."""
@@ -363,20 +373,29 @@ cdef class FileSystem:
         return path_fd if path_fd >= 0 else -errno
 
     cdef int reach(self, inode_t *inode, uint64_t size):
-        """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there."""
+        """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there,
+        EINTR where it cannot wait for that."""
+        if inode.withdrawn != 0 and size >= inode.withdrawn:
+            # Where nothing has to be mapped that is done at once.
+            self.window.restore(inode.nodeid)
         if inode.withdrawn == 0 or size < inode.withdrawn:
             inode.reached = max(inode.reached, size)
             return 0
-        self.window.restore(inode.nodeid)
         self.changes.due = lt_now() + WOKEN_US
-        return PARK
+        return EINTR if self.abandoning else PARK
 
     cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
-        """A request is about to make a file smaller: 0, or PARK while others have mapped what is beyond."""
-        if self.truncations is None or self.truncations.begin(unique, inode.nodeid, size):
+        """A request is about to make a file smaller: 0, an errno, or PARK while others have mapped what is beyond."""
+        # Nothing else is mapped; and to open a FIFO may take for ever.
+        if self.truncations is None or inode.type != S_IFREG:
             return 0
+        try:
+            if self.truncations.begin(unique, inode.nodeid, size):
+                return 0
+        except OSError as error:
+            return error.errno or EIO
         self.changes.due = lt_now() + WOKEN_US
-        return PARK
+        return EINTR if self.abandoning else PARK
 
     cdef void end_truncation(self, uint64_t unique):
         """It has done that, or failed."""
@@ -474,6 +493,7 @@ cdef class FileSystem:
         entry.generation = 0
         self.fill_attr(&entry.attr, stx)
         entry.attr.flags = self.attr_flags(inode, stx)
+        inode.reached = max(inode.reached, stx.stx_size)
         told = self.validity.tell(inode, stx, &entry.attr, True)
         if parent != NULL:
             self.validity.cover(parent, inode, stx)
@@ -503,10 +523,12 @@ cdef class FileSystem:
         PARK."""
         cdef statx_t stx
         cdef bint told
+        cdef int error
         if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
             return errno
-        if self.reach(inode, stx.stx_size) == PARK:
-            return PARK
+        error = self.reach(inode, stx.stx_size)
+        if error:
+            return error
         if not compared:
             inode.reached = stx.stx_size
         memset(out, 0, sizeof(fuse_attr_out))
@@ -581,17 +603,10 @@ cdef class FileSystem:
             self.inodes.evict(inode)
 
     cdef void forget_request(self, uint64_t unique):
-        """A request that is parked will never be served."""
+        """A request that was parked is over: nothing that was begun for it remains."""
         if self.window is not None:
             self.window.forget(unique)
         self.end_truncation(unique)
-
-    cdef void abandon_requests(self):
-        """Requests that are parked can wait for nobody else any more."""
-        if self.window is not None:
-            self.window.abandon()
-        if self.truncations is not None:
-            self.truncations.abandon()
 
     cdef void interrupt(self, uint64_t unique) noexcept:
         """The guest gives up waiting for a request."""
@@ -622,6 +637,7 @@ cdef class FileSystem:
         except Parked as parked:
             if parked.args:
                 self.changes.due = lt_now() + <uint64_t>(1_000_000 * parked.args[0])
+                return EINTR if self.abandoning else PARK
             return PARK
         except Exception:
             log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
@@ -642,6 +658,10 @@ cdef inode_t *live(FileSystem fs, uint64_t nodeid) except NULL:
 
 cdef object oserror(int error):
     return OSError(error, os.strerror(error))
+
+
+cdef object failure(int error):
+    return Parked() if error == PARK else oserror(error)
 
 
 cdef bytes encode_entry(FileSystem fs, inode_t *parent, inode_t *inode, const statx_t *stx, bytes name):

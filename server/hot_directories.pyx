@@ -145,7 +145,6 @@ cdef bint add_plus(
             fs.inodes.forget(inode.nodeid, 1)
             inode = NULL
         else:
-            inode.reached = max(inode.reached, stx.stx_size)
             fs.fill_entry(&out.entry_out, parent, inode, &stx, entry.d_name, length)
     if inode == NULL:
         out.entry_out.attr.ino = entry.d_ino

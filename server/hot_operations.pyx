@@ -142,9 +142,11 @@ cdef int look_up(FileSystem fs, request_t *request):
     if error == 0:
         fs.validity.ask_watch(parent)
         error = fs.look_up(parent, name, &inode, &stx)
-    if error == 0 and fs.reach(inode, stx.stx_size) == PARK:
-        fs.inodes.forget(inode.nodeid, 1)
-        return PARK
+    if error == 0:
+        error = fs.reach(inode, stx.stx_size)
+        if error:
+            fs.inodes.forget(inode.nodeid, 1)
+            return error
     if error == ENOENT:
         error = fs.fill_negative(out, parent, name, length)
     elif error == 0:
@@ -202,9 +204,11 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
     """Open an inode: 0, with *fd, an errno, or PARK. kill: O_TRUNC clears set-user-id and set-group-id bits."""
     cdef change_t change
     cdef bint truncate = flags & O_TRUNC
+    cdef int error
     if truncate:
-        if fs.begin_truncation(request.header.unique, inode, 0) == PARK:
-            return PARK
+        error = fs.begin_truncation(request.header.unique, inode, 0)
+        if error:
+            return error
         memset(&change, 0, sizeof(change))
         fs.changes.add_known(&change, inode, True)
         if fs.changes.begin(&change) == PARK:
@@ -360,8 +364,9 @@ cdef int write(FileSystem fs, request_t *request):
         return -fd
     if ask.offset > <uint64_t>INT64_MAX - ask.size:
         return EINVAL
-    if fs.reach(inode, ask.offset + ask.size) == PARK:
-        return PARK
+    error = fs.reach(inode, ask.offset + ask.size)
+    if error:
+        return error
     kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
     memset(&change, 0, sizeof(change))
     fs.changes.add_known(&change, inode, True)

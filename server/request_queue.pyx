@@ -106,13 +106,16 @@ cdef class RequestQueue:
     def finish(self) -> None:
         """Serve what is parked, waiting for it: the driver keeps the ring, but not the account of what we have."""
         cdef uint64_t now
-        if self.parked_count and self.enabled:
-            self.fs.abandon_requests()
-        while self.parked_count and self.enabled:
-            now = monotonic_ns()
-            if self.waiting[0].due > now:
-                usleep(min((self.waiting[0].due - now) // 1000 + 1, <uint64_t>999_999))
-            self.serve_parked(0)
+        # What needs the loop to go on will not come: requests that wait for that fail with EINTR.
+        self.fs.abandoning = True
+        try:
+            while self.parked_count and self.enabled:
+                now = monotonic_ns()
+                if self.waiting[0].due > now:
+                    usleep(min((self.waiting[0].due - now) // 1000 + 1, <uint64_t>999_999))
+                self.serve_parked(0)
+        finally:
+            self.fs.abandoning = False
 
     def close(self) -> None:
         """Close the descriptors, telling the driver first what it has not been told."""
@@ -203,11 +206,16 @@ cdef class RequestQueue:
 
     cdef int serve_parked(self, int i) except -1:
         """Serve a parked request: 1, and it is no longer parked, or 0."""
+        cdef uint64_t unique = self.waiting[i].unique
         cdef uint32_t moved
         if self.ring.walk(self.waiting[i].head) < 0:
             return self.give_up()
         moved = self.serve_chain()
+        if moved != PARKED or self.request.header.unique != unique:
+            # It may have failed before it came to what it had begun; or the guest has made another request of it.
+            self.fs.forget_request(unique)
         if moved == PARKED:
+            self.waiting[i].unique = self.request.header.unique
             self.waiting[i].due = self.fs.changes.due * 1000
             return 0
         self.release(i, moved)

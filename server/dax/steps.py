@@ -50,14 +50,25 @@ class Line:
     def __init__(self) -> None:
         self._waiting: deque[Steps] = deque()
         self._busy = False
+        self._going_on = False
 
     def add(self, steps: Steps) -> None:
         """Do this when everything before it is done."""
         self._waiting.append(steps)
-        if not self._busy:
-            self._next()
+        self._go_on()
 
-    def _next(self) -> None:
-        self._busy = bool(self._waiting)
-        if self._busy:
-            run(self._waiting.popleft(), self._next)
+    def _go_on(self) -> None:
+        # Not by recursion: any number of works may be done at once.
+        if self._going_on:
+            return
+        self._going_on = True
+        try:
+            while self._waiting and not self._busy:
+                self._busy = True
+                run(self._waiting.popleft(), self._finished)
+        finally:
+            self._going_on = False
+
+    def _finished(self) -> None:
+        self._busy = False
+        self._go_on()

@@ -43,11 +43,14 @@ class Truncation:
 
     Attributes:
         fd: of the file.
+        nodeid, size: what for.
         token: of the allocator.
         granted: whether the file may be made smaller now.
     """
 
     fd: int
+    nodeid: int
+    size: int
     token: int = 0
     granted: bool = False
 
@@ -70,23 +73,25 @@ class Truncations:
 
         Args:
             unique: of the request.
-            nodeid: the file.
+            nodeid: the file, a regular one.
             size: that it will have, bytes.
+
+        Raises:
+            OSError: it cannot be opened for writing, so that others cannot be asked.
         """
         under_way = self._under_way.get(unique)
         if under_way is not None:
-            return under_way.granted
+            if under_way.nodeid == nodeid and under_way.size <= size:
+                return under_way.granted
+            # A guest that is up to no good; or a file that has changed meanwhile.
+            self.end(unique)
         if not self._allocator.coordinates:
             return True
-        try:
-            fd = self._files.reopen(nodeid, os.O_WRONLY)
-        except OSError:
-            # The change itself will say why it cannot be made.
-            return True
+        fd = self._files.reopen(nodeid, os.O_WRONLY)
         if os.fstat(fd).st_size <= size:
             os.close(fd)
             return True
-        truncation = self._under_way[unique] = Truncation(fd)
+        truncation = self._under_way[unique] = Truncation(fd, nodeid, size)
 
         def granted() -> None:
             truncation.granted = True
@@ -101,11 +106,6 @@ class Truncations:
         if truncation is not None:
             self._allocator.shrunk(truncation.token)
             os.close(truncation.fd)
-
-    def abandon(self) -> None:
-        """Requests cannot wait any longer: they make their changes now."""
-        for truncation in self._under_way.values():
-            truncation.granted = True
 
     def clear(self) -> None:
         """The session is over, and nobody will serve its requests."""

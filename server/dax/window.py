@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -94,6 +95,7 @@ class Mapping:
         writable: whether the guest stores into it.
         kept: how many bytes of it are of the file, the rest is trash.
         pieces: places and lengths as the front-end has them, the file's before those of trash.
+        upgrading: whether the allocator is being told that the guest stores into it.
     """
 
     place: int
@@ -105,6 +107,7 @@ class Mapping:
     writable: bool
     kept: int
     pieces: list[tuple[int, int]] = field(default_factory=list)
+    upgrading: bool = False
 
     @property
     def file(self) -> tuple[int, int]:
@@ -114,7 +117,11 @@ class Mapping:
     def same_as(self, other: Mapping) -> bool:
         """Whether it is the same part of the same file at the same place."""
         mine, theirs = (self.place, self.length, self.offset), (other.place, other.length, other.offset)
-        return mine == theirs and self.file == other.file
+        return mine == theirs and self.nodeid == other.nodeid and self.file == other.file
+
+    def overlaps(self, place: int, length: int) -> bool:
+        """Whether it is in this part of the window."""
+        return self.place < place + length and place < self.place + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,10 @@ class Window:
         self._allocator = allocator
         self._view = view
         self._files = files
+        # By place: that is where a mapping is, until a reset or whoever takes it away removes it here.
         self._mappings: dict[int, Mapping] = {}
+        # For which the allocator is asked; a reset does not end that.
+        self._claims: list[Mapping] = []
         self._line = Line()
         # By request: None while it is served, then its errno.
         self._outcomes: dict[tuple[int, ...], int | None] = {}
@@ -171,7 +181,7 @@ class Window:
         self._outcomes.clear()
         self._restoring.clear()
         self._withdrawn.clear()
-        self._allocator.release([(mapping.place, mapping.length) for mapping in self._mappings.values()])
+        self._give_back(*self._mappings.values())
         self._mappings.clear()
         for opened in self._opened.values():
             opened.close()
@@ -179,8 +189,10 @@ class Window:
 
     def begin_session(self) -> None:
         """A new FUSE session begins: take away what the one before has left."""
+        self._session += 1
         self._outcomes.clear()
-        self._line.add(self._empty(0, self.size, self._session, lambda: None))
+        self._restoring.clear()
+        self._line.add(self._empty(0, self.size))
 
     @property
     def mapped(self) -> int:
@@ -207,9 +219,16 @@ class Window:
         key = (unique, nodeid, offset, length, writable, place)
         if key not in self._outcomes:
             status = os.fstat(self._files.fd(nodeid))
+            if not stat.S_ISREG(status.st_mode):
+                # To open a device or a FIFO does something by itself.
+                raise error(errno.EINVAL)
+            if any(claim.overlaps(place, length) for claim in self._claims):
+                # By a request for which the guest does not wait any more: one after the other.
+                raise Parked(LOOK_AGAIN_SECONDS)
             mapping = Mapping(place, length, nodeid, status.st_dev, status.st_ino, offset, writable, length)
             self._outcomes[key] = None
-            run(self._claim(key, mapping, self._session))
+            self._claims.append(mapping)
+            run(self._claim(key, mapping, self._session), lambda: self._claims.remove(mapping))
         self._answer(key)
 
     def remove(self, unique: int, places: list[tuple[int, int]]) -> None:
@@ -230,12 +249,6 @@ class Window:
         for key in [key for key in self._outcomes if key[0] == unique]:
             del self._outcomes[key]
 
-    def abandon(self) -> None:
-        """Nobody can wait any longer: what is not done has failed."""
-        for key, outcome in self._outcomes.items():
-            if outcome is None:
-                self._outcomes[key] = errno.EINTR
-
     def _answer(self, key: tuple[int, ...]) -> None:
         outcome = self._outcomes[key]
         if outcome is None:
@@ -252,23 +265,40 @@ class Window:
     # --- steps ----------------------------------------------------------------------------------------------
 
     def _claim(self, key: tuple[int, ...], mapping: Mapping, session: int) -> Steps:
-        # Not in the line: the claim may have to wait until something in the line is withdrawn.
-        there = self._mappings.get(mapping.place)
-        if there is not None and there.same_as(mapping):
-            # Everything is mapped to be written; only the allocator has to know.
-            if mapping.writable and not there.writable:
-                self._give_back(there)
-                _, problem = yield self._claiming(mapping)
-                there.writable = problem == 0
-            self._settle(key, 0)
+        # In the line: what is being taken away goes first.
+        (there,) = yield lambda done: self._line.add(self._make_room(mapping, done))
+        if session != self._session:
             return
-        # What the guest has there it uses no more: something for which it did not wait, perhaps.
-        yield lambda done: self._line.add(self._empty(mapping.place, mapping.length, session, done))
+        if there is not None:
+            yield from self._upgrade(there, mapping.writable, key)
+            return
+        # Not in the line: the claim may have to wait until something in the line is withdrawn.
         _, problem = yield self._claiming(mapping)
-        if problem or session != self._session:
-            self._settle(key, problem or errno.EIO)
+        if problem:
+            self._settle(key, problem)
         else:
             self._line.add(self._map(key, mapping, session))
+
+    def _make_room(self, mapping: Mapping, done: Callable[[Mapping | None], None]) -> Steps:
+        """Take away what is in the place of a mapping; done(what is there), if it is the same."""
+        there = self._mappings.get(mapping.place)
+        if there is None or not there.same_as(mapping):
+            # The guest uses it no more: something for which it did not wait, perhaps.
+            there = None
+            yield from self._empty(mapping.place, mapping.length)
+        done(there)
+
+    def _upgrade(self, there: Mapping, writable: bool, key: tuple[int, ...]) -> Steps:
+        """Everything is mapped to be written; only the allocator has to know."""
+        problem = 0
+        if writable and not there.writable:
+            there.upgrading = True
+            _, problem = yield self._claiming(replace(there, writable=True))
+            there.upgrading = False
+            there.writable = not problem
+            if not self._is_there(there):
+                self._give_back(there)
+        self._settle(key, problem)
 
     def _claiming(self, mapping: Mapping) -> Callable[[Callable[[int, int], None]], None]:
         return lambda done: self._allocator.claim(
@@ -277,6 +307,7 @@ class Window:
 
     def _map(self, key: tuple[int, ...], mapping: Mapping, session: int) -> Steps:
         if session != self._session:
+            self._give_back(mapping)
             return
         try:
             opened = self._open(mapping)
@@ -291,8 +322,8 @@ class Window:
             self._files.withdrawn_beyond(mapping.nodeid, size)
             mapping.kept = _kept(mapping, size)
         refused = yield from self._replace(mapping, 0, mapping.kept)
-        if refused and session == self._session:
-            yield from self._unmap(mapping, session)
+        if refused:
+            yield from self._unmap(mapping)
         self._settle(key, refused)
 
     def _remove(self, key: tuple[int, ...], places: list[tuple[int, int]], session: int) -> Steps:
@@ -304,36 +335,32 @@ class Window:
             if mapping.length != length:
                 outcome = errno.EINVAL
                 continue
-            yield from self._unmap(mapping, session)
+            yield from self._unmap(mapping)
         self._settle(key, outcome)
 
-    def _empty(self, place: int, length: int, session: int, done: Callable[[], None]) -> Steps:
-        for mapping in self._at(place, length) if session == self._session else []:
-            yield from self._unmap(mapping, session)
-        done()
+    def _empty(self, place: int, length: int) -> Steps:
+        for mapping in [mapping for mapping in self._mappings.values() if mapping.overlaps(place, length)]:
+            yield from self._unmap(mapping)
 
-    def _unmap(self, mapping: Mapping, session: int) -> Steps:
+    def _unmap(self, mapping: Mapping) -> Steps:
         for place, length in mapping.pieces:
-            yield partial(self._front_end.unmap, place, length)
-        if session == self._session and self._mappings.get(mapping.place) is mapping:
-            self._drop(mapping)
+            if self._is_there(mapping):
+                yield partial(self._front_end.unmap, place, length)
+        if self._is_there(mapping):
+            del self._mappings[mapping.place]
+            self._give_back(mapping)
+            if not any(other.file == mapping.file for other in self._mappings.values()):
+                self._opened.pop(mapping.file).close()
 
-    def _drop(self, mapping: Mapping) -> None:
-        del self._mappings[mapping.place]
-        self._give_back(mapping)
-        if not any(other.file == mapping.file for other in self._mappings.values()):
-            self._opened.pop(mapping.file).close()
+    def _is_there(self, mapping: Mapping) -> bool:
+        """Whether it was not taken away, by a reset for example, since."""
+        return self._mappings.get(mapping.place) is mapping
 
-    def _give_back(self, mapping: Mapping) -> None:
-        self._allocator.release([(mapping.place, mapping.length)])
-
-    def _at(self, place: int, length: int) -> list[Mapping]:
-        """What overlaps a part of the window."""
-        return [
-            mapping
-            for mapping in self._mappings.values()
-            if mapping.place < place + length and place < mapping.place + mapping.length
-        ]
+    def _give_back(self, *mappings: Mapping) -> None:
+        # One that is being upgraded is given back when that is over.
+        places = [(mapping.place, mapping.length) for mapping in mappings if not mapping.upgrading]
+        if places:
+            self._allocator.release(places)
 
     def _open(self, mapping: Mapping) -> Opened:
         opened = self._opened.get(mapping.file)
@@ -358,12 +385,12 @@ class Window:
             done: called when no access of the guest reaches the file there.
         """
         self._withdrawn.add((device, inode))
-        self._line.add(self._withdraw((device, inode), size, done, self._session))
+        self._line.add(self._withdraw((device, inode), size, done))
 
     def settle(self, device: int, inode: int) -> None:
         """A withdrawal is over, or the file may have changed on the host: go by the size that it has now."""
         self._withdrawn.discard((device, inode))
-        self._line.add(self._settle_size((device, inode), self._session))
+        self._line.add(self._settle_size((device, inode)))
 
     def restore(self, nodeid: int) -> None:
         """Map the file again where trash is in its place; wakes parked requests when that is done."""
@@ -374,43 +401,48 @@ class Window:
     def _is_withdrawn(self, nodeid: int) -> bool:
         return any(mapping.nodeid == nodeid and mapping.file in self._withdrawn for mapping in self._mappings.values())
 
-    def _withdraw(self, file: tuple[int, int], size: int, done: Callable[[], None], session: int) -> Steps:
-        # Where the guest knows of nothing beyond, it does not go there.
-        there = [
-            mapping
-            for mapping in self._mappings.values()
-            if session == self._session and mapping.file == file and size < self._files.reached(mapping.nodeid)
-        ]
-        # First: what it is told from now on waits until this is over.
-        for nodeid in {mapping.nodeid for mapping in there}:
-            self._files.withdrawn_beyond(nodeid, size)
-        for mapping in there:
-            kept = _kept(mapping, size)
-            if session == self._session and kept < mapping.kept:
-                # Until that is done the guest has nothing there.
-                yield from self._replace(mapping, 0, kept)
+    def _withdraw(self, file: tuple[int, int], size: int, done: Callable[[], None]) -> Steps:
+        # First: what the guest is told from now on waits until this is over, also where it knows of less yet.
+        for mapping in self._of_file(file):
+            self._files.withdrawn_beyond(mapping.nodeid, size)
+        yield from self._put_trash(file, size)
         done()
 
-    def _settle_size(self, file: tuple[int, int], session: int) -> Steps:
+    def _settle_size(self, file: tuple[int, int]) -> Steps:
         opened = self._opened.get(file)
         if opened is not None:
-            yield from self._withdraw(file, os.fstat(opened.fd).st_size, lambda: None, session)
+            yield from self._put_trash(file, os.fstat(opened.fd).st_size)
         self._files.wake()
 
+    def _put_trash(self, file: tuple[int, int], size: int) -> Steps:
+        # Where the guest knows of nothing beyond, it does not go there.
+        there = [mapping for mapping in self._of_file(file) if size < self._files.reached(mapping.nodeid)]
+        for mapping in there:
+            self._files.withdrawn_beyond(mapping.nodeid, size)
+        for mapping in there:
+            kept = _kept(mapping, size)
+            if self._is_there(mapping) and kept < mapping.kept:
+                # Until that is done the guest has nothing there.
+                yield from self._replace(mapping, 0, kept)
+
+    def _of_file(self, file: tuple[int, int]) -> list[Mapping]:
+        return [mapping for mapping in self._mappings.values() if mapping.file == file]
+
     def _restore(self, nodeid: int, session: int) -> Steps:
-        for mapping in list(self._mappings.values()):
-            if session == self._session and mapping.nodeid == nodeid and mapping.kept < mapping.length:
+        for mapping in [mapping for mapping in self._mappings.values() if mapping.nodeid == nodeid]:
+            if self._is_there(mapping) and mapping.kept < mapping.length:
                 first = sum(place < mapping.place + mapping.kept for place, _ in mapping.pieces)
                 yield from self._replace(mapping, first, mapping.length)
-        self._restoring.discard(nodeid)
-        self._files.withdrawn_beyond(nodeid, None)
-        self._files.wake()
+        if session == self._session:
+            self._restoring.discard(nodeid)
+            self._files.withdrawn_beyond(nodeid, None)
+            self._files.wake()
 
     def _replace(self, mapping: Mapping, first: int, kept: int) -> Generator[Call, tuple[Any, ...], int]:
         """Replace the pieces of a mapping from the `first` one on: so much is the file's in all, the rest is trash.
 
         Returns:
-            An errno, 0 when everything is as it is to be.
+            An errno, 0 when everything is as it is to be; ECONNRESET when the mapping went meanwhile.
         """
         view = self._opened[mapping.file].view
         old, mapping.pieces = mapping.pieces[first:], mapping.pieces[:first]
@@ -420,12 +452,16 @@ class Window:
         # One after the other: QEMU 11.1 crashes when the next one comes while it does what the last one said.
         for place, length in old:
             (problem,) = yield partial(self._front_end.unmap, place, length)
+            if not self._is_there(mapping):
+                return errno.ECONNRESET
             problems = problems or problem
         while start < mapping.length:
             place, trash = mapping.place + start, start >= kept
             length = min(CHUNK, mapping.length - start) if trash else kept - start
             fd, offset = (self._trash, 0) if trash else (view, mapping.offset + start)
             (problem,) = yield partial(self._front_end.map, fd, offset, place, length, True)
+            if not self._is_there(mapping):
+                return errno.ECONNRESET
             if problem:
                 problems = problems or problem
             else:

@@ -33,8 +33,6 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
     valid = FattrFlag(new.valid)
     fd = fs.fd(request.nodeid)
     path = proc_path(fd)
-    if valid & FattrFlag.SIZE:
-        fs.reaches(request.nodeid, new.size)
     with (
         fs.truncating(request.unique, request.nodeid, new.size) if valid & FattrFlag.SIZE else nullcontext(),
         fs.changing(inodes=(request.nodeid,), data=bool(valid & FattrFlag.SIZE)),

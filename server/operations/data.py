@@ -80,10 +80,12 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
         raise error(errno.EOPNOTSUPP)
     fd = fs.handle_fd(request.nodeid, fh, writable=True)
     end = checked_offset(offset) + checked_offset(length)
-    fs.reaches(request.nodeid, end)
     shorter = mode & FALLOC_FL_COLLAPSE_RANGE
+    if not shorter:
+        fs.reaches(request.nodeid, end)
+    size = max(os.fstat(fd).st_size - length, 0)
     with (
-        fs.truncating(request.unique, request.nodeid, os.fstat(fd).st_size - length) if shorter else nullcontext(),
+        fs.truncating(request.unique, request.nodeid, size) if shorter else nullcontext(),
         fs.changing(inodes=(request.nodeid,), data=True),
         _as_privileged_as(fs, request),
     ):

@@ -132,7 +132,7 @@ class FileSystem(Protocol):
         ...
 
     def truncating(self, unique: int, nodeid: int, size: int) -> AbstractContextManager[object]:
-        """Make a file smaller: Parked while others have mapped what is beyond.
+        """Give a file a size: Parked while others have mapped what is beyond, or, as reaches(), the guest has.
 
         Args:
             unique: of the request.
@@ -148,7 +148,8 @@ class Parked(Exception):
     """The operation has to wait for others: it begins again later.
 
     Args:
-        seconds: after which it does, if it is not woken before; without, what it waits for says that.
+        seconds: after which it does, if it is not woken before by a callback of the event loop, without which it
+            would wait for ever; without, what it waits for says that.
     """
 
 

@@ -98,7 +98,7 @@ class SharedMemory:
     """
 
     on_reset: Callable[[], object]
-    """Called when all mappings have gone, after the `done` of what was pending."""
+    """Called by reset(), before the `done` of what was pending: nothing is to be asked any more for what it was for."""
 
     def __init__(self, size: int, loop: Loop, *, timeout: float = TIMEOUT) -> None:
         if size and (size < MIN_WINDOW or size & (size - 1)):
@@ -198,8 +198,8 @@ class SharedMemory:
         """
         self._leftover.extend(self._mapped.values())
         self._mapped.clear()
-        self._give_up(errno.ECONNRESET)
         self.on_reset()
+        self._give_up(errno.ECONNRESET)
         self._send()
 
     def start(self) -> None:

@@ -137,3 +137,30 @@ def test_sizes() -> None:
     for text in ("", "G", "-1", "1.5G", "1GB", "٣"):
         with pytest.raises(ValueError, match="use a size such as"):
             parse_size(text)
+
+
+def test_what_is_released_while_the_daemon_is_told_of_it_is_released(daemon: Daemon) -> None:
+    daemon.claim(CHUNK)
+    (claim,) = daemon.take()
+    assert isinstance(claim, Claim)
+    daemon.client.handle(Claimed(claim.token, CHUNK, 0))
+    daemon.client.lost()
+    daemon.client.joined(cast(Connection[FromDaemon], daemon))
+    (window,) = daemon.take()
+    assert isinstance(window, Window)
+    assert [mapping.place for mapping in window.mappings] == [CHUNK]
+    daemon.client.release([(CHUNK, CHUNK)])
+    daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
+    assert daemon.take() == [Release([(CHUNK, CHUNK)])]
+
+
+def test_a_withdrawal_ends_with_the_daemon_that_asked_for_it(daemon: Daemon) -> None:
+    settled: list[tuple[int, int]] = []
+    daemon.client.attach(lambda device, inode, size, done: done(), lambda *file: settled.append(file))
+    # Of a file that was mapped, but is not when the next daemon comes.
+    daemon.client.handle(Withdraw(1, 1, 2, 0))
+    assert daemon.take() == [Withdrawn(1)]
+    daemon.client.lost()
+    daemon.client.joined(cast(Connection[FromDaemon], daemon))
+    daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
+    assert settled == [(1, 2)]

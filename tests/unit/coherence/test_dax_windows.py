@@ -6,6 +6,7 @@ import errno
 import random
 import time
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -50,6 +51,8 @@ class AgainstNaiveModel(RuleBasedStateMachine):
             return errno.EINVAL
         if wanted.offset + wanted.length > MAX_FILE_SIZE:
             return errno.EINVAL
+        if chosen and wanted.writable and msgspec.structs.replace(wanted, writable=False) in self.model[guest]:
+            return wanted
         for place in [wanted.place] if chosen else range(0, CHUNKS * CHUNK - wanted.length + 1, CHUNK):
             there = Mapping(wanted.device, wanted.inode, wanted.offset, wanted.length, place, wanted.writable)
             if not any(overlap(there, other) for other in self.model[guest]):
@@ -84,7 +87,14 @@ class AgainstNaiveModel(RuleBasedStateMachine):
             assert refusal.errno == expected
         else:
             assert granted == expected
-            self.model[guest].append(granted)
+            self.model[guest] = [one for one in self.model[guest] if not overlap(one, granted)] + [granted]
+
+    @precondition(lambda self: self.mapped)
+    @rule(data=st.data())
+    def upgrade(self, data: st.DataObject) -> None:
+        guest = data.draw(st.sampled_from([guest for guest, mappings in self.model.items() if mappings]))
+        mapping = data.draw(st.sampled_from(self.model[guest]))
+        self.claim(guest, (mapping.device, mapping.inode), mapping.offset, mapping.length, mapping.place, True)
 
     @precondition(lambda self: self.mapped)
     @rule(data=st.data())

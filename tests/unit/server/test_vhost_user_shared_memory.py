@@ -264,11 +264,11 @@ def test_answer_to_nothing(bench: Bench, expect_log: ExpectLog) -> None:
     assert not bench.memory.connected
 
 
-def test_reset_tells_all_that_wait_and_then_the_owner(bench: Bench) -> None:
+def test_reset_tells_the_owner_and_then_all_that_wait(bench: Bench) -> None:
     for page in range(IN_FLIGHT + 2):
         bench.map(page)
     bench.memory.reset()
-    assert bench.told == [("map", errno.ECONNRESET)] * (IN_FLIGHT + 2) + ["reset"]
+    assert bench.told == ["reset"] + [("map", errno.ECONNRESET)] * (IN_FLIGHT + 2)
     assert len(bench.asked()) == IN_FLIGHT
 
 
@@ -299,7 +299,7 @@ def test_nothing_is_asked_while_the_device_is_stopped(bench: Bench) -> None:
     assert bench.asked() == []
     bench.memory.start()
     assert bench.asked() == [(UNMAP, 0), (MAP, 0)]
-    assert bench.told == [("kept", 0), ("given up", errno.ECONNRESET), "reset"]
+    assert bench.told == [("kept", 0), "reset", ("given up", errno.ECONNRESET)]
 
 
 def test_a_stopped_device_is_not_silent(impatient: Bench) -> None:
@@ -380,7 +380,7 @@ def test_given_up_between_the_two_answers(bench: Bench) -> None:
     assert bench.asked() == [(UNMAP, 0), (SEEN, 0), (MAP, 0), (SEEN, 0)]
     for request in (UNMAP, SEEN, MAP, SEEN):
         bench.answer(request)
-    assert bench.told == [("old", errno.ECONNRESET), "reset", ("new", 0)]
+    assert bench.told == ["reset", ("old", errno.ECONNRESET), ("new", 0)]
 
 
 @pytest.mark.parametrize("answers", [(SEEN,), (MAP, MAP), (MAP, UNMAP)])

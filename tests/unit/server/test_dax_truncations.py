@@ -1,0 +1,278 @@
+"""Files that a guest makes smaller while others may have mapped them; a device whose guest may misbehave."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.dax.truncations import Truncations
+from server.fuse.protocol import FALLOCATE_IN, FORGET_IN, OPEN_IN, FattrFlag, Opcode
+from tests.unit.server.fake_device import leaked, open_fds
+from tests.unit.server.leased import LeaseDomain, find, get_attributes, look_up, set_attributes, write_body
+from tests.unit.server.raw_guest import Pending, RawGuest
+
+COLLAPSE = 0x08
+
+
+class Allocator:
+    """As coherence.dax.client: shrinks are granted when the test says so."""
+
+    def __init__(self) -> None:
+        self.coordinates = True
+        self.shrinks: dict[int, tuple[str, int, Callable[[], None]]] = {}
+        """Those that have not ended: name, size."""
+        self._last = 0
+
+    def shrink(self, fd: int, size: int, done: Callable[[], None]) -> int:
+        self._last += 1
+        self.shrinks[self._last] = Path(f"/proc/self/fd/{fd}").readlink().name, size, done
+        return self._last
+
+    def shrunk(self, token: int) -> None:
+        del self.shrinks[token]
+
+    def grant(self) -> None:
+        for _, _, done in list(self.shrinks.values()):
+            done()
+
+    @property
+    def asked(self) -> list[tuple[str, int]]:
+        """Names and sizes of what has not ended."""
+        return [(name, size) for name, size, _ in self.shrinks.values()]
+
+
+class Files:
+    """Files by node ids from 1 on."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = dict(enumerate(paths, 1))
+        self.woken = 0
+
+    def reopen(self, nodeid: int, flags: int) -> int:
+        return os.open(self.paths[nodeid], flags)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+@pytest.fixture
+def allocator() -> Allocator:
+    return Allocator()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    """Two files of 100 bytes, which nobody has open afterwards."""
+    before = open_fds()
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(bytes(100))
+    yield Files(*paths)
+    assert not leaked(before)
+
+
+def test_it_waits_until_it_is_granted(allocator: Allocator, files: Files) -> None:
+    truncations = Truncations(allocator, files)
+    assert not truncations.begin(7, 1, 50)
+    assert not truncations.begin(7, 1, 50)
+    assert allocator.asked == [("a", 50)]
+    allocator.grant()
+    assert files.woken == 1
+    assert truncations.begin(7, 1, 50)
+    truncations.end(7)
+    truncations.end(7)
+    assert not allocator.shrinks
+
+
+def test_where_nobody_has_to_be_asked(allocator: Allocator, files: Files) -> None:
+    truncations = Truncations(allocator, files)
+    assert truncations.begin(7, 1, 100)
+    allocator.coordinates = False
+    assert truncations.begin(7, 1, 50)
+    truncations.end(7)
+    assert not allocator.shrinks
+
+
+def test_what_is_granted_is_no_other_file_and_no_smaller_size(allocator: Allocator, files: Files) -> None:
+    truncations = Truncations(allocator, files)
+    truncations.begin(7, 1, 50)
+    allocator.grant()
+    assert truncations.begin(7, 1, 60)
+    assert not truncations.begin(7, 1, 40)
+    assert allocator.asked == [("a", 40)]
+    allocator.grant()
+    assert not truncations.begin(7, 2, 40)
+    assert allocator.asked == [("b", 40)]
+    truncations.clear()
+    assert not allocator.shrinks
+
+
+def test_others_that_cannot_be_asked_are_not_cut_off(allocator: Allocator, files: Files) -> None:
+    files.paths[1].unlink()
+    with pytest.raises(FileNotFoundError):
+        Truncations(allocator, files).begin(7, 1, 50)
+    assert not allocator.shrinks
+
+
+# --- of a device --------------------------------------------------------------------------------------------
+
+
+class Window:
+    """A guest's window in which nothing is mapped again, unless the test says so."""
+
+    def __init__(self) -> None:
+        self.restored: list[int] = []
+
+    def restore(self, nodeid: int) -> None:
+        self.restored.append(nodeid)
+
+    def begin_session(self) -> None:
+        pass
+
+    def forget(self, unique: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def guest(domain: LeaseDomain, allocator: Allocator) -> Iterator[RawGuest]:
+    """A guest on a share with d/f (7 bytes), d/g and fifo."""
+    with domain.guest() as guest:
+        guest.device.fs.truncate_with(Truncations(allocator, guest.device.fs))
+        guest.device.fs.use_window(Window())  # type: ignore[arg-type]  # what is used of it
+        yield guest
+    assert not allocator.shrinks
+
+
+def cut(size: int = 0) -> bytes:
+    return set_attributes(FattrFlag.SIZE, size=size)
+
+
+def size_of(domain: LeaseDomain, path: str = "d/f") -> int:
+    return (domain.share / path).stat().st_size
+
+
+def outcome(guest: RawGuest, pending: Pending) -> int:
+    guest.wait(lambda: pending.done)
+    return pending.outcome[0]
+
+
+@pytest.mark.parametrize("opcode", [Opcode.SETATTR, Opcode.OPEN])
+def test_a_request_waits_and_holds_up_nobody(
+    domain: LeaseDomain, guest: RawGuest, allocator: Allocator, opcode: Opcode
+) -> None:
+    nodeid = find(guest, "d/f")
+    pending = guest.post(opcode, nodeid, cut() if opcode == Opcode.SETATTR else OPEN_IN.pack(os.O_TRUNC | os.O_RDWR, 0))
+    assert guest.device.parked == 1
+    assert get_attributes(guest, nodeid)[1].size == size_of(domain) == 7
+    allocator.grant()
+    assert outcome(guest, pending) == 0
+    assert size_of(domain) == 0
+    assert not allocator.shrinks
+
+
+def test_what_is_no_file_is_not_opened(guest: RawGuest, allocator: Allocator) -> None:
+    # To open a FIFO for writing takes until somebody reads it.
+    assert guest.request(Opcode.SETATTR, find(guest, "fifo"), cut())[0] == errno.EINVAL
+    assert not allocator.shrinks
+
+
+def test_a_file_that_the_guest_forgets_meanwhile(domain: LeaseDomain, guest: RawGuest, allocator: Allocator) -> None:
+    nodeid = find(guest, "d/f")
+    pending = guest.post(Opcode.SETATTR, nodeid, cut())
+    guest.tell(Opcode.FORGET, nodeid, FORGET_IN.pack(1))
+    allocator.grant()
+    assert outcome(guest, pending) in (0, errno.ESTALE)
+    assert not allocator.shrinks
+
+
+def test_a_request_that_the_guest_makes_another_of(domain: LeaseDomain, guest: RawGuest, allocator: Allocator) -> None:
+    nodeid, other = find(guest, "d/f"), find(guest, "d/g")
+    pending = guest.post(Opcode.SETATTR, nodeid, cut())
+    at = pending.at
+    # The same request is about another file now; then it has another number, too.
+    guest.memory[at + 16 : at + 24] = other.to_bytes(8, "little")
+    allocator.grant()
+    guest.wait(lambda: allocator.asked == [("g", 0)])
+    assert (size_of(domain), size_of(domain, "d/g")) == (7, 7)
+    before = set(allocator.shrinks)
+    guest.memory[at + 8 : at + 16] = (pending.unique + 1000).to_bytes(8, "little")
+    guest.wait(lambda: not before & set(allocator.shrinks) and allocator.asked == [("g", 0)])
+    allocator.grant()
+    guest.wait(lambda: pending.done)
+    assert not allocator.shrinks
+    assert size_of(domain) == 7
+
+
+def test_collapse_of_more_than_there_is(guest: RawGuest, allocator: Allocator) -> None:
+    nodeid = find(guest, "d/f")
+    _, reply = guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDWR, 0))
+    fh = int.from_bytes(reply[:8], "little")
+    pending = guest.post(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, 1 << 40, COLLAPSE))
+    assert allocator.asked == [("f", 0)]
+    allocator.grant()
+    assert outcome(guest, pending) in (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def test_a_device_that_is_stopped_cuts_nobody_off(domain: LeaseDomain, guest: RawGuest, allocator: Allocator) -> None:
+    pending = guest.post(Opcode.SETATTR, find(guest, "d/f"), cut())
+    guest.device.enable_ring(1, False)
+    assert pending.outcome[0] == errno.EINTR
+    assert not allocator.shrinks
+    assert size_of(domain) == 7
+
+
+@pytest.mark.parametrize("opcode", [Opcode.GETATTR, Opcode.LOOKUP, Opcode.WRITE, Opcode.SETATTR])
+def test_a_device_that_is_stopped_waits_for_no_mapping(guest: RawGuest, opcode: Opcode) -> None:
+    parent, nodeid = find(guest, "d"), find(guest, "d/f")
+    _, reply = guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDWR, 0))
+    fh = int.from_bytes(reply[:8], "little")
+    guest.device.fs.withdrawn_beyond(nodeid, 3)
+    body = {
+        Opcode.GETATTR: bytes(16),
+        Opcode.LOOKUP: b"f\0",
+        Opcode.WRITE: write_body(b"12345678", fh=fh),
+        Opcode.SETATTR: cut(100),
+    }[opcode]
+    pending = guest.post(opcode, parent if opcode == Opcode.LOOKUP else nodeid, body)
+    assert guest.device.parked == 1
+    guest.device.enable_ring(1, False)
+    assert pending.outcome[0] == errno.EINTR
+    guest.device.enable_ring(1, True)
+    guest.device.fs.withdrawn_beyond(nodeid, None)
+    assert look_up(guest, parent, "f")[1].size == 7
+
+
+def test_two_guests_that_cut_one_file_off_do_not_wait_for_each_other(
+    domain: LeaseDomain, guest: RawGuest, allocator: Allocator
+) -> None:
+    nodeid = find(guest, "d/f")
+    pending = guest.post(Opcode.SETATTR, nodeid, cut(5))
+    assert allocator.asked == [("f", 5)]
+    # The other one's is smaller; what it has us withdraw comes back when all that cut the file off are done.
+    guest.device.fs.withdrawn_beyond(nodeid, 3)
+    allocator.grant()
+    guest.wait(lambda: not allocator.shrinks)
+    assert not pending.done
+    os.truncate(domain.share / "d/f", 3)
+    guest.device.fs.withdrawn_beyond(nodeid, None)
+    guest.device.fs.wake()
+    assert outcome(guest, pending) == 0
+    assert size_of(domain) == 5
+
+
+def test_trash_stays_known_until_it_is_gone(guest: RawGuest) -> None:
+    nodeid = find(guest, "d/f")
+    guest.device.fs.withdrawn_beyond(nodeid, 3)
+    guest.device.fs.withdrawn_beyond(nodeid, 100)
+    pending = guest.post(Opcode.GETATTR, nodeid, bytes(16))
+    assert guest.device.parked == 1
+    guest.device.fs.withdrawn_beyond(nodeid, 2)
+    guest.device.fs.withdrawn_beyond(nodeid, None)
+    assert outcome(guest, pending) == 0

@@ -1,0 +1,606 @@
+"""What is mapped in a guest's window: a front-end and an allocator that answer when and as the test says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.dax.window import CHUNK, Window
+from server.operations.request import Parked
+from tests.unit.server.fake_device import leaked, open_fds
+
+PAGE = 4096
+SIZE = 8 * CHUNK
+PARKED = -1
+
+ExpectLog = Callable[[str], None]
+
+
+class FrontEnd:
+    """As server.vhost_user.shared_memory: answers come later, in order, and at a reset."""
+
+    def __init__(self) -> None:
+        self.asked: deque[tuple[str, int, int, int, str, Callable[[int], None]]] = deque()
+        self.pieces: dict[int, tuple[int, str, int]] = {}
+        """By place: length, name of the file, offset in it."""
+
+    def map(
+        self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Callable[[int], None]
+    ) -> None:
+        assert writable
+        assert (file_offset | place | length) % PAGE == 0
+        assert length > 0
+        # "/memfd:trash (deleted)", or a path.
+        name = Path(f"/proc/self/fd/{fd}").readlink().name.split(":")[-1].split(" ")[0]
+        self.asked.append(("map", place, length, file_offset, name, done))
+
+    def unmap(self, place: int, length: int, done: Callable[[int], None]) -> None:
+        self.asked.append(("unmap", place, length, 0, "", done))
+
+    def answer(self, error: int = 0) -> None:
+        """Do what was asked for first, or refuse it."""
+        what, place, length, offset, name, done = self.asked.popleft()
+        if not error and what == "map":
+            assert not any(there < place + length and place < there + piece[0] for there, piece in self.pieces.items())
+            self.pieces[place] = length, name, offset
+        elif not error:
+            assert self.pieces.pop(place)[0] == length
+        done(error)
+
+    def answer_all(self) -> None:
+        while self.asked:
+            self.answer()
+
+    def reset(self, window: Window) -> None:
+        """As a reset of the device."""
+        pending = list(self.asked)
+        self.asked.clear()
+        self.pieces.clear()
+        window.reset()
+        for *_, done in pending:
+            done(errno.ECONNRESET)
+
+
+class Allocator:
+    """As coherence.dax.client: claims are answered later, in any order."""
+
+    def __init__(self) -> None:
+        self.claims: list[tuple[int, int, bool, Callable[[int, int], None]]] = []
+        self.held: dict[int, tuple[int, bool]] = {}
+        """By place: length, and whether the guest may store."""
+
+    def claim(
+        self,
+        device: int,
+        inode: int,
+        offset: int,
+        length: int,
+        place: int,
+        writable: bool,
+        done: Callable[[int, int], None],
+    ) -> None:
+        self.claims.append((place, length, writable, done))
+
+    def answer(self, error: int = 0) -> None:
+        place, length, writable, done = self.claims.pop(0)
+        if not error:
+            assert self.held.get(place, (length, False)) == (length, False), "claimed twice"
+            self.held[place] = length, writable
+        done(place, error)
+
+    def release(self, places: list[tuple[int, int]]) -> None:
+        for place, length in places:
+            assert self.held.pop(place)[0] == length
+
+
+class View:
+    """A view is the file itself."""
+
+    def __init__(self) -> None:
+        self.error = 0
+
+    def open(self, fd: int) -> int:
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        return os.dup(fd)
+
+
+class Files:
+    """Files of a directory, by node ids from 1 on."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = dict(enumerate(paths, 1))
+        self.known = dict.fromkeys(self.paths, 0)
+        """What the guest knows of their sizes."""
+        self.trash: dict[int, int] = {}
+        """From where on it has something else mapped."""
+        self.woken = 0
+        self._fds: dict[int, int] = {}
+
+    def fd(self, nodeid: int) -> int:
+        if nodeid not in self.paths:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if nodeid not in self._fds:
+            self._fds[nodeid] = os.open(self.paths[nodeid], os.O_PATH)
+        return self._fds[nodeid]
+
+    def reopen(self, nodeid: int, flags: int) -> int:
+        return os.open(f"/proc/self/fd/{self.fd(nodeid)}", flags)
+
+    def reached(self, nodeid: int) -> int:
+        return self.known.get(nodeid, 0)
+
+    def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
+        if size is None:
+            self.trash.pop(nodeid, None)
+        else:
+            self.trash[nodeid] = min(size, self.trash.get(nodeid, size))
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+
+class Bench:
+    """A window, and a guest that knows files a (1), b (2) and a FIFO (3)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.paths = [directory / "a", directory / "b", directory / "fifo"]
+        for path in self.paths[:2]:
+            path.touch()
+            os.truncate(path, 4 * CHUNK)
+        os.mkfifo(self.paths[2])
+        self.files = Files(self.paths)
+        self.files.known = {1: 4 * CHUNK, 2: 4 * CHUNK}
+        self.front_end, self.allocator, self.view = FrontEnd(), Allocator(), View()
+        self.window = Window(SIZE, self.front_end, self.allocator, self.view, self.files)
+        self.withdrawals = 0
+
+    def set_up(
+        self, unique: int, nodeid: int = 1, offset: int = 0, length: int = 1, place: int = 0, writable: bool = False
+    ) -> int:
+        """Serve a SETUPMAPPING, which may have been served before; offset, length, place: chunks."""
+        return self._served(
+            lambda: self.window.set_up(unique, nodeid, offset * CHUNK, length * CHUNK, writable, place * CHUNK)
+        )
+
+    def remove(self, unique: int, *places: int) -> int:
+        return self._served(lambda: self.window.remove(unique, [(place * CHUNK, CHUNK) for place in places]))
+
+    def map(self, nodeid: int = 1, offset: int = 0, length: int = 1, place: int = 0, writable: bool = False) -> None:
+        """A SETUPMAPPING that succeeds."""
+        wanted = 1_000_000, nodeid, offset, length, place, writable
+        while self.set_up(*wanted) == PARKED:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """All answer what they were asked for."""
+        while self.front_end.asked or self.allocator.claims:
+            self.front_end.answer_all()
+            if self.allocator.claims:
+                self.allocator.answer()
+
+    def inode(self, nodeid: int) -> tuple[int, int]:
+        status = self.paths[nodeid - 1].stat()
+        return status.st_dev, status.st_ino
+
+    def withdraw(self, size: int, nodeid: int = 1) -> None:
+        def done() -> None:
+            self.withdrawals += 1
+
+        self.window.withdraw(*self.inode(nodeid), size, done)
+
+    def settle(self, nodeid: int = 1) -> None:
+        self.window.settle(*self.inode(nodeid))
+
+    @property
+    def mapped(self) -> list[tuple[float, float, str]]:
+        """Places and lengths (chunks) as the front-end has them, and what is there."""
+        return [
+            (place / CHUNK, length / CHUNK, name) for place, (length, name, _) in sorted(self.front_end.pieces.items())
+        ]
+
+    def consistent(self) -> None:
+        """What is mapped was claimed, and nothing else is claimed."""
+        assert not self.front_end.asked
+        assert not self.allocator.claims
+        claimed = sum(length for length, _ in self.allocator.held.values())
+        assert sum(length for length, _, _ in self.front_end.pieces.values()) == claimed == self.window.mapped
+
+    @staticmethod
+    def _served(request: Callable[[], None]) -> int:
+        try:
+            request()
+        except Parked as parked:
+            assert parked.args
+            return PARKED
+        except OSError as error:
+            assert error.errno
+            return error.errno
+        return 0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    before = open_fds()
+    bench = Bench(tmp_path)
+    yield bench
+    bench.window.close()
+    bench.files.close()
+    assert not leaked(before)
+    assert not bench.allocator.held
+
+
+# --- requests -----------------------------------------------------------------------------------------------
+
+
+def test_a_mapping_is_claimed_then_mapped_and_goes(bench: Bench) -> None:
+    assert bench.set_up(1, offset=1, place=2) == PARKED
+    assert not bench.front_end.asked
+    bench.allocator.answer()
+    assert bench.set_up(1, offset=1, place=2) == PARKED
+    bench.front_end.answer()
+    assert bench.files.woken
+    assert bench.set_up(1, offset=1, place=2) == 0
+    assert bench.front_end.pieces == {2 * CHUNK: (CHUNK, "a", CHUNK)}
+    bench.consistent()
+    assert bench.remove(2, 2, 5) == PARKED
+    bench.go_on()
+    assert bench.remove(2, 2, 5) == 0
+    assert bench.mapped == []
+    bench.consistent()
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "place"),
+    [(1, CHUNK, 0), (0, CHUNK, 1), (0, PAGE, 0), (0, 0, 0), (0, CHUNK, SIZE), (0, 1 << 63, 0), (0, 2 * SIZE, 0)],
+)
+def test_what_is_no_part_of_the_window_is_refused(bench: Bench, offset: int, length: int, place: int) -> None:
+    with pytest.raises(OSError) as caught:
+        bench.window.set_up(1, 1, offset, length, False, place)
+    assert caught.value.errno == errno.EINVAL
+    assert not bench.allocator.claims
+
+
+def test_only_regular_files_are_opened(bench: Bench) -> None:
+    assert bench.set_up(1, 3) == errno.EINVAL
+    assert bench.set_up(1, 4) == errno.ESTALE
+    assert not bench.allocator.claims
+
+
+def test_a_claim_that_is_refused(bench: Bench) -> None:
+    assert bench.set_up(1) == PARKED
+    bench.allocator.answer(errno.ENOSPC)
+    assert bench.set_up(1) == errno.ENOSPC
+    bench.consistent()
+
+
+def test_a_map_that_is_refused_is_given_back(bench: Bench, expect_log: ExpectLog) -> None:
+    expect_log("the virtual machine does not map a file")
+    assert bench.set_up(1) == PARKED
+    bench.allocator.answer()
+    bench.front_end.answer(errno.EINVAL)
+    assert bench.set_up(1) == errno.EINVAL
+    bench.consistent()
+
+
+def test_a_file_that_cannot_be_viewed(bench: Bench) -> None:
+    bench.view.error = errno.ENOTCONN
+    assert bench.set_up(1) == PARKED
+    bench.allocator.answer()
+    assert bench.set_up(1) == errno.ENOTCONN
+    bench.consistent()
+
+
+def test_a_file_that_the_guest_forgot_meanwhile(bench: Bench) -> None:
+    assert bench.set_up(1) == PARKED
+    del bench.files.paths[1]
+    bench.allocator.answer()
+    assert bench.set_up(1) == errno.ESTALE
+    bench.consistent()
+
+
+def test_a_place_that_is_taken_is_emptied_first(bench: Bench) -> None:
+    bench.map(1, length=2)
+    bench.map(2, place=1)
+    assert bench.mapped == [(1, 1, "b")]
+    bench.consistent()
+
+
+def test_the_same_again_is_there_already(bench: Bench) -> None:
+    bench.map(writable=True)
+    assert bench.set_up(1) == bench.set_up(2, writable=True) == 0
+    bench.consistent()
+
+
+def test_upgrade_to_writable(bench: Bench) -> None:
+    bench.map()
+    assert bench.set_up(1, writable=True) == PARKED
+    # It stays claimed meanwhile: whoever makes the file smaller asks us.
+    assert bench.allocator.held == {0: (CHUNK, False)}
+    bench.allocator.answer()
+    assert bench.set_up(1, writable=True) == 0
+    assert bench.allocator.held == {0: (CHUNK, True)}
+    bench.consistent()
+
+
+def test_an_upgrade_that_is_refused_is_told(bench: Bench) -> None:
+    bench.map()
+    assert bench.set_up(1, writable=True) == PARKED
+    bench.allocator.answer(errno.EAGAIN)
+    assert bench.set_up(1, writable=True) == errno.EAGAIN
+    bench.consistent()
+
+
+@pytest.mark.parametrize("error", [0, errno.EAGAIN])
+@pytest.mark.parametrize("how", ["remove", "reset", "session"])
+def test_what_goes_while_it_is_upgraded_is_given_back(bench: Bench, how: str, error: int) -> None:
+    bench.map()
+    assert bench.set_up(1, writable=True) == PARKED
+    if how == "remove":
+        assert bench.remove(2, 0) == PARKED
+    elif how == "reset":
+        bench.front_end.reset(bench.window)
+    else:
+        bench.window.begin_session()
+    bench.front_end.answer_all()
+    assert bench.allocator.held
+    # Nobody else is let in before.
+    assert bench.set_up(3, 2) == PARKED
+    assert len(bench.allocator.claims) == 1
+    bench.allocator.answer(error)
+    assert not bench.allocator.held
+    bench.map(2)
+    bench.consistent()
+
+
+def test_what_is_being_removed_is_not_there_any_more(bench: Bench) -> None:
+    bench.map()
+    assert bench.remove(1, 0) == PARKED
+    # The guest does not wait for it: it was interrupted.
+    bench.window.forget(1)
+    bench.map()
+    assert bench.mapped == [(0, 1, "a")]
+    bench.consistent()
+
+
+def test_a_request_that_is_not_waited_for_is_in_nobodys_way(bench: Bench) -> None:
+    assert bench.set_up(1) == PARKED
+    bench.window.forget(1)
+    assert bench.set_up(2, 2) == PARKED
+    assert len(bench.allocator.claims) == 1
+    bench.allocator.answer()
+    assert bench.set_up(2, 2) == PARKED
+    bench.go_on()
+    assert bench.set_up(2, 2) == 0
+    assert bench.mapped == [(0, 1, "b")]
+    bench.consistent()
+
+
+def test_any_number_of_requests_behind_a_slow_one(bench: Bench) -> None:
+    bench.map()
+    assert bench.remove(1, 0) == PARKED
+    uniques = range(2, 3000)
+    for unique in uniques:
+        assert bench.remove(unique, 5) == PARKED
+        bench.settle()
+    bench.front_end.answer()
+    assert {bench.remove(unique, 5) for unique in uniques} == {0}
+    assert bench.remove(1, 0) == 0
+
+
+# --- resets -------------------------------------------------------------------------------------------------
+
+
+def test_a_reset_in_any_step_leaves_nothing(bench: Bench) -> None:
+    for steps in range(20):
+        bench.map(2, place=5)
+        os.truncate(bench.paths[0], 4 * CHUNK)
+        bench.files.known[1] = 4 * CHUNK
+        bench.set_up(1, length=2)
+        bench.withdraw(100)
+        bench.remove(2, 5)
+        for _ in range(steps):
+            if bench.allocator.claims:
+                bench.allocator.answer()
+            elif bench.front_end.asked:
+                bench.front_end.answer()
+        bench.front_end.reset(bench.window)
+        assert not bench.front_end.asked, "something is asked for after a reset"
+        bench.go_on()
+        assert bench.mapped == []
+        assert not bench.allocator.held
+        bench.consistent()
+        bench.map(2)
+        bench.consistent()
+        bench.front_end.reset(bench.window)
+        bench.settle()
+
+
+def test_a_new_session_in_any_step_leaves_nothing(bench: Bench) -> None:
+    for steps in range(12):
+        bench.map(2, place=5)
+        bench.set_up(1, length=2)
+        for _ in range(steps):
+            if bench.allocator.claims:
+                bench.allocator.answer()
+            elif bench.front_end.asked:
+                bench.front_end.answer()
+        bench.window.begin_session()
+        # The same at the same place: it is not what is being taken away.
+        assert bench.set_up(7, 2, place=5) == PARKED
+        bench.go_on()
+        assert bench.set_up(7, 2, place=5) == 0
+        assert bench.mapped == [(5, 1, "b")]
+        bench.consistent()
+
+
+# --- ends of files ------------------------------------------------------------------------------------------
+
+
+def test_whole_chunks_are_withdrawn_and_restored(bench: Bench) -> None:
+    bench.map(length=4)
+    bench.map(2, place=5)
+    bench.withdraw(2 * CHUNK)
+    assert bench.withdrawals == 0
+    bench.front_end.answer_all()
+    assert bench.withdrawals == 1
+    assert bench.mapped == [(0, 2, "a"), (2, 1, "trash"), (3, 1, "trash"), (5, 1, "b")]
+    assert bench.files.trash == {1: 2 * CHUNK}
+    # Not as long as the other one has not said that it is done.
+    bench.window.restore(1)
+    assert not bench.front_end.asked
+    os.truncate(bench.paths[0], 2 * CHUNK)
+    bench.settle()
+    bench.go_on()
+    assert bench.files.trash == {1: 2 * CHUNK}
+    bench.window.restore(1)
+    bench.window.restore(1)
+    bench.go_on()
+    assert bench.mapped == [(0, 2, "a"), (2, 2, "a"), (5, 1, "b")]
+    assert bench.files.trash == {}
+    bench.consistent()
+
+
+def test_the_middle_of_a_chunk(bench: Bench) -> None:
+    bench.map(length=1)
+    bench.withdraw(PAGE + 1)
+    bench.go_on()
+    assert bench.front_end.pieces == {0: (2 * PAGE, "a", 0), 2 * PAGE: (CHUNK - 2 * PAGE, "trash", 0)}
+    bench.withdraw(1)
+    bench.go_on()
+    assert bench.front_end.pieces == {0: (PAGE, "a", 0), PAGE: (CHUNK - PAGE, "trash", 0)}
+    bench.withdraw(0)
+    bench.go_on()
+    assert bench.front_end.pieces == {0: (CHUNK, "trash", 0)}
+    assert bench.withdrawals == 3
+    assert bench.remove(1, 0) == PARKED
+    bench.go_on()
+    assert bench.mapped == []
+    bench.consistent()
+
+
+def test_a_later_larger_end_does_not_hide_trash(bench: Bench) -> None:
+    bench.map(length=4)
+    bench.withdraw(CHUNK)
+    bench.withdraw(3 * CHUNK)
+    bench.go_on()
+    assert bench.files.trash == {1: CHUNK}
+    os.truncate(bench.paths[0], 2 * CHUNK)
+    bench.settle()
+    bench.go_on()
+    assert bench.files.trash == {1: CHUNK}
+
+
+def test_what_the_guest_does_not_know_of_stays_but_is_not_told_now(bench: Bench) -> None:
+    bench.files.known[1] = CHUNK
+    bench.map(length=4)
+    bench.withdraw(2 * CHUNK)
+    assert bench.withdrawals == 1
+    assert bench.mapped == [(0, 4, "a")]
+    # It would go there as soon as it is told of what is about to go.
+    assert bench.files.trash == {1: 2 * CHUNK}
+
+
+def test_a_mapping_by_an_old_size_gets_trash(bench: Bench) -> None:
+    os.truncate(bench.paths[0], CHUNK + 1)
+    bench.map(length=3)
+    assert bench.front_end.pieces == {
+        0: (CHUNK + PAGE, "a", 0),
+        CHUNK + PAGE: (CHUNK, "trash", 0),
+        2 * CHUNK + PAGE: (CHUNK - PAGE, "trash", 0),
+    }
+    assert bench.files.trash == {1: CHUNK + 1}
+    bench.window.restore(1)
+    bench.go_on()
+    assert bench.files.trash == {}
+    bench.consistent()
+
+
+def test_a_file_that_the_host_cut_off(bench: Bench) -> None:
+    bench.map(length=2)
+    os.truncate(bench.paths[0], CHUNK)
+    bench.settle()
+    bench.go_on()
+    assert bench.mapped == [(0, 1, "a"), (1, 1, "trash")]
+    bench.settle(2)
+    assert not bench.front_end.asked
+
+
+def test_a_withdrawal_waits_for_no_claim(bench: Bench) -> None:
+    bench.map(length=1)
+    assert bench.set_up(1, offset=1, place=1) == PARKED
+    bench.withdraw(0)
+    bench.front_end.answer_all()
+    assert bench.withdrawals == 1
+    os.truncate(bench.paths[0], 0)
+    bench.settle()
+    bench.go_on()
+    assert bench.set_up(1, offset=1, place=1) == 0
+    assert bench.mapped == [(0, 1, "trash"), (1, 1, "trash")]
+    bench.consistent()
+
+
+def test_a_withdrawal_is_answered_whatever_the_front_end_does(bench: Bench, expect_log: ExpectLog) -> None:
+    expect_log("the virtual machine does not map a file")
+    bench.map(length=2)
+    bench.withdraw(CHUNK)
+    while bench.front_end.asked:
+        bench.front_end.answer(errno.EIO)
+    assert bench.withdrawals == 1
+    bench.withdraw(0)
+    bench.front_end.reset(bench.window)
+    assert bench.withdrawals == 2
+
+
+def test_anything_in_any_order(bench: Bench) -> None:
+    chance = random.Random(4)
+    asked = 0
+    waiting: dict[int, Callable[[], int]] = {}
+
+    def set_up(unique: int) -> Callable[[], int]:
+        nodeid, offset, length = chance.randrange(1, 3), chance.randrange(4), chance.randrange(1, 3)
+        place, writable = chance.randrange(7), chance.random() < 0.5
+        return lambda: bench.set_up(unique, nodeid, offset, length, place, writable)
+
+    def remove(unique: int) -> Callable[[], int]:
+        place = chance.randrange(8)
+        return lambda: bench.remove(unique, place)
+
+    for unique in range(3000):
+        match chance.randrange(12):
+            case 0 | 1 | 2:
+                waiting[unique] = chance.choice((set_up, remove))(unique)
+            case 3:
+                asked += 1
+                bench.withdraw(chance.randrange(4 * CHUNK), chance.randrange(1, 3))
+            case 4:
+                bench.settle(chance.randrange(1, 3))
+            case 5:
+                bench.window.restore(chance.randrange(1, 3))
+            case 6 if chance.random() < 0.2:
+                bench.window.begin_session()
+            case 7 if chance.random() < 0.2:
+                bench.front_end.reset(bench.window)
+            case 8 if waiting:
+                bench.window.forget(waiting.popitem()[0])
+            case 9 | 10 if bench.front_end.asked:
+                bench.front_end.answer()
+            case 11 if bench.allocator.claims:
+                bench.allocator.answer(chance.choice((0, 0, 0, errno.EAGAIN)))
+        waiting = {one: request for one, request in waiting.items() if request() == PARKED}
+    bench.go_on()
+    while waiting:
+        waiting = {one: request for one, request in waiting.items() if request() == PARKED}
+        bench.go_on()
+    assert bench.withdrawals == asked
+    bench.consistent()
