@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tests.lab.paths import CHECKOUT, LabError
-from tests.litmus.arena import STOCK_MODES, USER_SPACE_MODES, stock_guests, user_space_guests
+from tests.litmus.arena import stock_guests, user_space_guests
 from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, Played, perform
-from tests.litmus.catalogue import ALL
-from tests.litmus.report import account
+from tests.litmus.catalogue import GROUPS
+from tests.litmus.litmus import Litmus
+from tests.litmus.mapped import MAPPED_GROUPS
+from tests.litmus.report import Groups, account
 from tests.litmus.side_channel import SideChannel
 
 DOCUMENT = CHECKOUT / "docs/litmus.md"
-BEGIN, END = "<!-- seen: begin -->", "<!-- seen: end -->"
-KINDS = {"user-space": "User-space guests", "uml": "User-Mode Linux 6.12", "qemu": "Linux 6.12 in QEMU"}
+KINDS = {
+    "user-space": "User-space guests",
+    "uml": "User-Mode Linux 6.12",
+    "qemu": "Linux 6.12 in QEMU",
+    "qemu-dax": "Linux 6.12 in QEMU 11.1, with DAX",
+}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A generated part of the document, between markers with its title."""
+
+    title: str
+    kinds: frozenset[str]
+    groups: Groups
+
+    @property
+    def tests(self) -> list[Litmus]:
+        return list(itertools.chain.from_iterable(self.groups.values()))
+
+
+CHAPTERS = (
+    Chapter("Files and names", frozenset({"user-space", "uml", "qemu"}), GROUPS),
+    Chapter("Mapped files", frozenset({"qemu-dax"}), MAPPED_GROUPS),
+)
 
 
 def say(line: str) -> None:
@@ -32,8 +59,7 @@ def play(kind: str, rounds: int, seed: int, only: frozenset[str]) -> list[Played
         for arrangement in Arrangement:
             count = rounds if arrangement is Arrangement.GUESTS else max(rounds // 10, 10)
             start = time.monotonic()
-            modes = STOCK_MODES if stock else USER_SPACE_MODES
-            for one in perform(arena, modes, arrangement, rounds=count, seed=seed, only=only):
+            for one in perform(arena, arrangement, rounds=count, seed=seed, only=only):
                 say(f"{kind}, {arrangement.value}, {one.mode}: {time.monotonic() - start:.0f} s")
                 for problem in one.problems():
                     say(f"  {problem}")
@@ -41,10 +67,11 @@ def play(kind: str, rounds: int, seed: int, only: frozenset[str]) -> list[Played
     return played
 
 
-def write_document(text: str) -> None:
-    """Put the account between its markers in docs/litmus.md."""
-    head, rest = DOCUMENT.read_text().split(BEGIN, 1)
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+def write_document(chapter: Chapter, text: str) -> None:
+    """Put an account between its markers in docs/litmus.md."""
+    begin, end = f"<!-- {chapter.title}: begin -->", f"<!-- {chapter.title}: end -->"
+    head, rest = DOCUMENT.read_text().split(begin, 1)
+    DOCUMENT.write_text(f"{head}{begin}\n{text}{end}{rest.split(end, 1)[1]}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,23 +85,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds, only = options.kinds.split(","), frozenset(filter(None, options.tests.split(",")))
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"no guests {', '.join(sorted(unknown))}: use {', '.join(KINDS)}")
-    if missing := only - {test.name for test in ALL}:
-        parser.error(f"no test {', '.join(sorted(missing))}")
-    if not 0 < options.rounds <= SideChannel.rounds // len(ALL):
-        parser.error(f"--rounds must be 1 to {SideChannel.rounds // len(ALL)}")
+    tests = [chapter.tests for chapter in CHAPTERS if not chapter.kinds.isdisjoint(kinds)]
+    if missing := only - {test.name for test in itertools.chain.from_iterable(tests)}:
+        parser.error(f"no test {', '.join(sorted(missing))} for these guests")
+    most = SideChannel.rounds // max(map(len, tests))
+    if not 0 < options.rounds <= most:
+        parser.error(f"--rounds must be 1 to {most}")
     seed = secrets.randbits(32) if options.seed is None else options.seed
     say(f"seed {seed}")
     try:
-        results = {KINDS[kind]: play(kind, options.rounds, seed, only) for kind in kinds}
+        results = {kind: play(kind, options.rounds, seed, only) for kind in kinds}
     except LabError as error:
         print(f"litmus: {error}", file=sys.stderr)
         return 1
-    text = account(results)
-    if options.write_docs:
-        write_document(text)
-        say(f"wrote {DOCUMENT}")
-    else:
-        print(text, end="")
+    for chapter in CHAPTERS:
+        if seen := {KINDS[kind]: played for kind, played in results.items() if kind in chapter.kinds}:
+            text = account(chapter.title, seen, chapter.groups)
+            if options.write_docs:
+                write_document(chapter, text)
+                say(f"wrote {DOCUMENT}")
+            else:
+                print(text, end="")
     return 1 if any(one.problems() for played in results.values() for one in played) else 0
 
 

@@ -15,15 +15,19 @@ from coherence.places import Places
 from guest.guest import Guest as UserSpaceGuest
 from tests.lab import backends
 from tests.lab.guest import boot
-from tests.litmus.litmus import Mode
+from tests.litmus.catalogue import ALL
+from tests.litmus.litmus import Litmus, Mode
+from tests.litmus.mapped import MAPPED
 from tests.litmus.programs import Host, Stock
 from tests.litmus.run import Player
 from tests.litmus.side_channel import SideChannel
 from tests.litmus.user_space import UserSpace
 
-GUESTS = 3
 STOCK_MODES = (Mode.NONE, Mode.AUTO, Mode.ALWAYS, Mode.SHARED, Mode.MIXED)
 USER_SPACE_MODES = (*STOCK_MODES[:-1], Mode.AWARE, Mode.MIXED)
+DAX_MODES = (Mode.AUTO, Mode.ALWAYS, Mode.DAX)
+"""Without DAX each guest has pages of its own, which shows that the tests can fail."""
+DAX_WINDOW = "64M"
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,18 @@ class Arena:
         side: the side channel.
         guests: the players of a mode, guest 1 first.
         host: the host as a player.
+        tests: what is played here.
+        modes: how the guests cache.
+        host_modes: the same, with the host as a party.
     """
 
     root: Path
     side: SideChannel
     guests: Callable[[Mode], Sequence[Player]]
     host: Host
+    tests: tuple[Litmus, ...]
+    modes: tuple[Mode, ...]
+    host_modes: tuple[Mode, ...]
 
 
 @contextmanager
@@ -48,21 +58,23 @@ def stock_guests(kind: str, options: Sequence[str] = ()) -> Iterator[Arena]:
     """Boot guests with a stock kernel.
 
     Args:
-        kind: "qemu" or "uml".
+        kind: "qemu", "uml", or "qemu-dax", which play the tests of mapped files.
         options: more options of the backends that are in a domain.
     """
-    with _shared(STOCK_MODES, options) as shared, ExitStack() as stack:
+    dax = kind == "qemu-dax"
+    tests, modes, host_modes = (MAPPED, DAX_MODES, (Mode.DAX,)) if dax else (ALL, STOCK_MODES, STOCK_MODES[:-1])
+    with _shared(modes, options) as shared, ExitStack() as stack:
 
         def player(number: int) -> Stock:
-            shares = {mode.value: shared.backend(mode, number) for mode in STOCK_MODES}
+            shares = {mode.value: shared.backend(mode, number) for mode in modes}
             vm = stack.enter_context(boot(kind, shares=shares, memory=256, **shared.side.machine(kind)))
-            for mode in STOCK_MODES:
-                vm.mount(mode.value, f"/mnt/{mode}")
+            for mode in modes:
+                vm.mount(mode.value, f"/mnt/{mode}", "dax=always" if mode is Mode.DAX else "")
             return Stock(kind, vm)
 
         with ThreadPoolExecutor() as pool:
-            players = list(pool.map(player, range(1, GUESTS + 1)))
-        yield Arena(shared.root, shared.side, lambda mode: players, Host(shared.root))
+            players = list(pool.map(player, range(1, _guests(tests) + 1)))
+        yield Arena(shared.root, shared.side, lambda mode: players, Host(shared.root), tests, modes, host_modes)
         shared.check()
 
 
@@ -72,12 +84,24 @@ def user_space_guests(options: Sequence[str] = ()) -> Iterator[Arena]:
     with _shared(USER_SPACE_MODES, options) as shared, ExitStack() as stack:
         players: dict[Mode, list[UserSpace]] = {}
         for mode in USER_SPACE_MODES:
-            for number in range(1, GUESTS + 1):
+            for number in range(1, _guests(ALL) + 1):
                 table = shared.table if mode.aware(number) else None
                 guest = stack.enter_context(UserSpaceGuest.connect(shared.backend(mode, number), table=table))
                 players.setdefault(mode, []).append(UserSpace(guest))
-        yield Arena(shared.root, shared.side, players.__getitem__, Host(shared.root))
+        yield Arena(
+            shared.root,
+            shared.side,
+            players.__getitem__,
+            Host(shared.root),
+            ALL,
+            USER_SPACE_MODES,
+            USER_SPACE_MODES[:-1],
+        )
         shared.check()
+
+
+def _guests(tests: Sequence[Litmus]) -> int:
+    return max(len(test.parties) for test in tests)
 
 
 class _Shared:
@@ -105,6 +129,8 @@ class _Shared:
         if mode.in_domain:
             options += ["--coherence", str(self.table), "--coherence-socket", str(self._daemon.socket)]
             options += ["--guest", f"{mode}-{number}", *self._options]
+        if mode is Mode.DAX:
+            options += ["--dax", "always", "--dax-window", DAX_WINDOW]
         served = backends.ours(self.root / mode, folder, cache=mode.cache(number), tag=mode.value, options=options)
         backend = self._stack.enter_context(served)
         self._backends.append(backend)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.litmus.arena import Arena
-from tests.litmus.catalogue import ALL
 from tests.litmus.litmus import Litmus, Mode, Shows, problems
 from tests.litmus.run import Player, Run, Seen, play, prepare
 
@@ -26,10 +25,12 @@ SETTLE = {
     Mode.ALWAYS: 0.0,
     Mode.SHARED: LEASE_MAX + SLACK,
     Mode.AWARE: SLACK,
+    Mode.DAX: LEASE_MAX + SLACK,
 }
 """Seconds after which a guest has seen a change made on the host; `always` never has."""
-LANES, LEASE_LANES, SETTLE_LANES = 4, 40, 64
-"""How many rounds go on at once: more where a change may wait for leases, or a party for the time above."""
+LANES, LEASE_LANES, SETTLE_LANES, DAX_LANES = 4, 40, 64, 8
+"""How many rounds go on at once: more where a change may wait for leases, or a party for the time above; with DAX,
+what a window has places for."""
 
 
 class Arrangement(enum.Enum):
@@ -47,21 +48,26 @@ class Arrangement(enum.Enum):
             return guests
         return (guests[1], arena.host) if self is Arrangement.GUEST_CHANGES else (arena.host, guests[1])
 
-    def tests(self) -> tuple[Litmus, ...]:
-        """What can be played so."""
+    def tests(self, tests: Sequence[Litmus]) -> tuple[Litmus, ...]:
+        """Those that can be played so."""
         if self is Arrangement.GUESTS:
-            return ALL
-        if self is Arrangement.HOST_CHANGED:
-            # The order of several changes is not promised: an old copy of one may be used while another is seen.
-            return tuple(test for test in ALL if test.told)
-        return tuple(test for test in ALL if test.one_changes)
+            return tuple(tests)
+        if self is Arrangement.GUEST_CHANGES:
+            return tuple(test for test in tests if test.one_changes)
+        # When the time is over: the order of several changes is not promised, an old copy of one may be used while
+        # another is seen.
+        return tuple(
+            test
+            for test in tests
+            if test.by_host and (test.told if self is Arrangement.HOST_CHANGED else test.one_changes)
+        )
 
     def shows(self, test: Litmus, mode: Mode) -> Shows:
         """What a mode does with a test's stale outcomes."""
         shows = test.shows(mode)
         if self is Arrangement.GUESTS or mode is Mode.NONE:
             return shows
-        if self is Arrangement.GUEST_CHANGES:
+        if self is Arrangement.GUEST_CHANGES or (mode is Mode.DAX and test.memory):
             return Shows.NEVER
         if mode is Mode.ALWAYS:
             return shows
@@ -78,11 +84,13 @@ class Played:
     """What was seen in one mode.
 
     Attributes:
+        tests: what was played.
         rounds: of each test.
     """
 
     arrangement: Arrangement
     mode: Mode
+    tests: tuple[Litmus, ...]
     rounds: int
     seen: Seen
 
@@ -90,15 +98,13 @@ class Played:
         """What is not as expected."""
         return [
             f"{self.arrangement.value}, {self.mode}: {problem}"
-            for test in self.arrangement.tests()
-            if test.name in self.seen
+            for test in self.tests
             for problem in problems(test, self.arrangement.shows(test, self.mode), self.seen[test.name].judged)
         ]
 
 
 def perform(
     arena: Arena,
-    modes: Sequence[Mode],
     arrangement: Arrangement,
     *,
     rounds: int,
@@ -109,31 +115,31 @@ def perform(
 
     Args:
         arena: the guests.
-        modes: the modes; with the host as a party, those that it makes no sense in are left out.
         rounds: of each test.
         seed: of the random delays.
         only: names of tests; empty: all.
     """
-    tests = tuple(test for test in arrangement.tests() if not only or test.name in only)
-    if arrangement is not Arrangement.GUESTS:
-        modes = [mode for mode in modes if mode in SETTLE]
+    tests = tuple(test for test in arrangement.tests(arena.tests) if not only or test.name in only)
+    if not tests:
+        return
+    modes = arena.modes if arrangement is Arrangement.GUESTS else arena.host_modes
     folder = f"{arrangement.name.lower()}-{seed:x}"
     # All places at once: while one mode is played, those of the next become old enough for long leases.
     for mode in modes:
         prepare(arena.root / mode / folder, tests, rounds)
     for mode in modes:
         settle = SETTLE[mode] if arrangement is Arrangement.HOST_CHANGED else 0.0
-        leases = mode in (Mode.SHARED, Mode.MIXED)
+        leases = mode in (Mode.SHARED, Mode.MIXED, Mode.DAX)
         run = Run(
             side=arena.side,
             mode=mode,
             folder=folder,
             tests=tests,
             rounds=rounds,
-            lanes=SETTLE_LANES if settle else LEASE_LANES if leases else LANES,
+            lanes=DAX_LANES if mode is Mode.DAX else SETTLE_LANES if settle else LEASE_LANES if leases else LANES,
             seed=seed,
             settle_ms=round(settle * 1000),
             slowest=LEASE_MARGIN - TICKS if leases else math.inf,
         )
         seen = play(run, arrangement.players(arena, mode), arena.root)
-        yield Played(arrangement, mode, rounds, seen)
+        yield Played(arrangement, mode, tests, rounds, seen)

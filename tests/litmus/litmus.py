@@ -22,6 +22,9 @@ LOOKS = frozenset(
         "modified",
         "target",
         "listed",
+        "map",
+        "load",
+        "load-held",
     }
 )
 """Operations that change nothing."""
@@ -30,7 +33,11 @@ UNSET = "-"
 
 
 class Mode(enum.StrEnum):
-    """How guests cache. AWARE: shared, and they check the version table. MIXED: one domain, each in another way."""
+    """How guests cache.
+
+    AWARE: shared, and they check the version table. MIXED: one domain, each in another way. DAX: shared, and they map
+    all files.
+    """
 
     NONE = "none"
     AUTO = "auto"
@@ -38,11 +45,12 @@ class Mode(enum.StrEnum):
     SHARED = "shared"
     AWARE = "aware"
     MIXED = "mixed"
+    DAX = "dax"
 
     @property
     def in_domain(self) -> bool:
         """Whether the backends join a coherence domain."""
-        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED)
+        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED, Mode.DAX)
 
     def cache(self, number: int) -> str:
         """--cache of the backend of guest `number`, from 1."""
@@ -100,6 +108,8 @@ class Litmus:
         auto, always: what these modes do with the stale ones; none and shared never have them.
         without_name: party 2 looks at a file that has lost its name. inotify does not tell which file that was, so of
             such a change on the host aware guests learn nothing (docs/host-watch.md, "Files without a name").
+        memory: all that is looked at is the files' memory, which guests with DAX and the host share: no lease counts.
+        by_host: whether the host may make the changes.
     """
 
     name: str
@@ -112,6 +122,8 @@ class Litmus:
     auto: Shows
     always: Shows
     without_name: bool = False
+    memory: bool = False
+    by_host: bool = True
 
     @property
     def registers(self) -> int:
@@ -147,6 +159,13 @@ def shown(value: int | None) -> str:
     if value is None:
         return UNSET
     return str(value) if value >= 0 else errno.errorcode.get(-value, str(value))
+
+
+def number_in(content: bytes) -> int:
+    """What a register has of a file's content."""
+    if not content:
+        return -errno.ENODATA
+    return int(content) if content.isdigit() else -errno.EILSEQ
 
 
 def each(*values: Iterable[int | str]) -> frozenset[str]:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.litmus.litmus import Litmus, shown
+from tests.litmus.litmus import Litmus, number_in, shown
 
 OLD_MTIME = 1_000_000_000
 """Modification time of the files, in seconds: `modified` tells whether a file has another."""
@@ -56,7 +56,7 @@ def remove(root: Path, test: Litmus) -> None:
 
 
 _FINAL: dict[str, Callable[[Path], int]] = {
-    "read": lambda path: int(path.read_text()),
+    "read": lambda path: number_in(path.read_bytes()),
     "size": lambda path: path.stat().st_size,
     "exists": lambda path: int(path.exists()),
 }

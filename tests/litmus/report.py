@@ -6,17 +6,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from tests.litmus.arrangement import Arrangement, Played
-from tests.litmus.catalogue import GROUPS
 from tests.litmus.litmus import Litmus, Mode, Shows
 
 Results = Mapping[str, Sequence[Played]]
 """For each kind of guests."""
+Groups = Mapping[str, Sequence[Litmus]]
+"""Tests by a title."""
 SIGNS = {Shows.NEVER: "", Shows.MAY: "~", Shows.MUST: "!"}
 
 
-def account(results: Results) -> str:
-    """The generated part of docs/litmus.md."""
-    return "\n".join(["## What was seen\n", *_summaries(results), "## The tests\n", *_tests(results)])
+def account(title: str, results: Results, groups: Groups) -> str:
+    """A generated part of docs/litmus.md.
+
+    Args:
+        title: of its headings.
+        results: what was seen.
+        groups: the tests that it is about.
+    """
+    return "\n".join(
+        [f"## {title}: what was seen\n", *_summaries(results), f"## {title}: the tests\n", *_tests(results, groups)]
+    )
 
 
 def _summaries(results: Results) -> Iterable[str]:
@@ -29,18 +38,12 @@ def _summaries(results: Results) -> Iterable[str]:
             yield f"### {kind}: {arrangement.value}, {rounds} rounds of each test\n"
             yield from _table(
                 ["test", *(one.mode.value for one in columns)],
-                [
-                    [f"`{test.name}`", *(_summary(test, one) for one in columns)]
-                    for test in arrangement.tests()
-                    if any(test.name in one.seen for one in columns)
-                ],
+                [[f"`{test.name}`", *(_summary(test, one) for one in columns)] for test in columns[0].tests],
             )
 
 
 def _summary(test: Litmus, one: Played) -> str:
     """Stale rounds, the sign of what is expected, disturbed rounds, and forbidden ones loudly."""
-    if test.name not in one.seen:
-        return ""
     seen = one.seen[test.name]
     shows = one.arrangement.shows(test, one.mode)
     stale = sum(n for outcome, n in seen.judged.items() if outcome in test.stale)
@@ -55,8 +58,8 @@ def _summary(test: Litmus, one: Played) -> str:
     return " ".join(words)
 
 
-def _tests(results: Results) -> Iterable[str]:
-    for group, tests in GROUPS.items():
+def _tests(results: Results, groups: Groups) -> Iterable[str]:
+    for group, tests in groups.items():
         yield f"### {group}\n"
         for test in tests:
             yield from _test(test, results)

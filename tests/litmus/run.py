@@ -102,7 +102,8 @@ def play(run: Run, players: Sequence[Player], root: Path) -> Seen:
         for round_ in range(run.rounds):
             index = position * run.rounds + round_
             outcome = f"{run.side.outcome(index, test)} {places.final(root, test, round_)}".rstrip()
-            counted = outcomes.judged if run.side.slowest(index) <= run.slowest else outcomes.disturbed
+            in_time = test.memory or run.side.slowest(index) <= run.slowest
+            counted = outcomes.judged if in_time else outcomes.disturbed
             counted[outcome] += 1
         places.remove(root, test)
     return seen

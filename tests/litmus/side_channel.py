@@ -115,9 +115,7 @@ class SideChannel:
         return {"extra": ["-object", memory, "-device", "ivshmem-plain,memdev=side"]}
 
 
-DEVICE = {
-    "uml": "/dev/mmapper",
-    # 0x1110: ivshmem; its memory is BAR 2.
-    "qemu": "$(dirname $(grep -lx 0x1110 /sys/bus/pci/devices/*/device))/resource2",
-}
+# 0x1110: ivshmem; its memory is BAR 2.
+_IVSHMEM = "$(dirname $(grep -lx 0x1110 /sys/bus/pci/devices/*/device))/resource2"
+DEVICE = {"uml": "/dev/mmapper", "qemu": _IVSHMEM, "qemu-dax": _IVSHMEM}
 """Where a guest finds the memory, for its shell."""

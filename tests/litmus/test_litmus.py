@@ -8,46 +8,53 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from server.dax.view import View
 from tests.lab import assets
 from tests.lab.paths import LabError
-from tests.litmus.arena import STOCK_MODES, USER_SPACE_MODES, Arena, stock_guests, user_space_guests
+from tests.litmus.arena import Arena, stock_guests, user_space_guests
 from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, perform
 from tests.litmus.catalogue import ALL
 from tests.litmus.litmus import operation
+from tests.litmus.mapped import MAPPED
 from tests.litmus.side_channel import SideChannel
 
-ROUNDS = {"user-space": 4, "uml": 4, "qemu": 3}
+ROUNDS = {"user-space": 4, "uml": 4, "qemu": 3, "qemu-dax": 4}
 ARRANGEMENTS = {
     "user-space": tuple(Arrangement),
     # To look at once after a change of the host proves less than to look when the promised time is over.
     "uml": tuple(one for one in Arrangement if one is not Arrangement.HOST_CHANGES),
     # QEMU runs the kernel of User-Mode Linux, but slower.
     "qemu": (Arrangement.GUESTS,),
+    "qemu-dax": tuple(Arrangement),
 }
-LONG_ROUNDS = {"user-space": 100, "uml": 150, "qemu": 60}
+LONG_ROUNDS = {"user-space": 100, "uml": 150, "qemu": 60, "qemu-dax": 100}
 
 
 def guests(kind: str) -> AbstractContextManager[Arena]:
-    """Three guests, which have a share in each mode; those that were not fetched are skipped."""
+    """Guests that have a share in each mode; those that were not fetched are skipped."""
     if kind == "user-space":
         return user_space_guests(LEASE_OPTIONS)
     try:
-        _ = assets.cloud_kernel() if kind == "qemu" else assets.uml_kernel()
+        _ = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
+        _ = kind != "qemu-dax" or assets.qemu_dax()
     except LabError as error:
         pytest.skip(str(error))
+    if kind == "qemu-dax":
+        with View() as view:
+            if not view.available:
+                pytest.skip(f"no DAX: {view.reason}")
     return stock_guests(kind, LEASE_OPTIONS)
 
 
 def play_all(kind: str, rounds: Mapping[Arrangement, int]) -> None:
     """Play the tests of arrangements in all modes; every outcome must be one that its mode may have."""
-    modes = USER_SPACE_MODES if kind == "user-space" else STOCK_MODES
     # Other delays each time: a rare outcome may need many runs. The seed is told, so that it can be played again.
     seed = secrets.randbits(32)
     with guests(kind) as arena:
         found = [
             problem
             for arrangement, number in rounds.items()
-            for played in perform(arena, modes, arrangement, rounds=number, seed=seed)
+            for played in perform(arena, arrangement, rounds=number, seed=seed)
             for problem in played.problems()
         ]
     assert not found, f"seed {seed}: " + "; ".join(found)
@@ -68,10 +75,10 @@ def test_outcomes_of_more_rounds(kind: str) -> None:
 
 
 def test_the_catalogue_makes_sense() -> None:
-    assert len({test.name for test in ALL}) == len(ALL)
-    for test in ALL:
+    assert len({test.name for test in ALL + MAPPED}) == len(ALL + MAPPED)
+    for test in ALL + MAPPED:
         assert not test.local & test.stale, test.name
-        assert len(ALL) * max(LONG_ROUNDS.values()) <= SideChannel.rounds
+        assert len(ALL + MAPPED) * max(LONG_ROUNDS.values()) <= SideChannel.rounds
         values = test.registers + len(test.final)
         assert {len(outcome.split()) for outcome in test.local | test.stale} == {values}, test.name
         steps = [step for party in test.parties for step in party.steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import random
@@ -13,7 +12,7 @@ from collections.abc import Callable
 
 from guest.file import File
 from guest.guest import Guest
-from tests.litmus.litmus import LOOKS, Litmus
+from tests.litmus.litmus import LOOKS, Litmus, number_in
 from tests.litmus.places import OLD_MTIME
 from tests.litmus.run import Run, error_number
 from tests.litmus.side_channel import SLOWEST
@@ -212,14 +211,14 @@ class Place:
 
     def read(self, name: str) -> int:
         with self._guest.open(self._in(name)) as file:
-            return _number(file.pread(64, 0))
+            return number_in(file.pread(64, 0))
 
     def open(self, handle: str, name: str) -> int:
         self._handles[handle] = self._guest.open(self._in(name))
         return 0
 
     def pread(self, handle: str) -> int:
-        return _number(self._handles[handle].pread(64, 0))
+        return number_in(self._handles[handle].pread(64, 0))
 
     def held_size(self, handle: str) -> int:
         return self._handles[handle].stat().st_size
@@ -287,12 +286,6 @@ class Place:
 
     def listed(self, directory: str, name: str) -> int:
         return int(name in self._guest.listdir(self._in(directory)))
-
-
-def _number(content: bytes) -> int:
-    if not content:
-        return -errno.ENODATA
-    return int(content) if content.isdigit() else -errno.EILSEQ
 
 
 _OPERATIONS: dict[str, Callable[..., int]] = {

@@ -85,7 +85,7 @@ static int32_t perform(struct place *place, const struct step *step, _Atomic int
 	uint64_t start = now();
 	int32_t outcome = step->operation(place, (const char *const *)step->arguments);
 	int32_t took = now() - start;
-	if (step->looks && took > atomic_load(&registers[SLOWEST]))
+	if (step->timed && took > atomic_load(&registers[SLOWEST]))
 		atomic_store(&registers[SLOWEST], took);
 	return outcome;
 }
@@ -187,6 +187,7 @@ int main(int argc, char **argv)
 	}
 	side = side_channel_map(argv[1], strtoul(argv[2], NULL, 10));
 	tests = script_read();
+	mapping_prepare();
 	pthread_t threads[MAX_LANES];
 	for (int lane = 0; lane < lanes; lane++)
 		if (pthread_create(&threads[lane], NULL, run_lane, (void *)(intptr_t)lane)) {

@@ -290,11 +290,63 @@ static int32_t listed_(struct place *place, const char *const a[])
 	return found;
 }
 
+static int32_t age_(struct place *place, const char *const a[])
+{
+	path file;
+	const struct timespec times[] = { { .tv_sec = OLD_MTIME }, { .tv_sec = OLD_MTIME } };
+	return result(utimensat(AT_FDCWD, in(place, a[0], file), times, 0));
+}
+
+static int32_t store_(struct place *place, const char *const a[])
+{
+	path file;
+	word *words;
+	int32_t outcome = mapping_make(in(place, a[0], file), &words);
+	if (outcome)
+		return outcome;
+	outcome = mapping_store(words, 0, atoi(a[1]));
+	mapping_remove(words);
+	return outcome;
+}
+
+static int32_t load_(struct place *place, const char *const a[])
+{
+	path file;
+	word *words;
+	int32_t outcome = mapping_make(in(place, a[0], file), &words);
+	if (outcome)
+		return outcome;
+	outcome = mapping_load(words, 0);
+	mapping_remove(words);
+	return outcome;
+}
+
+static int32_t map_(struct place *place, const char *const a[])
+{
+	path file;
+	int handle = atoi(a[0]);
+	if (handle < 0 || handle >= HANDLES || place->maps[handle])
+		return -EBADF;
+	return mapping_make(in(place, a[1], file), &place->maps[handle]);
+}
+
+static int32_t store_held_(struct place *place, const char *const a[])
+{
+	word *words = place->maps[atoi(a[0]) % HANDLES];
+	return words ? mapping_store(words, atoi(a[1]), atoi(a[2])) : -EBADF;
+}
+
+static int32_t load_held_(struct place *place, const char *const a[])
+{
+	word *words = place->maps[atoi(a[0]) % HANDLES];
+	return words ? mapping_load(words, atoi(a[1])) : -EBADF;
+}
+
 static const struct {
 	const char *name;
 	int arguments;
 	operation operation;
-	bool looks;
+	bool timed;
 } operations[] = {
 	{ "create", 2, create_, false },
 	{ "write", 2, write_, false },
@@ -324,13 +376,19 @@ static const struct {
 	{ "rename", 2, rename_, false },
 	{ "link", 2, link_, false },
 	{ "listed", 2, listed_, true },
+	{ "age", 1, age_, false },
+	{ "store", 2, store_, false },
+	{ "load", 1, load_, false },
+	{ "map", 2, map_, true },
+	{ "store-held", 3, store_held_, false },
+	{ "load-held", 2, load_held_, false },
 };
 
-operation operation_find(const char *name, int arguments, bool *looks)
+operation operation_find(const char *name, int arguments, bool *timed)
 {
 	for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++)
 		if (operations[i].arguments == arguments && strcmp(operations[i].name, name) == 0) {
-			*looks = operations[i].looks;
+			*timed = operations[i].timed;
 			return operations[i].operation;
 		}
 	return NULL;
@@ -340,13 +398,18 @@ void place_enter(struct place *place, const char *directory, int party)
 {
 	place->directory = directory;
 	place->party = party;
-	for (int i = 0; i < HANDLES; i++)
+	for (int i = 0; i < HANDLES; i++) {
 		place->handles[i] = -1;
+		place->maps[i] = NULL;
+	}
 }
 
 void place_leave(struct place *place)
 {
-	for (int i = 0; i < HANDLES; i++)
+	for (int i = 0; i < HANDLES; i++) {
 		if (place->handles[i] >= 0)
 			close(place->handles[i]);
+		if (place->maps[i])
+			mapping_remove(place->maps[i]);
+	}
 }

@@ -38,7 +38,7 @@ static struct step step_of(const char *line, char **words, int count)
 			words += 2;
 			count -= 2;
 		}
-		step.operation = count ? operation_find(words[0], count - 1, &step.looks) : NULL;
+		step.operation = count ? operation_find(words[0], count - 1, &step.timed) : NULL;
 		if (!step.operation)
 			refuse(line, "no such operation");
 		for (int i = 1; i < count; i++)

@@ -30,7 +30,7 @@ struct step {
 	int reg;    /* -1: not recorded */
 	int number; /* UNTIL: the value; AWAIT: the party */
 	operation operation;
-	bool looks; /* it changes nothing, and so never waits for a lease */
+	bool timed; /* it changes nothing, and never waits for the leases of others */
 	char *arguments[ARGUMENTS];
 };
 
