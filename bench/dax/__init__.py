@@ -1,0 +1,1 @@
+"""What DAX gains and costs, measured in real guests."""
