@@ -276,3 +276,17 @@ def test_trash_stays_known_until_it_is_gone(guest: RawGuest) -> None:
     guest.device.fs.withdrawn_beyond(nodeid, 2)
     guest.device.fs.withdrawn_beyond(nodeid, None)
     assert outcome(guest, pending) == 0
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_what_a_guest_knows_of_a_size(domain: LeaseDomain, writeback: bool) -> None:
+    with domain.guest(cache="auto", writeback=writeback) as guest:
+        nodeid = find(guest, "d/f")
+        assert guest.device.fs.reached(nodeid) == 7
+        os.truncate(domain.share / "d/f", 3)
+        # It may have asked for that before it knew something else.
+        get_attributes(guest, nodeid)
+        assert guest.device.fs.reached(nodeid) == 7
+        # One that delays writes heeds no size in any reply.
+        assert guest.request(Opcode.SETATTR, nodeid, set_attributes(FattrFlag.MODE, mode=0o600))[0] == 0
+        assert guest.device.fs.reached(nodeid) == (7 if writeback else 3)
