@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bench import document
 from bench.dax import memory, report, speed
-from bench.dax.stage import AUTO, DAX, SHARED, WAYS, open_stage
+from bench.dax.stage import DAX, SHARED, WAYS, open_stage
 from server.dax.view import View
 from tests.lab.paths import CHECKOUT, LabError
 
@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results = speed.measure(stage, options.rounds, options.seconds)
             _show(report.speeds(results, options.rounds), "speed", options.write_docs)
         if "memory" in parts:
-            ways = (DAX, SHARED, AUTO)
-            taken = {way: memory.measure(way, options.size, GUESTS, options.cpu, say) for way in ways}
+            taken = {way: memory.measure(way, options.size, GUESTS, options.cpu, say) for way in (DAX, SHARED)}
             _show(report.memory(taken, options.size, GUESTS), "memory", options.write_docs)
     except LabError as error:
         print(f"dax: {error}", file=sys.stderr)

@@ -1,10 +1,11 @@
 /* Runs in a guest: repeats one operation on a file and tells what it took.
  *
  * Usage: io OPERATION ORDER BLOCK SECONDS FILE. OPERATION is read or write (pread(2), pwrite(2)), load or store (the
- * same by a shared mapping); ORDER is seq or random; BLOCK is in bytes. Goes over the file for SECONDS, 0: once, and
- * prints how many blocks, and nanoseconds for one.
+ * same by a shared mapping); ORDER is seq or random; BLOCK is in bytes. Goes over the file once (SECONDS is 0), or for
+ * SECONDS after it has read a byte of each chunk, so that it has them all mapped. Prints how many blocks, and
+ * nanoseconds for one.
  *
- *        io touch - CHUNK 0 FILE: loads a byte of each chunk, and prints the nanoseconds of each.
+ *        io touch - CHUNK 0 FILE: loads a byte of each chunk (of CHUNK bytes), and prints the nanoseconds of each.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -16,6 +17,8 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { CHUNK = 2 << 20 };
 
 static char *block, *mapped;
 static long length;
@@ -67,6 +70,14 @@ static long below(long limit)
 	return (long)((state >> 33) % (unsigned long)limit);
 }
 
+static void meet_chunks(off_t size)
+{
+	char byte;
+	for (off_t offset = 0; offset < size; offset += CHUNK)
+		if (pread(file, &byte, 1, offset) != 1)
+			err(1, "pread");
+}
+
 static void repeat(const struct operation *operation, int random, long blocks, double seconds)
 {
 	/* Reading the clock costs something, too. */
@@ -114,6 +125,8 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++) {
 		if (strcmp(argv[1], operations[i].name))
 			continue;
+		if (atof(argv[4]) > 0)
+			meet_chunks(st.st_size);
 		repeat(&operations[i], strcmp(argv[2], "random") == 0, st.st_size / length, atof(argv[4]));
 		return 0;
 	}

@@ -38,9 +38,9 @@ def speeds(results: Speeds, rounds: int) -> str:
 One guest (QEMU 11.1 without KVM, Linux {assets.cloud_kernel().modules.name}) has a directory mounted in four ways and
 works on files of {SIZE} MiB that are in the host's page cache; guest and backends are pinned to one processor, the ways
 take turns: {rounds} rounds. Microseconds for a block, the median of the rounds, and how many times DAX is faster: the
-median of the rounds, least and most. After the first pass `shared` and `auto` have all of it in the guest's own page
-cache; "first" is by a guest that has just mounted. Rust virtiofsd is 1.13. Host: Linux {platform.release()}. Measured
-with `python -m bench.dax --parts speed --write-docs`.
+median of the rounds, least and most. With DAX the chunks are mapped before, `shared` and `auto` have all of it in the
+guest's own page cache after the first pass; "first" is by a guest that has just mounted. Rust virtiofsd is 1.13. Host:
+Linux {platform.release()}. Measured with `python -m bench.dax --parts speed --write-docs`.
 
 {table}
 First touch of a chunk of 2 MiB, which maps it: median {statistics.median(results.touches) / 1e3:.0f} us, nine in ten
@@ -56,14 +56,18 @@ def memory(results: Mapping[Way, Taken], size: int, count: int) -> str:
         size: Of the file, MiB.
         count: How many guests.
     """
-    lines = ["| MiB | less free on the host | more in the virtual machines (Pss) | page cache of the guests |\n"]
-    lines.append("| --- | ---: | ---: | ---: |\n")
-    lines += [f"| {way.title} | {it.host:.0f} | {it.machines:.0f} | {it.guests:.0f} |\n" for way, it in results.items()]
+    head = ["MiB", "page cache of the host", "memory of the guests", "both", "mapped, all guests", "by share"]
+    lines = [head, ["---", *("---:" for _ in head[1:])]]
+    for way, it in results.items():
+        numbers = (it.cached, it.guests, it.cached + it.guests, it.mapped, it.shared)
+        lines.append([way.title, *(f"{number:.0f}" for number in numbers)])
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return f"""\
-{count} guests read a file of {size} MiB, which was not in the host's page cache before (`python -m bench.dax --parts
-memory --size {size} --write-docs`):
+{count} guests read a file of {size} MiB and have it open, which was not in the host's page cache before: what that took
+there, and in the guests; and how much of files the virtual machines have mapped more, a page that n of them map counted
+n times, and once (Pss). Measured with `python -m bench.dax --parts memory --size {size} --write-docs`.
 
-{"".join(lines)}"""
+{table}"""
 
 
 def _ratio(slower: Sequence[float], faster: Sequence[float]) -> str:
