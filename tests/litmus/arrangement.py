@@ -28,7 +28,7 @@ SETTLE = {
     Mode.DAX: LEASE_MAX + SLACK,
 }
 """Seconds after which a guest has seen a change made on the host; `always` never has."""
-LANES, LEASE_LANES, SETTLE_LANES, DAX_LANES = 4, 40, 64, 8
+LANES, LEASE_LANES, SETTLE_LANES, DAX_LANES = 4, 40, 64, 12
 """How many rounds go on at once: more where a change may wait for leases, or a party for the time above; with DAX,
 what a window has places for."""
 

@@ -18,7 +18,7 @@ from tests.litmus.litmus import operation
 from tests.litmus.mapped import MAPPED
 from tests.litmus.side_channel import SideChannel
 
-ROUNDS = {"user-space": 4, "uml": 4, "qemu": 3, "qemu-dax": 4}
+ROUNDS = {"user-space": 4, "uml": 4, "qemu": 3, "qemu-dax": 3}
 ARRANGEMENTS = {
     "user-space": tuple(Arrangement),
     # To look at once after a change of the host proves less than to look when the promised time is over.
