@@ -195,6 +195,8 @@ def _problem(given: dict[str, Any]) -> str | None:
         return "--cache shared needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
     if given["dax"] != "never" and given["coherence"] is None:
         return "--dax needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
+    if given["dax"] != "never" and given["writeback"]:
+        return "--dax does not go with --writeback: such a guest takes no notice of what others cut off"
     if given["dax"] != "never" and given["readonly"]:
         return "--dax does not go with --readonly: a guest could store into what it has mapped"
     if given["coherence_socket"] is not None and given["coherence"] is None:

@@ -18,8 +18,8 @@ log = get_logger(__name__)
 
 # How long who makes a file smaller waits for the others.
 WITHDRAW_SECONDS = 2.0
-# How long a file can be held by one who may make it smaller: claims of it wait.
-SHRUNK_SECONDS = 10.0
+# How long a file can be held by one who may make it smaller, and may first wait for leases: claims of it wait.
+SHRUNK_SECONDS = 15.0
 # Of one backend, at a time; ours asks for fewer (coherence.dax.client).
 MAX_SHRINKS = 64
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.server.leased import LeaseDomain, lease_domain
+from tests.unit.server.leased import LEASE_MAX, LeaseDomain, lease_domain
 from tests.unit.server.share import Share
 
 OLD_SHARES = 150
@@ -41,7 +41,7 @@ def fails() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def old_shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
-    """Directories with the same content, old enough for a lease of a quarter of a second on all of it."""
+    """Directories with the same content, old enough for the longest leases on all of it."""
     pool = tmp_path_factory.mktemp("old")
     for number in range(OLD_SHARES):
         share = pool / str(number)
@@ -51,13 +51,14 @@ def old_shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Pa
             (share / name).write_bytes(b"content")
         (share / "link").symlink_to("d/f")
         os.mkfifo(share / "fifo")
-    made = time.time()
-    while time.time() < made + 1:
-        time.sleep(made + 1 - time.time())
+    # A lease is a quarter of the age.
+    end = time.time() + 4 * LEASE_MAX + 0.1
+    while (left := end - time.time()) > 0:
+        time.sleep(left)
     yield iter(sorted(pool.iterdir()))
 
 
 @pytest.fixture
 def domain(old_shares: Iterator[Path]) -> LeaseDomain:
-    """A domain on a directory that has not changed for a second; its guests come with domain.guest()."""
+    """A domain on a directory that has not changed for a while; its guests come with domain.guest()."""
     return lease_domain(next(old_shares))

@@ -93,6 +93,13 @@ def test_options_of_the_old_virtiofsd() -> None:
         ([*LEAST, "--cache", "none", "--timeout", "1"], "--timeout"),
         ([*LEAST, "--cache", "none", "--writeback"], "--writeback"),
         ([*LEAST, "--cache", "shared", "--coherence", "/dev/shm/vt", "--writeback"], "--writeback"),
+        ([*LEAST, "--dax", "always"], "--coherence"),
+        ([*LEAST, "--dax", "often"], "--dax"),
+        ([*LEAST, "--coherence", "/dev/shm/vt", "--dax", "auto", "--readonly"], "--readonly"),
+        ([*LEAST, "--coherence", "/dev/shm/vt", "--dax", "auto", "--writeback"], "--writeback"),
+        ([*LEAST, "--dax-window", "3M"], "--dax-window"),
+        ([*LEAST, "--dax-window", "1M"], "--dax-window"),
+        ([*LEAST, "--dax-min-size", "much"], "--dax-min-size"),
         ([*LEAST, "--tag", ""], "--tag"),
         ([*LEAST, "--tag", "t" * 37], "--tag"),
         ([*LEAST, "--guest", "line\nfeed"], "--guest"),
@@ -122,6 +129,15 @@ def test_printed_and_done(option: str, capsys: pytest.CaptureFixture[str]) -> No
     output = capsys.readouterr()
     assert output.err == ""
     assert "vfs-backend" in output.out or json.loads(output.out)["type"] == "fs"
+
+
+def test_dax() -> None:
+    argv = [*LEAST, "--coherence", "/dev/shm/vt", "--dax", "auto"]
+    options = parse(argv)
+    assert options.settings(5).window_bytes == 512 << 20
+    assert options.settings(5, dax=False).window_bytes == parse(LEAST).settings(5).window_bytes == 0
+    settings = parse([*argv, "--dax-window", "64M", "--dax-min-size", "4K"]).settings(5)
+    assert (settings.dax, settings.window_bytes, settings.dax_min_size) == ("auto", 64 << 20, 4096)
 
 
 def test_leases(capsys: pytest.CaptureFixture[str]) -> None:
