@@ -61,7 +61,9 @@ def play_all(kind: str, rounds: Mapping[Arrangement, int]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ROUNDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "qemu" else ()) for kind in ROUNDS]
+)
 def test_outcomes(kind: str) -> None:
     play_all(kind, dict.fromkeys(ARRANGEMENTS[kind], ROUNDS[kind]))
 

@@ -47,6 +47,7 @@ def guests(share: Path) -> Iterator[tuple[Guest, Guest]]:
     found = []
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="vm-") as folder:
         table = f"/vt-dax-{os.getpid()}"
+        stack.callback(remove, table)
         daemon = stack.enter_context(backends.daemon(Path(folder), table))
         for number in range(2):
             run_dir = Path(folder, str(number))
@@ -59,6 +60,12 @@ def guests(share: Path) -> Iterator[tuple[Guest, Guest]]:
             vm.put_file("/mapped", program)
             found.append(vm)
         yield found[0], found[1]
+
+
+def remove(table: str) -> None:
+    """Remove what the daemon has left."""
+    for left in Path("/dev/shm").glob(f"{table[1:]}*"):
+        left.unlink()
 
 
 def digest(data: bytes) -> str:

@@ -120,7 +120,9 @@ class Turn:
 
 
 @pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=[pytest.mark.slow, LONG])])
-@pytest.mark.parametrize("mounts", [("always",), ("inode",), ("inode", "always")])
+@pytest.mark.parametrize(
+    "mounts", [("always",), ("inode",), pytest.param(("inode", "always"), marks=[pytest.mark.slow, LONG])]
+)
 def test_random_changes_are_as_in_a_model(machines: Machines, mounts: tuple[str, ...], steps: int) -> None:
     """Of one file by one mount, or by two that know nothing of each other; the other guest reads along."""
     name = f"random-{'-'.join(mounts)}-{steps}"
