@@ -377,7 +377,7 @@ cdef class FileSystem:
         EINTR where it cannot wait for that."""
         if inode.withdrawn != 0 and size >= inode.withdrawn:
             # Where nothing has to be mapped that is done at once.
-            self.window.restore(inode.nodeid)
+            self.window.restore(inode.nodeid, size)
         if inode.withdrawn == 0 or size < inode.withdrawn:
             inode.reached = max(inode.reached, size)
             return 0

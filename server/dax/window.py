@@ -24,6 +24,8 @@ log = get_logger(__name__)
 CHUNK: Final = 2 << 20
 """Bytes: places, lengths and offsets are multiples of it (FUSE_DAX_SZ in fs/fuse/dax.c)."""
 PAGE: Final = 4096
+MOST_PIECES: Final = 8
+"""In which a mapping is restored; QEMU has room for a few hundred in all."""
 LOOK_AGAIN_SECONDS: Final = 0.05
 """After which a request whose mapping is not made yet is looked at again, if it is not woken before."""
 
@@ -392,11 +394,16 @@ class Window:
         self._withdrawn.discard((device, inode))
         self._line.add(self._settle_size((device, inode)))
 
-    def restore(self, nodeid: int) -> None:
-        """Map the file again where trash is in its place; wakes parked requests when that is done."""
+    def restore(self, nodeid: int, size: int) -> None:
+        """Map the file again where trash is in its place; wakes parked requests when that is done.
+
+        Args:
+            nodeid: of the file.
+            size: that the guest is about to know of, bytes.
+        """
         if nodeid not in self._restoring and not self._is_withdrawn(nodeid):
             self._restoring.add(nodeid)
-            self._line.add(self._restore(nodeid, self._session))
+            self._line.add(self._restore(nodeid, size, self._session))
 
     def _is_withdrawn(self, nodeid: int) -> bool:
         return any(mapping.nodeid == nodeid and mapping.file in self._withdrawn for mapping in self._mappings.values())
@@ -428,14 +435,21 @@ class Window:
     def _of_file(self, file: tuple[int, int]) -> list[Mapping]:
         return [mapping for mapping in self._mappings.values() if mapping.file == file]
 
-    def _restore(self, nodeid: int, session: int) -> Steps:
-        for mapping in [mapping for mapping in self._mappings.values() if mapping.nodeid == nodeid]:
-            if self._is_there(mapping) and mapping.kept < mapping.length:
+    def _restore(self, nodeid: int, size: int, session: int) -> Steps:
+        there = [mapping for mapping in self._mappings.values() if mapping.nodeid == nodeid]
+        # No more than that where the guest may know of more from before: the next look at the size would cut it off
+        # again, and while that is done the guest has nothing there. But not in ever smaller pieces.
+        whole = size >= self._files.reached(nodeid) or any(len(mapping.pieces) > MOST_PIECES for mapping in there)
+        for mapping in there:
+            kept = mapping.length if whole else _kept(mapping, size)
+            if self._is_there(mapping) and mapping.kept < kept:
                 first = sum(place < mapping.place + mapping.kept for place, _ in mapping.pieces)
-                yield from self._replace(mapping, first, mapping.length)
+                yield from self._replace(mapping, first, kept)
         if session == self._session:
             self._restoring.discard(nodeid)
             self._files.withdrawn_beyond(nodeid, None)
+            if not whole:
+                self._files.withdrawn_beyond(nodeid, size)
             self._files.wake()
 
     def _replace(self, mapping: Mapping, first: int, kept: int) -> Generator[Call, tuple[Any, ...], int]:

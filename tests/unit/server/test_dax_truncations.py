@@ -127,7 +127,7 @@ class Window:
     def __init__(self) -> None:
         self.restored: list[int] = []
 
-    def restore(self, nodeid: int) -> None:
+    def restore(self, nodeid: int, size: int) -> None:
         self.restored.append(nodeid)
 
     def begin_session(self) -> None:

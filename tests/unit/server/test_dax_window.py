@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.dax.window import CHUNK, Window
+from server.dax.window import CHUNK, MOST_PIECES, Window
 from server.operations.request import Parked
 from tests.unit.server.fake_device import leaked, open_fds
 
@@ -457,16 +457,53 @@ def test_whole_chunks_are_withdrawn_and_restored(bench: Bench) -> None:
     assert bench.mapped == [(0, 2, "a"), (2, 1, "trash"), (3, 1, "trash"), (5, 1, "b")]
     assert bench.files.trash == {1: 2 * CHUNK}
     # Not as long as the other one has not said that it is done.
-    bench.window.restore(1)
+    bench.window.restore(1, 4 * CHUNK)
     assert not bench.front_end.asked
     os.truncate(bench.paths[0], 2 * CHUNK)
     bench.settle()
     bench.go_on()
     assert bench.files.trash == {1: 2 * CHUNK}
-    bench.window.restore(1)
-    bench.window.restore(1)
+    bench.window.restore(1, 4 * CHUNK)
+    bench.window.restore(1, 4 * CHUNK)
     bench.go_on()
     assert bench.mapped == [(0, 2, "a"), (2, 2, "a"), (5, 1, "b")]
+    assert bench.files.trash == {}
+    bench.consistent()
+
+
+def test_no_more_is_restored_than_the_guest_is_told_of(bench: Bench) -> None:
+    """What it may know of beyond would be cut off again at the next look, with nothing there for a moment."""
+    bench.map(length=2)
+    bench.withdraw(PAGE)
+    os.truncate(bench.paths[0], PAGE)
+    bench.settle()
+    bench.go_on()
+    os.truncate(bench.paths[0], CHUNK + 1)
+    bench.window.restore(1, CHUNK + 1)
+    bench.go_on()
+    assert bench.front_end.pieces == {
+        0: (PAGE, "a", 0),
+        PAGE: (CHUNK, "a", PAGE),
+        CHUNK + PAGE: (CHUNK - PAGE, "trash", 0),
+    }
+    assert bench.files.trash == {1: CHUNK + 1}
+    bench.settle()
+    assert not bench.front_end.asked
+    bench.consistent()
+
+
+def test_a_file_that_grows_in_small_pieces_is_restored_whole_in_the_end(bench: Bench) -> None:
+    bench.map(length=1)
+    bench.withdraw(0)
+    os.truncate(bench.paths[0], 0)
+    bench.settle()
+    bench.go_on()
+    for pages in range(1, 20):
+        os.truncate(bench.paths[0], pages * PAGE)
+        if bench.files.trash:
+            bench.window.restore(1, pages * PAGE)
+            bench.go_on()
+        assert len(bench.front_end.pieces) <= MOST_PIECES + 2
     assert bench.files.trash == {}
     bench.consistent()
 
@@ -520,7 +557,7 @@ def test_a_mapping_by_an_old_size_gets_trash(bench: Bench) -> None:
         2 * CHUNK + PAGE: (CHUNK - PAGE, "trash", 0),
     }
     assert bench.files.trash == {1: CHUNK + 1}
-    bench.window.restore(1)
+    bench.window.restore(1, 4 * CHUNK)
     bench.go_on()
     assert bench.files.trash == {}
     bench.consistent()
@@ -586,7 +623,7 @@ def test_anything_in_any_order(bench: Bench) -> None:
             case 4:
                 bench.settle(chance.randrange(1, 3))
             case 5:
-                bench.window.restore(chance.randrange(1, 3))
+                bench.window.restore(chance.randrange(1, 3), chance.randrange(5 * CHUNK))
             case 6 if chance.random() < 0.2:
                 bench.window.begin_session()
             case 7 if chance.random() < 0.2:
