@@ -386,9 +386,17 @@ cdef class FileSystem:
 
     cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
         """A request is about to make a file smaller: 0, an errno, or PARK while others have mapped what is beyond."""
+        cdef change_t change
         # Nothing else is mapped; and to open a FIFO may take for ever.
         if self.truncations is None or inode.type != S_IFREG:
             return 0
+        if self.truncations.is_new(unique):
+            # Leases first: as long as this waits for those, others have the file as it is.
+            memset(&change, 0, sizeof(change))
+            self.changes.add_known(&change, inode, True)
+            if self.changes.begin(&change) == PARK:
+                return PARK
+            self.changes.withdraw(&change, ENOENT)
         try:
             if self.truncations.begin(unique, inode.nodeid, size):
                 return 0

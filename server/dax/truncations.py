@@ -68,6 +68,10 @@ class Truncations:
         self._files = files
         self._under_way: dict[int, Truncation] = {}
 
+    def is_new(self, unique: int) -> bool:
+        """Whether this request would be the first to ask others."""
+        return self._allocator.coordinates and unique not in self._under_way
+
     def begin(self, unique: int, nodeid: int, size: int) -> bool:
         """Whether a request may make a file smaller now; if not, it is to ask again when it is woken.
 

@@ -177,6 +177,20 @@ def test_a_request_waits_and_holds_up_nobody(
     assert not allocator.shrinks
 
 
+def test_leases_of_others_are_waited_for_first(domain: LeaseDomain, guest: RawGuest, allocator: Allocator) -> None:
+    """As long as that takes the others have the whole file."""
+    nodeid = find(guest, "d/f")
+    with domain.guest() as other:
+        assert get_attributes(other, find(other, "d/f"))[0] > 0
+        pending = guest.post(Opcode.SETATTR, nodeid, cut())
+        assert guest.device.parked == 1
+        assert not allocator.shrinks
+        guest.wait(lambda: bool(allocator.shrinks))
+        allocator.grant()
+        assert outcome(guest, pending) == 0
+    assert size_of(domain) == 0
+
+
 def test_what_is_no_file_is_not_opened(guest: RawGuest, allocator: Allocator) -> None:
     # To open a FIFO for writing takes until somebody reads it.
     assert guest.request(Opcode.SETATTR, find(guest, "fifo"), cut())[0] == errno.EINVAL
