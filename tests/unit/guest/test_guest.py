@@ -37,7 +37,8 @@ def server() -> FuseServer:
 def table_name() -> Iterator[str]:
     """The name of a version table."""
     name = f"/test-guest.{os.getpid()}.{secrets.token_hex(4)}"
-    made = Table.create(name, 1024)
+    # So many that no two of the few that are used here are the same by chance.
+    made = Table.create(name, 1 << 20)
     # A new table is trusted only when coherenced says so.
     made.raise_floor()
     made.close()
