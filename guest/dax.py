@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
+from coherence.dax.windows import CHUNK
 from guest.fuse_client import FuseClient
 from guest.kept import Node
 from guest.window import Window
 from server.fuse.protocol import Attr, AttrFlag, InitFlag
 
-CHUNK: Final = 2 << 20
-"""Bytes (FUSE_DAX_SZ)."""
 REMOVEMAPPING_MAX: Final = 256
 """Mappings in one REMOVEMAPPING (FUSE_REMOVEMAPPING_MAX_ENTRY)."""
 

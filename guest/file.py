@@ -7,8 +7,8 @@ import os
 import warnings
 from typing import Final, Self
 
+from coherence.dax.windows import CHUNK
 from guest.cache import PAGE_SIZE
-from guest.dax import CHUNK
 from guest.fuse_client import Opened
 from guest.kept import Node
 from guest.transport import Buffer

@@ -13,10 +13,10 @@ from typing import Any, Final, NoReturn, get_args
 import msgspec
 
 from coherence import log
+from coherence.dax.windows import CHUNK
 from coherence.parser import Parser
 from coherence.sizes import parse_size, size_text
 from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
-from server.dax.window import CHUNK
 from server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
 from server.virtqueue import MAX_QUEUE_SIZE
 

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
+from coherence.dax.windows import CHUNK
 from coherence.log import get_logger
 from server.dax.steps import Call, Line, Steps, run
 from server.operations.request import Parked, error
 
 log = get_logger(__name__)
 
-CHUNK: Final = 2 << 20
-"""Bytes: places, lengths and offsets are multiples of it (FUSE_DAX_SZ in fs/fuse/dax.c)."""
 PAGE: Final = 4096
 MOST_PIECES: Final = 8
 """In which a mapping is restored; QEMU has room for a few hundred in all."""
@@ -463,7 +462,7 @@ class Window:
         start = sum(length for _, length in mapping.pieces)
         mapping.kept = kept
         problems = 0
-        # One after the other: QEMU 11.1 crashes when the next one comes while it does what the last one said.
+        # One after the other: a reset meanwhile ends it, before anything is asked of another session.
         for place, length in old:
             (problem,) = yield partial(self._front_end.unmap, place, length)
             if not self._is_there(mapping):

@@ -83,9 +83,10 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
     shorter = mode & FALLOC_FL_COLLAPSE_RANGE
     if not shorter:
         fs.reaches(request.nodeid, end)
-    size = max(os.fstat(fd).st_size - length, 0)
     with (
-        fs.truncating(request.unique, request.nodeid, size) if shorter else nullcontext(),
+        fs.truncating(request.unique, request.nodeid, max(os.fstat(fd).st_size - length, 0))
+        if shorter
+        else nullcontext(),
         fs.changing(inodes=(request.nodeid,), data=True),
         _as_privileged_as(fs, request),
     ):

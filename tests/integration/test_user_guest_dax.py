@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from guest.dax import CHUNK
+from coherence.dax.windows import CHUNK
 from guest.guest import Guest
-from server.dax.view import View
 from server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.integration.user_guests import Backend, requests_of
+from tests.views import need_views
 
 WINDOW = 8 * CHUNK
 TRANSFERS = (Opcode.READ, Opcode.WRITE)
@@ -49,9 +49,7 @@ class World:
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """One for all tests; on a disk, as what is shared is."""
-    with View() as view:
-        if not view.available:
-            pytest.skip(f"no DAX: {view.reason}")
+    need_views()
     directory = Path(tempfile.mkdtemp(dir="/var/tmp"))
     try:
         with ExitStack() as stack:

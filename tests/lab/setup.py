@@ -59,30 +59,9 @@ def light() -> None:
 
 def peers() -> None:
     """User-Mode Linux, the Rust and the C virtiofsd, a QEMU with DAX windows, SQLite."""
-    new = ["user-mode-linux", "virtiofsd"]
-    unpack(
-        assets.UML_TREE.name,
-        f"{SUITE} {new}",
-        lambda: Suite(SUITE, say).download_with_dependencies(new),
-        _make_chroot,
-        say,
-    )
-    old = ["qemu-system-common"]
-    unpack(
-        assets.VIRTIOFSD_C_TREE.name,
-        f"{OLD_SUITE} {old}",
-        lambda: Suite(OLD_SUITE, say).download_with_dependencies(old),
-        _make_chroot,
-        say,
-    )
-    dax = ["qemu-system-x86"]
-    unpack(
-        assets.QEMU_DAX_TREE.name,
-        f"{DAX_SUITE} {dax}",
-        lambda: Suite(DAX_SUITE, say).download_with_dependencies(dax),
-        _make_chroot,
-        say,
-    )
+    _programs(assets.UML_TREE, SUITE, ["user-mode-linux", "virtiofsd"])
+    _programs(assets.VIRTIOFSD_C_TREE, OLD_SUITE, ["qemu-system-common"])
+    _programs(assets.QEMU_DAX_TREE, DAX_SUITE, ["qemu-system-x86"])
     sqlite = ["libsqlite3-dev"]
     # Of the old release: its static library goes with the C library of this machine, whichever that is.
     unpack(
@@ -90,6 +69,17 @@ def peers() -> None:
         f"{OLD_SUITE} {sqlite}",
         lambda: Suite(OLD_SUITE, say).download(sqlite),
         lambda tree: None,
+        say,
+    )
+
+
+def _programs(tree: Path, suite: str, packages: Sequence[str]) -> None:
+    """Packages of a release with all that they need, to run from their tree."""
+    unpack(
+        tree.name,
+        f"{suite} {packages}",
+        lambda: Suite(suite, say).download_with_dependencies(packages),
+        _make_chroot,
         say,
     )
 

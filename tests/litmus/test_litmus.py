@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from server.dax.view import View
 from tests.lab import assets
 from tests.lab.paths import LabError
 from tests.litmus.arena import Arena, stock_guests, user_space_guests
@@ -17,6 +16,7 @@ from tests.litmus.catalogue import ALL
 from tests.litmus.litmus import operation
 from tests.litmus.mapped import MAPPED
 from tests.litmus.side_channel import SideChannel
+from tests.views import need_views
 
 ROUNDS = {"user-space": 4, "uml": 4, "qemu": 3, "qemu-dax": 3}
 ARRANGEMENTS = {
@@ -40,9 +40,7 @@ def guests(kind: str) -> AbstractContextManager[Arena]:
     except LabError as error:
         pytest.skip(str(error))
     if kind == "qemu-dax":
-        with View() as view:
-            if not view.available:
-                pytest.skip(f"no DAX: {view.reason}")
+        need_views()
     return stock_guests(kind, LEASE_OPTIONS)
 
 

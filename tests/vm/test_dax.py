@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from server.dax.view import View
 from tests.lab import assets, backends
 from tests.lab.guest import Guest, boot
 from tests.lab.paths import LabError
+from tests.views import need_views
 
 PROGRAM = Path(__file__).with_name("programs") / "mapped"
 CHUNK = 2 << 20
@@ -36,9 +36,7 @@ def share() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def guests(share: Path) -> Iterator[tuple[Guest, Guest]]:
     """Two guests that have it at /mnt and map its files."""
-    with View() as view:
-        if not view.available:
-            pytest.skip(f"no DAX: {view.reason}")
+    need_views()
     try:
         assets.qemu_dax()
     except LabError as error:

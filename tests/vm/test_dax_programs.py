@@ -19,10 +19,10 @@ from typing import Self
 
 import pytest
 
-from server.dax.view import View
 from tests.lab import assets, backends
 from tests.lab.guest import Guest, boot
 from tests.lab.paths import LabError
+from tests.views import need_views
 
 PROGRAMS = Path(__file__).with_name("programs")
 LEASE_MAX = 0.5
@@ -52,9 +52,7 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
-    with View() as view:
-        if not view.available:
-            pytest.skip(f"no DAX: {view.reason}")
+    need_views()
     try:
         assets.qemu_dax()
         ledger = assets.compile_static(PROGRAMS / "ledger", assets.sqlite())

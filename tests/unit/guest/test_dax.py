@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from coherence.dax.windows import CHUNK
 from coherence.errors import UserError
 from guest import window as window_module
-from guest.dax import CHUNK
 from guest.guest import Guest
 from guest.window import Window
 from server.fuse import protocol as p

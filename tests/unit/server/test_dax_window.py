@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.dax.window import CHUNK, MOST_PIECES, Window
+from coherence.dax.windows import CHUNK
+from server.dax.window import MOST_PIECES, Window
 from server.operations.request import Parked
 from tests.unit.server.fake_device import leaked, open_fds
 
