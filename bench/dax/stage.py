@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from coherence.places import Places
-from tests.lab import accel, assets, backends
+from tests.lab import assets, backends
 from tests.lab.backends import Backend
 from tests.lab.guest import Guest, boot
 
 PROGRAM = Path(__file__).with_name("io.c")
-NO_FAST_STRINGS = ["-cpu", "Haswell-v4,-cx16,-erms"]
-"""Without KVM QEMU does `rep movsb` byte by byte; Linux copies by it if the processor is said to be quick."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ def mount(guest: Guest, way: Way) -> None:
 def _guest(served: Mapping[Way, Backend], memory: int, cpu: str, stack: contextlib.ExitStack) -> Guest:
     shares = {way.name: backend.socket for way, backend in served.items() if way.ours}
     # The other devices of this QEMU are for backends that leave the configuration to it.
-    extra = NO_FAST_STRINGS.copy() if accel.choose() == "tcg" else []
+    extra: list[str] = []
     for way, backend in served.items():
         if not way.ours:
             extra += ["-chardev", f"socket,id={way.name},path={backend.socket}"]

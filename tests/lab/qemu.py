@@ -58,7 +58,7 @@ def _start(
         command += ["-chardev", f"socket,id=share{number},path={path}"]
         command += ["-device", device.format(chardev=f"share{number}", tag=tag)]
     # tsc=reliable, no_timer_check: spare the guest the calibration that a loaded host makes it fail.
-    words = f"console=ttyS0 loglevel=4 panic=0 tsc=reliable no_timer_check {machine.append}"
+    words = f"console=ttyS0 loglevel=4 panic=0 tsc=reliable no_timer_check {accel.kernel_words()} {machine.append}"
     source, _, place = (machine.root or "").partition(":")
     modules = list(machine.modules)
     if source == "virtiofs":
