@@ -64,6 +64,7 @@ class FsDevice:
             self.shared_memory.on_reset = self._window.reset
             membership.dax.attach(self._window.withdraw, self._window.settle)
             self.fs.use_window(self._window)
+            view.on_end = self.fs.advise_no_dax
         self._settings = settings
         self._loop = loop
         self._memory = GuestMemory()

@@ -49,6 +49,7 @@ cdef enum:
 
 
 cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
+cdef uint32_t KEEP_CACHE = int(OpenFlag.KEEP_CACHE)
 cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
 
 
@@ -116,6 +117,10 @@ cdef class FileSystem:
         self.window = window
         self.validity.maps = True
         self.dax = {"never": DAX_NEVER, "always": DAX_ALWAYS, "inode": DAX_INODE, "auto": DAX_AUTO}[self.settings.dax]
+
+    def advise_no_dax(self) -> None:
+        """Nothing new can be mapped from now on: a guest that leaves it to us maps no file that it meets."""
+        self.dax = DAX_NEVER
 
     def truncate_with(self, truncations) -> None:
         """From now on others may have mapped the files that are made smaller: server.dax.truncations.Truncations."""
@@ -574,7 +579,11 @@ cdef class FileSystem:
         if self.aware and not self.validity.is_watched(inode):
             # Pages and lists that it keeps would be good until the table says otherwise.
             return 0 if inode.type == S_IFDIR else DIRECT_IO
-        return self.directory_flags if inode.type == S_IFDIR else self.file_flags
+        if inode.type != S_IFDIR:
+            return self.file_flags
+        if self.validity.shared and not self.aware and not self.validity.keeps_list(inode):
+            return self.directory_flags & ~KEEP_CACHE
+        return self.directory_flags
 
     cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept:
         """Give the guest a descriptor, which this takes, by an fh: 0 or an errno.

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from server.dax import view as view_module
-from server.dax.view import View
+from server.dax.view import MOST_STARTS, View
 from server.dax.view_process import SIZE, ViewServer
 from server.fuse import protocol as p
 
@@ -140,7 +140,7 @@ def test_a_file_without_a_name(view: View, mapped: mmap.mmap, path: Path) -> Non
 
 TOUCH = """
 import mmap, os, sys
-from server.dax.view import View
+from server.dax.view import MOST_STARTS, View
 with View() as view:
     fd = os.open(sys.argv[1], os.O_RDWR)
     mapped = mmap.mmap(view.open(fd), 2 << 20)
@@ -299,27 +299,75 @@ def test_the_view_process_is_killed(mortal: View, path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     view_fd = mortal.open(fd)
     mapped = mmap.mmap(view_fd, CHUNK)
-    os.kill(mortal.pid, signal.SIGKILL)
-    for _ in range(2):
-        with pytest.raises(OSError, match="the view process is gone") as caught:
-            mortal.open(fd)
-        assert caught.value.errno == errno.ENOTCONN
-    assert not mortal.available
+    pid = mortal.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{pid}/exe").exists())
     mapped[:1] = b"j"
     os.pwrite(fd, b"!" * 8192, 5000)
     assert (os.pread(fd, 1, 0), mapped[13_191:13_193]) == (b"j", b"!\0")
+    with mmap.mmap(view_fd, CHUNK) as later:
+        later[1:2] = b"i"
+        assert (mapped[:2], later[13_191:13_193]) == (b"ji", b"!\0")
+    with mapping(mortal, path) as anew:
+        assert anew[:2] == b"ji"
+    assert mortal.available
+    assert mortal.pid != pid
     os.close(view_fd)
     mapped.close()
     os.close(fd)
 
 
+def test_a_view_process_that_ends_again_and_again(
+    mortal: View, path: Path, expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    expect_log("no more DAX")
+    ended: list[bool] = []
+    mortal.on_end = lambda: ended.append(mortal.available)
+    pids = set()
+    with path.open("r+b") as file:
+        for _ in range(MOST_STARTS):
+            pids.add(mortal.pid)
+            os.kill(mortal.pid, signal.SIGKILL)
+            os.close(mortal.open(file.fileno()))
+        assert len(pids) == MOST_STARTS
+        assert not ended
+        os.kill(mortal.pid, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the view process is gone: it ended") as caught:
+                mortal.open(file.fileno())
+            assert caught.value.errno == errno.ENOTCONN
+    assert ended == [False]
+    assert (mortal.available, mortal.pid) == (False, 0)
+    assert caplog.text.count("no more DAX") == 1
+
+
+def test_deaths_that_are_long_ago_do_not_count(monkeypatch: pytest.MonkeyPatch, mortal: View, path: Path) -> None:
+    monkeypatch.setattr(view_module, "CRASH_SECONDS", 0.0)
+    for _ in range(MOST_STARTS + 2):
+        os.kill(mortal.pid, signal.SIGKILL)
+        os.close(opened(mortal, path))
+    assert mortal.available
+
+
+def test_a_view_process_that_cannot_be_started_anew(
+    monkeypatch: pytest.MonkeyPatch, mortal: View, path: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("no more DAX")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    os.kill(mortal.pid, signal.SIGKILL)
+    with path.open("r+b") as file, pytest.raises(OSError, match="cannot be started anew: the view process ended"):
+        mortal.open(file.fileno())
+    assert not mortal.available
+
+
 def test_the_view_process_is_stopped(monkeypatch: pytest.MonkeyPatch, view: View, path: Path) -> None:
     monkeypatch.setattr(view_module, "ANSWER_TIMEOUT", 3.0)
     with View() as stopped:
-        os.kill(stopped.pid, signal.SIGSTOP)
-        with path.open("r+b") as file, pytest.raises(OSError, match="gone: no answer in 3 s"):
-            stopped.open(file.fileno())
-    assert not Path(f"/proc/{stopped.pid}").exists()
+        pid = stopped.pid
+        os.kill(pid, signal.SIGSTOP)
+        os.close(opened(stopped, path))
+        assert stopped.pid != pid
+        assert not Path(f"/proc/{pid}").exists()
 
 
 def test_signals_to_all_processes_do_not_end_it(mortal: View, path: Path) -> None:
@@ -330,9 +378,10 @@ def test_signals_to_all_processes_do_not_end_it(mortal: View, path: Path) -> Non
 
 def test_closing(mortal: View, path: Path) -> None:
     fd = opened(mortal, path)
+    pid = mortal.pid
     mortal.close()
     mortal.close()
-    assert not Path(f"/proc/{mortal.pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
     with mmap.mmap(fd, CHUNK) as mapped:
         assert mapped[:5] == b"hello"
     os.close(fd)
@@ -342,15 +391,13 @@ def test_closing(mortal: View, path: Path) -> None:
 
 FOREVER = """
 import os, sys
-from server.dax.view import View
+from server.dax.view import MOST_STARTS, View
 view = View()
 print(view.pid, flush=True)
 fd = os.open(sys.argv[1], os.O_RDWR)
-while view.available:
-    try:
-        os.close(view.open(fd))
-    except OSError:
-        pass
+pid = view.pid
+while view.pid == pid:
+    os.close(view.open(fd))
 """
 
 
@@ -362,15 +409,16 @@ def test_nothing_hangs_whoever_is_killed(path: Path, victims: str) -> None:
         command = [sys.executable, "-c", FOREVER, str(path)]
         backend = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert backend.stdout is not None
-        with backend.stdout:
-            view_pid = int(backend.stdout.readline())
+        view_pid = int(backend.stdout.readline())
         watch = os.pidfd_open(view_pid)
         # At another moment of an opening each time.
         time.sleep(0.05 + 0.00007 * round_)
         pids = {"view": [view_pid], "backend": [backend.pid], "both": [backend.pid, view_pid]}
         for pid in pids.get(victims, [view_pid, backend.pid]):
             os.kill(pid, signal.SIGKILL)
-        backend.wait(WAIT)
+        with backend.stdout:
+            backend.stdout.read()
+        assert backend.wait(WAIT) == (0 if victims == "view" else -signal.SIGKILL)
         assert select.select([watch], [], [], WAIT)[0], "the view process hangs"
         os.close(watch)
 
