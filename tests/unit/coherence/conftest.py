@@ -30,7 +30,8 @@ def places() -> Iterator[Places]:
 
 @pytest.fixture
 def table(places: Places) -> Iterator[Table]:
-    table = Table.create(places.name, 1024)
+    # So many that no two of the few that a test uses are the same by chance.
+    table = Table.create(places.name, 1 << 20)
     yield table
     table.close()
 
@@ -43,10 +44,10 @@ def leases(places: Places, table: Table) -> Iterator[Leases]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, table: Table) -> Iterator[World]:
+def world(tmp_path: Path, table: Table, places: Places) -> Iterator[World]:
     directory = tmp_path / "share"
     directory.mkdir()
-    world = World(directory, table)
+    world = World(directory, table, places.table)
     yield world
     world.watch.close()
 

@@ -8,12 +8,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from coherence.table import Table, journal_content
+from coherence.table import SLOTS_OFFSET, Table, journal_content
 from coherence.watch.domain import Domain, What
 from coherence.watch.inotify import InotifyWatch
 
 CHANGES_OFFSET = 72
+PAGE = 4096
+EMPTY = bytes(PAGE)
 SECONDS = 10.0
+
+
+def slots_above(table_path: Path, stamp: int) -> set[int]:
+    """The slots of a table whose values are above a stamp."""
+    found = set()
+    with table_path.open("rb") as file:
+        file.seek(SLOTS_OFFSET)
+        first = 0
+        while page := file.read(PAGE):
+            # Nearly all are empty.
+            if page != EMPTY:
+                found |= {first + at for at, value in enumerate(memoryview(page).cast("Q")) if value > stamp}
+            first += PAGE // 8
+    return found
 
 
 class FakeLeases:
@@ -86,9 +102,10 @@ class World:
 
     watch: InotifyWatch
 
-    def __init__(self, directory: Path, table: Table) -> None:
+    def __init__(self, directory: Path, table: Table, table_path: Path) -> None:
         self.directory = directory
         self.table = table
+        self._table_path = table_path
         self.leases = FakeLeases()
         self.floors = 0
         self.seen: list[tuple[str, What, bytes]] = []
@@ -123,4 +140,4 @@ class World:
         stamp = self.table.stamp()
         call()
         self.settle()
-        return {slot for slot in range(self.table.slot_count) if self.table.slot(slot) > stamp}
+        return slots_above(self._table_path, stamp)
