@@ -27,6 +27,7 @@ from coherence.messages import (
 )
 from coherence.registry import MAX_BACKENDS
 from coherence.service import PAGE_BACKENDS
+from tests.unit.server.fake_device import leaked, open_fds
 
 Pair = tuple[socket.socket, Connection[FromClient]]
 
@@ -39,10 +40,6 @@ def pair() -> Iterator[Pair]:
     yield left, connection
     left.close()
     connection.close()
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_messages_come_whole_and_in_order(pair: Pair) -> None:
@@ -66,7 +63,7 @@ def test_a_descriptor_comes_along_closed_on_exec(pair: Pair) -> None:
 
 def test_descriptors_with_a_bad_message_or_too_many_are_closed(pair: Pair) -> None:
     with Path(os.devnull).open() as null:
-        before = open_descriptors()
+        before = open_fds()
         socket.send_fds(pair[0], [b"\xc1"], [null.fileno()])
         with pytest.raises(Dropped, match="malformed"):
             pair[1].receive()
@@ -74,7 +71,7 @@ def test_descriptors_with_a_bad_message_or_too_many_are_closed(pair: Pair) -> No
             Connection(pair[0], CLIENT_DECODER).send(Ready(), [null.fileno()] * count)
             with pytest.raises(Dropped, match="too many"):
                 pair[1].receive()
-        assert open_descriptors() == before
+        assert not leaked(before)
 
 
 @pytest.mark.parametrize(

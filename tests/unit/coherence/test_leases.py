@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,14 @@ TICK = 1024
 HOUR = 3_600_000_000
 LOCK_US = 10_000_000
 MANY = 1023
+
+
+@pytest.fixture
+def table(places: Places) -> Iterator[Table]:
+    """A table so small that a test can look at all of it."""
+    table = Table.create(places.name, SLOTS)
+    yield table
+    table.close()
 
 
 def thing(tag: int, slot: int = SLOT) -> int:

@@ -26,6 +26,7 @@ from coherence.messages import (
 )
 from coherence.places import Places
 from coherence.table import Table
+from tests.unit.server.fake_device import leaked, open_fds
 
 Script = Callable[[Connection[FromClient]], None]
 
@@ -53,19 +54,15 @@ def join(listener: socket.socket, table_path: Path, answers: list[Message | byte
                     connection.send(answer, fds if number == len(answers) - 1 else [])
             connection.receive()
 
-    before = open_descriptors()
+    before = open_fds()
     thread = threading.Thread(target=lambda: _quietly(serve))
     thread.start()
     with pytest.raises(UserError) as caught:
         Membership.join(str(table_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname())
     thread.join()
-    assert open_descriptors() == before
+    assert not leaked(before)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _quietly(serve: Callable[[], None]) -> None:

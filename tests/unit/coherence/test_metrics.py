@@ -184,7 +184,9 @@ def test_requests(request_: bytes, status: bytes) -> None:
     with_server(test)
 
 
-def test_backends_are_not_asked_more_often_than_needed() -> None:
+def test_backends_are_not_asked_more_often_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FRESH_SECONDS", 60)
+
     async def test(scraped: Scraped) -> None:
         answers = await asyncio.gather(*(scraped.get() for _ in range(8)))
         assert len({len(answer) for answer in answers}) == 1
@@ -208,6 +210,7 @@ def test_who_is_too_slow_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
                 await asyncio.sleep(0.005)
             while scraped.server._scrapes:
                 await asyncio.sleep(0.005)
+        monkeypatch.undo()
         assert (await scraped.get()).startswith(b"HTTP/1.1 200")
 
     with_server(test)

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ from coherence.table import (
 )
 
 SIZE = SLOTS_OFFSET + 8 * 1024
+
+
+@pytest.fixture
+def table(places: Places) -> Iterator[Table]:
+    """A table so small that a test can look at all of it."""
+    table = Table.create(places.name, 1024)
+    yield table
+    table.close()
 
 
 def words(path: Path) -> tuple[int, ...]:

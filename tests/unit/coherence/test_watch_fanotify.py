@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from coherence.errors import UserError
+from coherence.places import Places
 from coherence.table import Table
 from coherence.watch import fanotify, fanotify_calls
 from coherence.watch.domain import Domain, What
 from coherence.watch.fanotify import FanotifyWatch
-from tests.unit.coherence.watch_world import FakeLeases
+from tests.unit.coherence.watch_world import FakeLeases, slots_above
 
 CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 2, 21
 
@@ -37,9 +38,10 @@ pytestmark = pytest.mark.skipif(not _permitted(), reason="fanotify is not permit
 class World:
     """A watched file system, a table, and what was told."""
 
-    def __init__(self, directory: Path, table: Table) -> None:
+    def __init__(self, directory: Path, table: Table, table_path: Path) -> None:
         self.directory = directory
         self.table = table
+        self._table_path = table_path
         self.leases = FakeLeases()
         self.seen: list[tuple[str, What, bytes]] = []
         self.domain = Domain(table, self.leases, table.raise_floor)
@@ -69,7 +71,7 @@ class World:
         stamp = self.table.stamp()
         call()
         self.settle()
-        return {slot for slot in range(self.table.slot_count) if self.table.slot(slot) > stamp}
+        return slots_above(self._table_path, stamp)
 
 
 @pytest.fixture
@@ -83,8 +85,8 @@ def file_system(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def world(file_system: Path, table: Table) -> Iterator[World]:
-    world = World(file_system, table)
+def world(file_system: Path, table: Table, places: Places) -> Iterator[World]:
+    world = World(file_system, table, places.table)
     journal = file_system.with_name("journal")
     journal.touch()
     world.watch.join(1, 5, "red", journal, pid=1 << 30)
@@ -193,6 +195,7 @@ def test_an_inode_number_that_is_being_used_again(
 ) -> None:
     """What ext4 calls ENOMEM then raises no floor."""
     floor, path = world.table.floor, world.directory / "f"
+    monkeypatch.setattr(fanotify, "REUSED_SECONDS", 60)
     cannot_open(monkeypatch, *numbers)
     bumped = world.bumped(path.touch)
     assert errno.ESTALE in numbers or bumped >= {world.name(path), world.inode(path)}

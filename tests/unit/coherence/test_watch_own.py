@@ -6,6 +6,8 @@ import asyncio
 import os
 import time
 
+import pytest
+
 from coherence.watch import inotify
 from tests.unit.coherence.watch_world import SECONDS, Backend, World
 
@@ -126,8 +128,11 @@ def test_a_spoilt_journal_proves_nothing(world: World, backend: Backend) -> None
     assert world.inode(path) in world.bumped(call)
 
 
-def test_a_change_waits_for_the_lock_on_its_slot(world: World, backend: Backend) -> None:
+def test_a_change_waits_for_the_lock_on_its_slot(
+    world: World, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whose it is cannot be told before the origin is written, and that is so once the slot is unlocked."""
+    monkeypatch.setattr(inotify, "LOCK_SECONDS", SECONDS)
     path = world.directory / "f"
     path.touch()
     slot = world.inode(path)
