@@ -67,6 +67,7 @@ cdef class FileSystem:
     cdef void hold(self, const statx_t *stx) noexcept
     cdef void evict(self, const statx_t *stx) noexcept
     cdef void interrupt(self, uint64_t unique) noexcept
+    cdef int end(self, uint64_t unique)
     cdef int serve_rarely(self, request_t *request)
     cdef bint make_room(self) noexcept
     cdef int reach(self, inode_t *inode, uint64_t size)

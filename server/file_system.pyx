@@ -49,7 +49,6 @@ cdef enum:
 
 
 cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
-cdef uint32_t KEEP_CACHE = int(OpenFlag.KEEP_CACHE)
 cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
 
 
@@ -579,11 +578,7 @@ cdef class FileSystem:
         if self.aware and not self.validity.is_watched(inode):
             # Pages and lists that it keeps would be good until the table says otherwise.
             return 0 if inode.type == S_IFDIR else DIRECT_IO
-        if inode.type != S_IFDIR:
-            return self.file_flags
-        if self.validity.shared and not self.aware and not self.validity.keeps_list(inode):
-            return self.directory_flags & ~KEEP_CACHE
-        return self.directory_flags
+        return self.directory_flags if inode.type == S_IFDIR else self.file_flags
 
     cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept:
         """Give the guest a descriptor, which this takes, by an fh: 0 or an errno.
@@ -631,6 +626,15 @@ cdef class FileSystem:
         if self.interrupted_count < INTERRUPTED_MAX:
             self.interrupted[self.interrupted_count] = unique
             self.interrupted_count += 1
+
+    cdef int end(self, uint64_t unique):
+        """The guest ends its session: 0, or PARK as long as something is mapped in its window."""
+        # A machine that resets its device, and has something mapped there, may not survive that (docs/vhost-user.md).
+        if self.window is not None and not self.abandoning and not self.window.emptied(unique):
+            self.changes.due = lt_now() + WOKEN_US
+            return PARK
+        self.reset()
+        return 0
 
     cdef int serve_rarely(self, request_t *request):
         """Serve a request by its operation in Python: 0 or an errno."""

@@ -107,8 +107,7 @@ cdef int serve(FileSystem fs, request_t *request):
 cdef int begin_or_end(FileSystem fs, request_t *request):
     cdef bytes reply
     if request.header.opcode == FUSE_DESTROY:
-        fs.reset()
-        return 0
+        return fs.end(request.header.unique)
     try:
         reply = fs.initialize(request.body[:request.body_size])
     except OSError as error:

@@ -6,7 +6,8 @@ A generator yields functions; each is called with a callback, whose arguments ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 Call = Callable[[Callable[..., None]], object]
@@ -42,6 +43,25 @@ def run(steps: Steps, finished: Callable[[], None] = lambda: None) -> None:
         finished()
         return
     go_on()
+
+
+def together(calls: Sequence[Call]) -> Call:
+    """What asks all of these at once, in their order; it gives a list of their answers, one argument each."""
+
+    def ask(callback: Callable[..., None]) -> None:
+        answers: dict[int, Any] = {}
+
+        def answered(number: int, answer: Any) -> None:
+            answers[number] = answer
+            if len(answers) == len(calls):
+                callback([answers[each] for each in range(len(calls))])
+
+        for number, call in enumerate(calls):
+            call(partial(answered, number))
+        if not calls:
+            callback([])
+
+    return ask
 
 
 class Line:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from coherence.dax.windows import CHUNK
 from coherence.log import get_logger
-from server.dax.steps import Call, Line, Steps, run
+from server.dax.steps import Call, Line, Steps, run, together
 from server.operations.request import Parked, error
 
 log = get_logger(__name__)
@@ -37,8 +37,8 @@ class FrontEnd(Protocol):
     def map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Done) -> None:
         """Map a part of a file at a place of the window; done(errno). The descriptor stays the caller's."""
 
-    def unmap(self, place: int, length: int, done: Done) -> None:
-        """Take away what was mapped so; done(errno)."""
+    def unmap(self, place: int, length: int, done: Done, *, replaced: bool = False) -> None:
+        """Take away what was mapped so; done(errno). `replaced`: the next call maps something else there."""
 
 
 class Allocator(Protocol):
@@ -97,6 +97,7 @@ class Mapping:
         kept: how many bytes of it are of the file, the rest is trash.
         pieces: places and lengths as the front-end has them, the file's before those of trash.
         upgrading: whether the allocator is being told that the guest stores into it.
+        refused: why the front-end has not made some piece of it, an errno; ECONNRESET after a reset.
     """
 
     place: int
@@ -109,6 +110,7 @@ class Mapping:
     kept: int
     pieces: list[tuple[int, int]] = field(default_factory=list)
     upgrading: bool = False
+    refused: int = 0
 
     @property
     def file(self) -> tuple[int, int]:
@@ -194,6 +196,22 @@ class Window:
         self._outcomes.clear()
         self._restoring.clear()
         self._line.add(self._empty(0, self.size))
+
+    def emptied(self, unique: int) -> bool:
+        """Whether nothing is mapped any more, so that a session may end; if not, it is to be asked again when woken.
+
+        Args:
+            unique: of the request.
+        """
+        key = (unique,)
+        if key not in self._outcomes:
+            self.begin_session()
+            self._outcomes[key] = None
+            self._line.add(self._remove(key, [], self._session))
+        if self._outcomes[key] is None:
+            return False
+        del self._outcomes[key]
+        return True
 
     @property
     def mapped(self) -> int:
@@ -322,36 +340,33 @@ class Window:
             # The guest does not know yet that there is less of it.
             self._files.withdrawn_beyond(mapping.nodeid, size)
             mapping.kept = _kept(mapping, size)
-        refused = yield from self._replace(mapping, 0, mapping.kept)
-        if refused:
-            yield from self._unmap(mapping)
-        self._settle(key, refused)
+        yield from self._change({mapping: mapping.kept})
+        if mapping.refused:
+            yield from self._unmap([mapping])
+        self._settle(key, mapping.refused)
 
     def _remove(self, key: tuple[int, ...], places: list[tuple[int, int]], session: int) -> Steps:
-        outcome = 0
-        for place, length in places:
-            mapping = self._mappings.get(place)
-            if session != self._session or mapping is None:
-                continue
-            if mapping.length != length:
-                outcome = errno.EINVAL
-                continue
-            yield from self._unmap(mapping)
-        self._settle(key, outcome)
+        if session != self._session:
+            return
+        there = [(self._mappings.get(place), length) for place, length in places]
+        # Once each, also where a guest names one twice.
+        yield from self._unmap(list({mapping: 0 for mapping, length in there if mapping and mapping.length == length}))
+        wrong = any(mapping and mapping.length != length for mapping, length in there)
+        self._settle(key, errno.EINVAL if wrong else 0)
 
     def _empty(self, place: int, length: int) -> Steps:
-        for mapping in [mapping for mapping in self._mappings.values() if mapping.overlaps(place, length)]:
-            yield from self._unmap(mapping)
+        yield from self._unmap([mapping for mapping in self._mappings.values() if mapping.overlaps(place, length)])
 
-    def _unmap(self, mapping: Mapping) -> Steps:
-        for place, length in mapping.pieces:
+    def _unmap(self, mappings: list[Mapping]) -> Steps:
+        pieces = [piece for mapping in mappings if self._is_there(mapping) for piece in mapping.pieces]
+        yield together([partial(self._front_end.unmap, *piece) for piece in pieces])
+        for mapping in mappings:
             if self._is_there(mapping):
-                yield partial(self._front_end.unmap, place, length)
-        if self._is_there(mapping):
-            del self._mappings[mapping.place]
-            self._give_back(mapping)
-            if not any(other.file == mapping.file for other in self._mappings.values()):
-                self._opened.pop(mapping.file).close()
+                del self._mappings[mapping.place]
+                self._give_back(mapping)
+        for file in {mapping.file for mapping in mappings} & self._opened.keys():
+            if not self._of_file(file):
+                self._opened.pop(file).close()
 
     def _is_there(self, mapping: Mapping) -> bool:
         """Whether it was not taken away, by a reset for example, since."""
@@ -425,11 +440,8 @@ class Window:
         there = [mapping for mapping in self._of_file(file) if size < self._files.reached(mapping.nodeid)]
         for mapping in there:
             self._files.withdrawn_beyond(mapping.nodeid, size)
-        for mapping in there:
-            kept = _kept(mapping, size)
-            if self._is_there(mapping) and kept < mapping.kept:
-                # Until that is done the guest has nothing there.
-                yield from self._replace(mapping, 0, kept)
+        kept = {mapping: _kept(mapping, size) for mapping in there}
+        yield from self._change({mapping: kept[mapping] for mapping in there if kept[mapping] < mapping.kept})
 
     def _of_file(self, file: tuple[int, int]) -> list[Mapping]:
         return [mapping for mapping in self._mappings.values() if mapping.file == file]
@@ -439,11 +451,8 @@ class Window:
         # No more than that where the guest may know of more from before: the next look at the size would cut it off
         # again, and while that is done the guest has nothing there. But not in ever smaller pieces.
         whole = size >= self._files.reached(nodeid) or any(len(mapping.pieces) > MOST_PIECES for mapping in there)
-        for mapping in there:
-            kept = mapping.length if whole else _kept(mapping, size)
-            if self._is_there(mapping) and mapping.kept < kept:
-                first = sum(place < mapping.place + mapping.kept for place, _ in mapping.pieces)
-                yield from self._replace(mapping, first, kept)
+        kept = {mapping: mapping.length if whole else _kept(mapping, size) for mapping in there}
+        yield from self._change({mapping: kept[mapping] for mapping in there if mapping.kept < kept[mapping]})
         if session == self._session:
             self._restoring.discard(nodeid)
             self._files.withdrawn_beyond(nodeid, None)
@@ -451,38 +460,44 @@ class Window:
                 self._files.withdrawn_beyond(nodeid, size)
             self._files.wake()
 
-    def _replace(self, mapping: Mapping, first: int, kept: int) -> Generator[Call, tuple[Any, ...], int]:
-        """Replace the pieces of a mapping from the `first` one on: so much is the file's in all, the rest is trash.
+    def _change(self, wanted: dict[Mapping, int]) -> Steps:
+        """Have so many bytes of mappings be the file's, and the rest trash; `refused` tells how it went."""
+        calls = [call for mapping, kept in wanted.items() for call in self._calls(mapping, kept)]
+        # All at once: what is taken away first is missing in the guest until the last is there.
+        yield together(calls)
+        if problem := next((mapping.refused for mapping in wanted if mapping.refused and self._is_there(mapping)), 0):
+            log.warning("the virtual machine does not map a file", reason=os.strerror(problem))
 
-        Returns:
-            An errno, 0 when everything is as it is to be; ECONNRESET when the mapping went meanwhile.
-        """
+    def _calls(self, mapping: Mapping, kept: int) -> Iterator[Call]:
+        """What is to be asked, in this order, to change a mapping."""
         view = self._opened[mapping.file].view
-        old, mapping.pieces = mapping.pieces[first:], mapping.pieces[:first]
+        # Pieces that stay as they are; not ever smaller ones.
+        staying = sum(place + length <= mapping.place + min(mapping.kept, kept) for place, length in mapping.pieces)
+        staying = 0 if staying > MOST_PIECES else staying
+        old, mapping.pieces = mapping.pieces[staying:], mapping.pieces[:staying]
         start = sum(length for _, length in mapping.pieces)
-        mapping.kept = kept
-        problems = 0
-        # One after the other: a reset meanwhile ends it, before anything is asked of another session.
-        for place, length in old:
-            (problem,) = yield partial(self._front_end.unmap, place, length)
-            if not self._is_there(mapping):
-                return errno.ECONNRESET
-            problems = problems or problem
+        mapping.kept, mapping.refused = kept, 0
+        # What is of the file, the first, goes last: it comes again right behind.
+        for place, length in reversed(old):
+            yield partial(self._front_end.unmap, place, length, replaced=place == mapping.place + start)
         while start < mapping.length:
-            place, trash = mapping.place + start, start >= kept
-            length = min(CHUNK, mapping.length - start) if trash else kept - start
+            trash = start >= kept
+            place, length = mapping.place + start, min(CHUNK, mapping.length - start) if trash else kept - start
             fd, offset = (self._trash, 0) if trash else (view, mapping.offset + start)
-            (problem,) = yield partial(self._front_end.map, fd, offset, place, length, True)
-            if not self._is_there(mapping):
-                return errno.ECONNRESET
+            yield partial(self._map_piece, mapping, fd, offset, place, length)
+            start += length
+
+    def _map_piece(
+        self, mapping: Mapping, fd: int, offset: int, place: int, length: int, done: Callable[[int], None]
+    ) -> None:
+        def answered(problem: int) -> None:
             if problem:
-                problems = problems or problem
+                mapping.refused = problem
             else:
                 mapping.pieces.append((place, length))
-            start += length
-        if problems:
-            log.warning("the virtual machine does not map a file", reason=os.strerror(problems))
-        return problems
+            done(problem)
+
+        self._front_end.map(fd, offset, place, length, True, answered)
 
 
 def _kept(mapping: Mapping, size: int) -> int:

@@ -65,6 +65,8 @@ class _Pending:
     mapping: SharedMapping
     fd: int | None
     done: Done | None
+    replaced: bool = False
+    """The next one goes right behind it, without anything in between, and its answer tells that this one is done."""
     status: int | None = None
     """What the front-end answered, while the answer to what is sent behind it is awaited."""
 
@@ -180,15 +182,18 @@ class SharedMemory:
         mapping = SharedMapping(place, length, file_offset, writable)
         self._submit(BackendRequest.SHMEM_MAP, mapping, duplicate, done)
 
-    def unmap(self, place: int, length: int, done: Done) -> None:
+    def unmap(self, place: int, length: int, done: Done, *, replaced: bool = False) -> None:
         """Take away exactly what one map() has mapped there; QEMU refuses a part of it, or several at once.
 
         Args:
             place: as given to map().
             length: as given to map().
             done: see above.
+            replaced: the next call, at once, is map() of what is to be there: there is to be as little time as
+                possible without either. What `done` gets is what the front-end has answered, and the change may
+                come a little later, but not after that of the map().
         """
-        self._submit(BackendRequest.SHMEM_UNMAP, SharedMapping(place, length), None, done)
+        self._submit(BackendRequest.SHMEM_UNMAP, SharedMapping(place, length), None, done, replaced)
 
     def reset(self) -> None:
         """Begin anew, without any mapping.
@@ -217,8 +222,10 @@ class SharedMemory:
         """The front-end has gone."""
         self._disconnect(errno.ECONNRESET)
 
-    def _submit(self, number: BackendRequest, mapping: SharedMapping, fd: int | None, done: Done) -> None:
-        pending = _Pending(number, mapping, fd, done)
+    def _submit(
+        self, number: BackendRequest, mapping: SharedMapping, fd: int | None, done: Done, replaced: bool = False
+    ) -> None:
+        pending = _Pending(number, mapping, fd, done, replaced)
         if not (mapping.place >= 0 and mapping.length > 0 and mapping.place + mapping.length <= self.size):
             pending.close()
             self._fail(done, errno.EINVAL)
@@ -243,7 +250,7 @@ class SharedMemory:
         """
         if self._sent and self._sent[0].done is None:
             return
-        while self._running and self._connection is not None and len(self._sent) < IN_FLIGHT:
+        while self._running and self._connection is not None and self._has_room():
             if self._leftover:
                 pending = _Pending(BackendRequest.SHMEM_UNMAP, self._leftover.popleft(), None, lambda _: None)
             elif self._waiting:
@@ -253,12 +260,15 @@ class SharedMemory:
             self._sent.append(pending)
             try:
                 pending.send(self._connection)
-                if self._shared_objects:
+                if self._shared_objects and not pending.replaced:
                     number = BackendRequest.SHARED_OBJECT_REMOVE
                     self._connection.send(number, _NO_OBJECT, flags=HeaderFlag.NEED_REPLY)
             except ProtocolError as error:
                 pending.close()
                 self._lose(error)
+
+    def _has_room(self) -> bool:
+        return len(self._sent) < IN_FLIGHT or self._sent[-1].replaced
 
     def _receive(self) -> None:
         assert self._connection is not None
@@ -275,7 +285,7 @@ class SharedMemory:
         answered = self._sent[0]
         if answered.status is None:
             answered.status = status
-            if self._shared_objects:
+            if self._shared_objects and not answered.replaced:
                 return
         self._sent.popleft()
         self._finish(answered)

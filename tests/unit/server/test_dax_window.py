@@ -30,18 +30,24 @@ class FrontEnd:
         self.asked: deque[tuple[str, int, int, int, str, Callable[[int], None]]] = deque()
         self.pieces: dict[int, tuple[int, str, int]] = {}
         """By place: length, name of the file, offset in it."""
+        self.replaced: int | None = None
+        """What is to be mapped next: at this place."""
 
     def map(
         self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Callable[[int], None]
     ) -> None:
         assert writable
+        assert self.replaced in (None, place)
+        self.replaced = None
         assert (file_offset | place | length) % PAGE == 0
         assert length > 0
         # "/memfd:trash (deleted)", or a path.
         name = Path(f"/proc/self/fd/{fd}").readlink().name.split(":")[-1].split(" ")[0]
         self.asked.append(("map", place, length, file_offset, name, done))
 
-    def unmap(self, place: int, length: int, done: Callable[[int], None]) -> None:
+    def unmap(self, place: int, length: int, done: Callable[[int], None], *, replaced: bool = False) -> None:
+        assert self.replaced is None
+        self.replaced = place if replaced else None
         self.asked.append(("unmap", place, length, 0, "", done))
 
     def answer(self, error: int = 0) -> None:
@@ -641,4 +647,77 @@ def test_anything_in_any_order(bench: Bench) -> None:
         waiting = {one: request for one, request in waiting.items() if request() == PARKED}
         bench.go_on()
     assert bench.withdrawals == asked
+    bench.consistent()
+
+
+# --- what goes at once --------------------------------------------------------------------------------------
+
+
+def test_a_session_ends_when_nothing_is_mapped_any_more(bench: Bench) -> None:
+    for place in range(3):
+        bench.map(nodeid=1 + place % 2, place=place)
+    assert not bench.window.emptied(7)
+    assert [what for what, *_ in bench.front_end.asked] == ["unmap"] * 3, "all at once"
+    bench.front_end.answer()
+    assert not bench.window.emptied(7)
+    woken = bench.files.woken
+    bench.go_on()
+    assert bench.files.woken > woken
+    assert bench.window.emptied(7)
+    assert bench.mapped == []
+    bench.consistent()
+    assert bench.window.emptied(8), "nothing is there to wait for"
+
+
+def test_a_session_ends_though_the_front_end_refuses(bench: Bench) -> None:
+    bench.map()
+    assert not bench.window.emptied(7)
+    bench.front_end.answer(errno.EIO)
+    assert bench.window.emptied(7)
+    assert bench.window.mapped == 0
+
+
+def test_what_was_about_to_be_mapped_is_not_when_the_session_has_ended(bench: Bench) -> None:
+    assert bench.set_up(1) == PARKED
+    assert bench.window.emptied(7)
+    bench.allocator.answer()
+    bench.consistent()
+    assert bench.mapped == []
+
+
+def test_what_is_before_the_new_end_comes_back_at_once_or_stays(bench: Bench) -> None:
+    def asked() -> list[tuple[str, float, float, str]]:
+        return [
+            (what, place / CHUNK, length / CHUNK, name) for what, place, length, _, name, _ in bench.front_end.asked
+        ]
+
+    bench.map()
+    bench.withdraw(CHUNK // 2)
+    assert asked() == [("unmap", 0, 1, ""), ("map", 0, 0.5, "a"), ("map", 0.5, 0.5, "trash")], "nothing is awaited"
+    bench.go_on()
+    bench.settle()
+    os.truncate(bench.paths[0], CHUNK // 2)
+    bench.files.known[1] = CHUNK // 2
+    bench.window.restore(1, CHUNK)
+    bench.go_on()
+    assert bench.mapped == [(0, 0.5, "a"), (0.5, 0.5, "a")]
+    bench.files.known[1] = CHUNK
+    bench.withdraw(3 * CHUNK // 4)
+    assert asked() == [("unmap", 0.5, 0.5, ""), ("map", 0.5, 0.25, "a"), ("map", 0.75, 0.25, "trash")]
+    bench.go_on()
+    bench.consistent()
+
+
+def test_no_chunk_falls_into_ever_smaller_pieces(bench: Bench) -> None:
+    bench.map()
+    for number in range(1, 30):
+        bench.window.restore(1, CHUNK)
+        bench.go_on()
+        bench.files.known[1] = CHUNK
+        bench.withdraw(CHUNK // 2 + number * PAGE)
+        bench.go_on()
+        bench.settle()
+        bench.go_on()
+        bench.files.known[1] = CHUNK // 2 + number * PAGE
+        assert len(bench.mapped) <= MOST_PIECES + 3
     bench.consistent()

@@ -58,8 +58,8 @@ class Bench:
             self.file, file_offset, page * PAGE, length, True, lambda error: self.told.append((name, error))
         )
 
-    def unmap(self, page: int = 0, name: str = "unmap") -> None:
-        self.memory.unmap(page * PAGE, PAGE, lambda error: self.told.append((name, error)))
+    def unmap(self, page: int = 0, name: str = "unmap", *, replaced: bool = False) -> None:
+        self.memory.unmap(page * PAGE, PAGE, lambda error: self.told.append((name, error)), replaced=replaced)
 
     def turn(self) -> None:
         """Let the loop go round until it has nothing to do."""
@@ -67,8 +67,8 @@ class Bench:
         self.loop.run()
 
     def run_until(self, told: int) -> None:
-        """Let the loop run until so much has been told, for ten seconds at most."""
-        deadline = time.monotonic() + 10
+        """Let the loop run until so much has been told, for a minute at most."""
+        deadline = time.monotonic() + 60
         while len(self.told) < told and time.monotonic() < deadline:
             self.loop.call_later(0.01, self.loop.stop)
             self.loop.run()
@@ -366,6 +366,42 @@ def test_done_when_the_front_end_has_answered_what_comes_behind(bench: Bench) ->
     assert bench.told == [("a", 0)]
     bench.answer(SEEN, 1)
     assert bench.told == [("a", 0), ("b", errno.EINVAL)]
+
+
+def test_nothing_comes_between_what_is_replaced_and_what_replaces_it(bench: Bench) -> None:
+    bench.connect(shared_objects=True)
+    bench.unmap(0, "old", replaced=True)
+    bench.map(0, "new")
+    assert bench.asked() == [(UNMAP, 0), (MAP, 0), (SEEN, 0)]
+    bench.answer(UNMAP)
+    assert bench.told == [("old", 0)]
+    bench.answer(MAP)
+    bench.answer(SEEN)
+    assert bench.told == [("old", 0), ("new", 0)]
+
+
+def test_what_replaces_is_not_held_back(bench: Bench) -> None:
+    for page in range(IN_FLIGHT - 1):
+        bench.map(page)
+    bench.unmap(0, replaced=True)
+    bench.map(0)
+    bench.map(IN_FLIGHT)
+    assert bench.asked() == [(MAP, page) for page in range(IN_FLIGHT - 1)] + [(UNMAP, 0), (MAP, 0)]
+
+
+def test_reset_while_something_is_replaced(bench: Bench) -> None:
+    bench.connect(shared_objects=True)
+    bench.unmap(0, "old", replaced=True)
+    bench.map(0, "new")
+    bench.asked()
+    bench.answer(UNMAP)
+    bench.memory.reset()
+    bench.map(1, "next")
+    for request in (MAP, SEEN):
+        assert bench.asked() == []
+        bench.answer(request)
+    assert bench.asked() == [(UNMAP, 0), (SEEN, 0), (MAP, 1), (SEEN, 0)]
+    assert bench.told == [("old", 0), "reset", ("new", errno.ECONNRESET)]
 
 
 def test_given_up_between_the_two_answers(bench: Bench) -> None:
