@@ -61,8 +61,11 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 
-WINDOW_FEATURES = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_REQ | ProtocolFeature.BACKEND_SEND_FD
-"""Protocol features that it takes besides to have files mapped in a window."""
+WINDOW_NEEDS = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_REQ | ProtocolFeature.BACKEND_SEND_FD
+"""Protocol features without which no files can be mapped in a window."""
+
+WINDOW_FEATURES = WINDOW_NEEDS | ProtocolFeature.SHMEM_REPLACE
+"""Protocol features that it takes besides to have that."""
 
 _FS_CONFIG = struct.Struct("<36sI")
 """struct virtio_fs_config: tag, num_request_queues."""
@@ -114,7 +117,7 @@ class FrontEnd:
     num_request_queues: int
     """Request queues on offer; their indices begin at 1, queue 0 is the high-priority queue."""
     window: Window | None
-    """Where the backend has files mapped; None where WINDOW_FEATURES are not wanted or not offered. Another one
+    """Where the backend has files mapped; None where WINDOW_NEEDS are not wanted or not offered. Another one
     after reconnect(); nothing is mapped in it after reset()."""
 
     def __init__(
@@ -329,14 +332,15 @@ class FrontEnd:
 
     def _open_window(self) -> None:
         self.window = None
-        if self.protocol_features & WINDOW_FEATURES != WINDOW_FEATURES:
+        if self.protocol_features & WINDOW_NEEDS != WINDOW_NEEDS:
             return
         sizes = unpack_shmem_config(self.ask(Request.GET_SHMEM_CONFIG))
         if not sizes or not sizes[0]:
             return
         self.window = Window(sizes[0])
         ours, theirs = socket.socketpair()
-        self._channel = WindowChannel(ours, self.window)
+        replaces = ProtocolFeature.SHMEM_REPLACE in self.protocol_features
+        self._channel = WindowChannel(ours, self.window, replaces=replaces)
         with theirs:
             self.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
 

@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 import threading
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn
@@ -70,16 +70,32 @@ class Window:
             OSError: EINVAL, it is not within the window; EEXIST, something is mapped there; EACCES, the descriptor
                 does not permit it; and as mmap(2).
         """
+        self._map(fd, file_offset, place, length, writable, replace=False)
+
+    def replace(self, fd: int, file_offset: int, place: int, length: int, *, writable: bool) -> None:
+        """As map(), also in place of what is mapped there, or of a part of that: who looks sees the one or the other.
+
+        What remains of another mapping, in front or behind, is a mapping of its own.
+        """
+        self._map(fd, file_offset, place, length, writable, replace=True)
+
+    def _map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, *, replace: bool) -> None:
         if not 0 <= file_offset <= _OFFSET_MAX - length or file_offset % mmap.PAGESIZE:
             _refuse(errno.EINVAL)
         with self._changed:
             self._check(place, length)
-            at = bisect_left(self._places, place)
-            if self._end_of(at - 1) > place or (at < len(self._places) and self._places[at] < place + length):
+            there = [each for each in self._places if each < place + length and place < each + self._mapped[each]]
+            if there and not replace:
                 _refuse(errno.EEXIST)
-            self._replace(place, length, mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE, fd, file_offset)
-            self._mapped[place] = length
-            self._places.insert(at, place)
+            self._exchange(place, length, mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE, fd, file_offset)
+            remain = {place: length}
+            for each in there:
+                end = each + self._mapped.pop(each)
+                remain |= {
+                    start: stop - start for start, stop in ((each, place), (place + length, end)) if start < stop
+                }
+            self._mapped |= remain
+            self._places = sorted(self._mapped)
             self._changed.notify_all()
 
     def unmap(self, place: int, length: int) -> None:
@@ -88,14 +104,14 @@ class Window:
             self._check(place, length)
             if self._mapped.get(place) != length:
                 _refuse(errno.EINVAL)
-            self._replace(place, length, _ANONYMOUS | _MAP_NORESERVE)
+            self._exchange(place, length, _ANONYMOUS | _MAP_NORESERVE)
             del self._mapped[place]
             self._places.remove(place)
 
     def clear(self) -> None:
         """Take everything away."""
         with self._changed:
-            self._replace(0, self.size, _ANONYMOUS | _MAP_NORESERVE)
+            self._exchange(0, self.size, _ANONYMOUS | _MAP_NORESERVE)
             self._mapped.clear()
             self._places.clear()
 
@@ -107,7 +123,7 @@ class Window:
     def load(self, place: int, length: int) -> bytes:
         """Copy out of the window what is mapped there.
 
-        A back-end that replaces a mapping takes it away first: this waits until there is another one.
+        A back-end may take a mapping away before it replaces it: this waits until there is another one.
 
         Raises:
             OSError: EIO, there is none after REPLACE_SECONDS.
@@ -153,7 +169,7 @@ class Window:
         if length <= 0 or place < 0 or (place | length) % mmap.PAGESIZE or place + length > self.size:
             _refuse(errno.EINVAL)
 
-    def _replace(self, place: int, length: int, flags: int, fd: int = -1, file_offset: int = 0) -> None:
+    def _exchange(self, place: int, length: int, flags: int, fd: int = -1, file_offset: int = 0) -> None:
         address = _libc.mmap(self._address + place, length, _READ_WRITE, flags | _MAP_FIXED, fd, file_offset)
         if address == _MAP_FAILED:
             _refuse(ctypes.get_errno())

@@ -1,6 +1,7 @@
 """The channel on which a back-end asks for mappings in the guest's window, as QEMU serves it.
 
-Follows QEMU's docs/interop/vhost-user.rst: SHMEM_MAP and SHMEM_UNMAP.
+Follows QEMU's docs/interop/vhost-user.rst: SHMEM_MAP and SHMEM_UNMAP. Beyond that a mapping may replace others,
+where that was agreed on (SHMEM_REPLACE).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ class WindowChannel:
     Args:
         sock: connected to the back-end; belongs to the channel.
         window: what it is about.
+        replaces: whether a mapping may replace others.
     """
 
-    def __init__(self, sock: socket.socket, window: Window) -> None:
+    def __init__(self, sock: socket.socket, window: Window, *, replaces: bool = False) -> None:
         self._window = window
+        self._map = window.replace if replaces else window.map
         self._connection = Connection(sock)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="window", daemon=True)
@@ -79,6 +82,6 @@ class WindowChannel:
             return
         (fd,) = message.take_fds(1)
         try:
-            self._window.map(fd, mapping.file_offset, mapping.place, mapping.length, writable=mapping.writable)
+            self._map(fd, mapping.file_offset, mapping.place, mapping.length, writable=mapping.writable)
         finally:
             os.close(fd)

@@ -96,11 +96,11 @@ class FsDevice:
         self._memory.remove(guest_addr, size, user_addr)
         self._rebind()
 
-    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False) -> None:
+    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False, replaces: bool = False) -> None:
         if fd is None:
             self.shared_memory.disconnect()
         else:
-            self.shared_memory.connect(fd, shared_objects=shared_objects)
+            self.shared_memory.connect(fd, shared_objects=shared_objects, replaces=replaces)
 
     def start_ring(self, index: int, ring: Ring) -> None:
         try:

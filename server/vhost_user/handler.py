@@ -52,7 +52,12 @@ PROTOCOL_FEATURES = (
 """What we offer. Not STATUS: QEMU sends status 0 when a running machine is merely paused, and a guest must
 not lose its mount by that; a guest's restart is told by RESET_DEVICE and by its new FUSE_INIT."""
 
-WINDOW_FEATURES = ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD | ProtocolFeature.SHARED_OBJECT
+WINDOW_FEATURES = (
+    ProtocolFeature.SHMEM
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.SHARED_OBJECT
+    | ProtocolFeature.SHMEM_REPLACE
+)
 """What a device with a window offers besides. It has no shared objects; shared_memory.py says what for."""
 
 _ADDRESS_END = 1 << 64
@@ -267,7 +272,8 @@ class Handler:
         fd = message.take_fds(1)[0]
         if ProtocolFeature.SHMEM in self.protocol_features:
             shared_objects = ProtocolFeature.SHARED_OBJECT in self.protocol_features
-            self._device.set_backend_channel(fd, shared_objects=shared_objects)
+            replaces = ProtocolFeature.SHMEM_REPLACE in self.protocol_features
+            self._device.set_backend_channel(fd, shared_objects=shared_objects, replaces=replaces)
         else:  # closing it would look like a failure of ours
             self.backend_channel = _replace(self.backend_channel, fd)
 

@@ -68,7 +68,7 @@ class Device(Protocol):
     def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Take away exactly this range of guest memory; KeyError when there is none such."""
 
-    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False) -> None:
+    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False, replaces: bool = False) -> None:
         """Ask the front-end for mappings at this socket, a connected stream; None: no longer.
 
         Called only for a device with a window, and a front-end that has SHMEM.
@@ -76,6 +76,7 @@ class Device(Protocol):
         Args:
             fd: the socket.
             shared_objects: whether the front-end has SHARED_OBJECT.
+            replaces: whether it has SHMEM_REPLACE.
         """
 
     def start_ring(self, index: int, ring: Ring) -> None:

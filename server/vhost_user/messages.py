@@ -108,6 +108,8 @@ class ProtocolFeature(IntFlag):
     STATUS = 1 << 16
     SHARED_OBJECT = 1 << 18
     SHMEM = 1 << 22
+    # Ours, in no specification, which lets no front-end do that: SHMEM_MAP replaces what is mapped in its place.
+    SHMEM_REPLACE = 1 << 63
 
 
 class HeaderFlag(IntFlag):

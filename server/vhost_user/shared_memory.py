@@ -111,6 +111,7 @@ class SharedMemory:
         self._timeout = timeout
         self._connection: Connection | None = None
         self._shared_objects = False
+        self._replaces = False
         self._mapped: dict[int, SharedMapping] = {}
         """By place, what the front-end has mapped as far as we know."""
         self._sent: deque[_Pending] = deque()
@@ -128,13 +129,14 @@ class SharedMemory:
         """Whether there is a front-end that maps files."""
         return self._connection is not None
 
-    def connect(self, fd: int, *, shared_objects: bool = False) -> None:
+    def connect(self, fd: int, *, shared_objects: bool = False, replaces: bool = False) -> None:
         """Ask at this connected stream socket, which now belongs to us, and no longer at the one before.
 
         Args:
             fd: the socket.
             shared_objects: whether the front-end has SHARED_OBJECT. One that has not is trusted to answer when it
                 is done.
+            replaces: whether it has SHMEM_REPLACE: then nothing is missing while one mapping replaces another.
 
         Raises:
             OSError: it is no such socket.
@@ -153,6 +155,7 @@ class SharedMemory:
         self._disconnect(errno.EIO)
         self._connection = connection
         self._shared_objects = shared_objects
+        self._replaces = replaces
 
     def map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Done) -> None:
         """Map a piece of a file, where nothing is mapped yet.
@@ -190,9 +193,12 @@ class SharedMemory:
             length: as given to map().
             done: see above.
             replaced: the next call, at once, is map() of what is to be there: there is to be as little time as
-                possible without either. What `done` gets is what the front-end has answered, and the change may
-                come a little later, but not after that of the map().
+                possible without either. `done` may be called before that is so; what counts is that of the map(),
+                or of the last one where several are to be there.
         """
+        if replaced and self._replaces and self._connection is not None:
+            self._loop.call_later(0, lambda: done(0))
+            return
         self._submit(BackendRequest.SHMEM_UNMAP, SharedMapping(place, length), None, done, replaced)
 
     def reset(self) -> None:
@@ -313,9 +319,21 @@ class SharedMemory:
             elif answered.done is None:
                 self._leftover.append(mapping)
             else:
-                self._mapped[mapping.place] = mapping
+                self._note(mapping)
         if answered.done is not None:
             answered.done(errno.EINVAL if answered.status else 0)
+
+    def _note(self, mapping: SharedMapping) -> None:
+        """It is mapped; a front-end that replaces has left what there was before and after it."""
+        end = mapping.place + mapping.length
+        for there in list(self._mapped.values()):
+            there_end = there.place + there.length
+            if there.place < end and mapping.place < there_end:
+                del self._mapped[there.place]
+                for place, after in ((there.place, mapping.place), (end, there_end)):
+                    if place < after:
+                        self._mapped[place] = SharedMapping(place, after - place)
+        self._mapped[mapping.place] = mapping
 
     def _lose(self, error: Exception) -> None:
         if isinstance(error, Disconnected | ConnectionLost):  # a machine that ends; its main connection tells

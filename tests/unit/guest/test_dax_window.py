@@ -125,6 +125,46 @@ def test_overlap(window: Window, file: int) -> None:
     assert bytes(window.view(0, SIZE)) == bytes(SIZE)
 
 
+def test_replacing(window: Window, file: int) -> None:
+    def shown() -> str:
+        return "".join(chr(window.view(page * PAGE, 1)[0] or ord(".")) for page in range(10))
+
+    window.map(file, 0, PAGE, 3 * PAGE, writable=True)
+    window.map(file, 0, 4 * PAGE, 3 * PAGE, writable=True)
+    assert shown() == ".abcabc..."
+    window.replace(file, 0, 3 * PAGE, 2 * PAGE, writable=True)
+    assert shown() == ".ababbc..."
+    assert window.is_mapped(PAGE, 6 * PAGE)
+    window.replace(file, 2 * PAGE, 5 * PAGE, PAGE, writable=True)
+    window.replace(file, 0, 8 * PAGE, PAGE, writable=True)
+    assert shown() == ".ababcc.a."
+    assert refused(lambda: window.map(file, 0, PAGE, PAGE, writable=True)) == errno.EEXIST
+    assert refused(lambda: window.unmap(PAGE, 3 * PAGE)) == errno.EINVAL
+    for place, length in ((1, 2), (3, 2), (5, 1), (6, 1), (8, 1)):
+        window.unmap(place * PAGE, length * PAGE)
+    assert shown() == "." * 10
+    assert not window.is_mapped(PAGE, PAGE)
+
+
+def test_nobody_sees_that_something_is_replaced(window: Window, file: int) -> None:
+    """What is the same before and after is there all the time."""
+    window.map(file, 0, 0, 3 * PAGE, writable=True)
+    view, stop = window.view(0, PAGE), threading.Event()
+    seen: set[int] = set()
+
+    def look() -> None:
+        while not stop.is_set():
+            seen.update(view[:100])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for number in range(500):
+        window.replace(file, 0, 0, (1 + number % 3) * PAGE, writable=True)
+    stop.set()
+    thread.join()
+    assert seen == {ord("a")}
+
+
 def test_what_cannot_be_mapped(window: Window) -> None:
     ends = os.pipe()
     assert refused(lambda: window.map(ends[0], 0, 0, PAGE, writable=False)) in (errno.ENODEV, errno.EACCES)
@@ -155,7 +195,7 @@ class Asker:
     """A back-end's end of the channel."""
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(10)
+        sock.settimeout(60)
         self.socket = sock
 
     def ask(self, request: int, payload: bytes, fds: tuple[int, ...] = ()) -> int:
@@ -189,7 +229,7 @@ def asker(window: Window) -> Iterator[Asker]:
         yield Asker(theirs)
         channel.close()
         channel.close()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert not leaked(before)
 
 
@@ -207,6 +247,18 @@ def test_requests(asker: Asker, window: Window, file: int) -> None:
     assert bytes(window.view(PAGE, 2 * PAGE)) == b"a" * PAGE + bytes(PAGE)
     assert asker.ask(UNMAP, mapping(PAGE)) == 0
     assert asker.ask(UNMAP, mapping(PAGE)) == errno.EINVAL
+
+
+def test_a_mapping_replaces_others_where_that_was_agreed_on(window: Window, file: int) -> None:
+    ours, theirs = socket.socketpair()
+    channel = WindowChannel(ours, window, replaces=True)
+    with theirs:
+        asker = Asker(theirs)
+        assert asker.ask(MAP, mapping(0, 3 * PAGE), (file,)) == 0
+        assert asker.ask(MAP, mapping(0, PAGE, file_offset=2 * PAGE), (file,)) == 0
+        assert [window.view(page * PAGE, 1)[0] for page in range(3)] == list(b"cbc")
+        assert asker.ask(UNMAP, mapping(PAGE, 2 * PAGE)) == 0
+        channel.close()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +298,7 @@ def test_a_backend_that_does_not_read_its_answers(window: Window) -> None:
     ours, theirs = socket.socketpair()
     channel = WindowChannel(ours, window)
     with theirs:
-        theirs.settimeout(10)
+        theirs.settimeout(60)
         request = struct.pack("=III", UNMAP, 1 | HeaderFlag.NEED_REPLY, 40) + mapping()
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             while True:

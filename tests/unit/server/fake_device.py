@@ -58,7 +58,7 @@ class FakeDevice:
                 return
         raise KeyError(f"no region at {guest_addr:#x}")
 
-    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False) -> None:
+    def set_backend_channel(self, fd: int | None, *, shared_objects: bool = False, replaces: bool = False) -> None:
         if fd is not None and self.refuse is not None:
             _close(fd)
             raise self.refuse("no")

@@ -48,10 +48,10 @@ class Bench:
         self.memory.start()
         self.connect()
 
-    def connect(self, *, shared_objects: bool = False) -> None:
+    def connect(self, *, shared_objects: bool = False, replaces: bool = False) -> None:
         ours, theirs = socket.socketpair()
         self.front_end = Connection(theirs)
-        self.memory.connect(ours.detach(), shared_objects=shared_objects)
+        self.memory.connect(ours.detach(), shared_objects=shared_objects, replaces=replaces)
 
     def map(self, page: int = 0, name: str = "map", *, length: int = PAGE, file_offset: int = 0) -> None:
         self.memory.map(
@@ -387,6 +387,24 @@ def test_what_replaces_is_not_held_back(bench: Bench) -> None:
     bench.map(0)
     bench.map(IN_FLIGHT)
     assert bench.asked() == [(MAP, page) for page in range(IN_FLIGHT - 1)] + [(UNMAP, 0), (MAP, 0)]
+
+
+def test_a_front_end_that_replaces_is_not_asked_to_take_away_first(bench: Bench) -> None:
+    bench.connect(replaces=True)
+    bench.map(0, "old", length=8 * PAGE)
+    bench.answer(MAP)
+    bench.memory.unmap(0, 8 * PAGE, lambda error: bench.told.append(("gone", error)), replaced=True)
+    bench.map(0, "file", length=2 * PAGE)
+    bench.map(2, "trash", length=3 * PAGE)
+    assert ("gone", 0) not in bench.told, "never before it returns"
+    assert bench.asked() == [(MAP, 0), (MAP, 0), (MAP, 2)]
+    bench.answer(MAP)
+    bench.answer(MAP)
+    assert set(bench.told) == {("old", 0), ("gone", 0), ("file", 0), ("trash", 0)}
+    bench.told.clear()
+    bench.memory.reset()
+    bench.turn()
+    assert sorted(bench.asked()) == [(UNMAP, 0), (UNMAP, 2), (UNMAP, 5)], "and what is left of the old one"
 
 
 def test_reset_while_something_is_replaced(bench: Bench) -> None:
