@@ -11,18 +11,18 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
 from coherence.dax.windows import CHUNK
 from coherence.log import get_logger
+from server.dax.mapping import Mapping, Opened
 from server.dax.steps import Call, Line, Steps, run, together
 from server.operations.request import Parked, error
 
 log = get_logger(__name__)
 
-PAGE: Final = 4096
 MOST_PIECES: Final = 8
 """In which a mapping is restored; QEMU has room for a few hundred in all."""
 LOOK_AGAIN_SECONDS: Final = 0.05
@@ -84,60 +84,6 @@ class Files(Protocol):
 
     def wake(self) -> None:
         """Look at parked requests again."""
-
-
-@dataclass(slots=True, eq=False)
-class Mapping:
-    """One mapping of the guest.
-
-    Attributes:
-        place, length: in the window, bytes.
-        nodeid, device, inode, offset: what is there.
-        writable: whether the guest stores into it.
-        kept: how many bytes of it are of the file, the rest is trash.
-        pieces: places and lengths as the front-end has them, the file's before those of trash.
-        upgrading: whether the allocator is being told that the guest stores into it.
-        refused: why the front-end has not made some piece of it, an errno; ECONNRESET after a reset.
-    """
-
-    place: int
-    length: int
-    nodeid: int
-    device: int
-    inode: int
-    offset: int
-    writable: bool
-    kept: int
-    pieces: list[tuple[int, int]] = field(default_factory=list)
-    upgrading: bool = False
-    refused: int = 0
-
-    @property
-    def file(self) -> tuple[int, int]:
-        """Device and inode number."""
-        return self.device, self.inode
-
-    def same_as(self, other: Mapping) -> bool:
-        """Whether it is the same part of the same file at the same place."""
-        mine, theirs = (self.place, self.length, self.offset), (other.place, other.length, other.offset)
-        return mine == theirs and self.nodeid == other.nodeid and self.file == other.file
-
-    def overlaps(self, place: int, length: int) -> bool:
-        """Whether it is in this part of the window."""
-        return self.place < place + length and place < self.place + self.length
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A file that is mapped: a descriptor of it, and the one that is mapped."""
-
-    fd: int
-    view: int
-
-    def close(self) -> None:
-        """Close both."""
-        os.close(self.fd)
-        os.close(self.view)
 
 
 class Window:
@@ -339,7 +285,7 @@ class Window:
         if size < self._files.reached(mapping.nodeid):
             # The guest does not know yet that there is less of it.
             self._files.withdrawn_beyond(mapping.nodeid, size)
-            mapping.kept = _kept(mapping, size)
+            mapping.kept = mapping.pages_of(size)
         yield from self._change({mapping: mapping.kept})
         if mapping.refused:
             yield from self._unmap([mapping])
@@ -440,7 +386,7 @@ class Window:
         there = [mapping for mapping in self._of_file(file) if size < self._files.reached(mapping.nodeid)]
         for mapping in there:
             self._files.withdrawn_beyond(mapping.nodeid, size)
-        kept = {mapping: _kept(mapping, size) for mapping in there}
+        kept = {mapping: mapping.pages_of(size) for mapping in there}
         yield from self._change({mapping: kept[mapping] for mapping in there if kept[mapping] < mapping.kept})
 
     def _of_file(self, file: tuple[int, int]) -> list[Mapping]:
@@ -451,7 +397,7 @@ class Window:
         # No more than that where the guest may know of more from before: the next look at the size would cut it off
         # again, and while that is done the guest has nothing there. But not in ever smaller pieces.
         whole = size >= self._files.reached(nodeid) or any(len(mapping.pieces) > MOST_PIECES for mapping in there)
-        kept = {mapping: mapping.length if whole else _kept(mapping, size) for mapping in there}
+        kept = {mapping: mapping.length if whole else mapping.pages_of(size) for mapping in there}
         yield from self._change({mapping: kept[mapping] for mapping in there if mapping.kept < kept[mapping]})
         if session == self._session:
             self._restoring.discard(nodeid)
@@ -473,7 +419,7 @@ class Window:
         view = self._opened[mapping.file].view
         # Pieces that stay as they are; not ever smaller ones.
         staying = sum(place + length <= mapping.place + min(mapping.kept, kept) for place, length in mapping.pieces)
-        staying = 0 if staying > MOST_PIECES else staying
+        staying = 0 if staying > MOST_PIECES or mapping.refused else staying
         old, mapping.pieces = mapping.pieces[staying:], mapping.pieces[:staying]
         start = sum(length for _, length in mapping.pieces)
         mapping.kept, mapping.refused = kept, 0
@@ -498,8 +444,3 @@ class Window:
             done(problem)
 
         self._front_end.map(fd, offset, place, length, True, answered)
-
-
-def _kept(mapping: Mapping, size: int) -> int:
-    """How many bytes of a mapping are pages that a file of this size has."""
-    return min(max(-(-size // PAGE) * PAGE - mapping.offset, 0), mapping.length)
