@@ -13,7 +13,7 @@ from tests.lab import assets
 from tests.lab.paths import LabError
 from tests.lab.process import Process
 
-READY_TIMEOUT = 10.0
+READY_TIMEOUT = 60.0
 """Seconds until a backend must listen."""
 
 

@@ -28,7 +28,7 @@ from tests.lab.paths import LabError
 KINDS = {"qemu": qemu.start, "qemu-dax": qemu.start_dax, "uml": uml.start}
 BOOT_TIMEOUT = 90.0
 """Seconds; a boot takes 1 to 3, but several guests may boot at once on a loaded machine without KVM."""
-KILL_GRACE = 10.0
+KILL_GRACE = 60.0
 """Seconds that a guest has to end a command that was killed for its time limit."""
 
 
@@ -76,7 +76,7 @@ class Guest:
         """What the guest wrote to its console so far."""
         return self._console.read_text(errors="replace")
 
-    def run(self, command: str, *, timeout: float = 30, stdin: bytes = b"") -> Result:
+    def run(self, command: str, *, timeout: float = 60, stdin: bytes = b"") -> Result:
         """Run a shell command in the guest.
 
         Args:
@@ -101,7 +101,7 @@ class Guest:
             raise TimeoutError(f"{command!r} took more than {timeout} s; it wrote {bytes(output[-2000:])!r}") from None
         return Result(os.waitstatus_to_exitcode(status), bytes(output))
 
-    def check(self, command: str, *, timeout: float = 30, stdin: bytes = b"") -> bytes:
+    def check(self, command: str, *, timeout: float = 60, stdin: bytes = b"") -> bytes:
         """Run a command that must succeed and return its output; GuestError with the output otherwise."""
         result = self.run(command, timeout=timeout, stdin=stdin)
         if result.status != 0:

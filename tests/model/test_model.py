@@ -63,7 +63,7 @@ def name(model: str, macros: tuple[str, ...]) -> str:
 
 
 def _run(command: list[str], directory: Path) -> str:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=290)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     return output

@@ -27,8 +27,8 @@ def test_commands(kind: str) -> None:
         begin = time.monotonic()
         with pytest.raises(TimeoutError, match=r"(?s)took more than 0\.5 s; it wrote b'begun"):
             vm.run("echo begun; sleep 1000", timeout=0.5)
-        assert time.monotonic() - begin < 30
-        assert vm.check("sleep 1000 & echo not waited for", timeout=20) == b"not waited for\n"
+        assert time.monotonic() - begin < 60
+        assert vm.check("sleep 1000 & echo not waited for", timeout=60) == b"not waited for\n"
         vm.reboot()
         assert vm.run("ls /tmp/data").status != 0
         pid = vm.pid

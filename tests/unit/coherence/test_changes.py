@@ -51,7 +51,7 @@ class Client:
 
     async def next(self) -> Changes:
         """The next message; waits for it."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for message in self.told():
                     return message

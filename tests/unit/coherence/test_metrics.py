@@ -150,7 +150,7 @@ def with_server(test: Callable[[Scraped], Awaitable[None]]) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
         scraped = Scraped()
         serving = asyncio.create_task(scraped.server.run())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await test(scraped)
         assert not serving.done()
         serving.cancel()

@@ -15,7 +15,7 @@ from coherence.watch.inotify import InotifyWatch
 CHANGES_OFFSET = 72
 PAGE = 4096
 EMPTY = bytes(PAGE)
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 def slots_above(table_path: Path, stamp: int) -> set[int]:

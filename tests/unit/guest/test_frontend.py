@@ -34,7 +34,7 @@ from server.vhost_user.messages import (
 from tests.unit.server.fake_device import FakeDevice, leaked, open_fds
 
 MEMORY = 1 << 20
-WAIT = 10.0
+WAIT = 60.0
 
 
 class Backend:
@@ -291,7 +291,7 @@ def test_something_else_listens(tmp_path: Path, answers: bytes, text: str) -> No
     thread = threading.Thread(target=answer)
     thread.start()
     with pytest.raises(UserError, match=text) as caught:
-        FrontEnd(tmp_path / "other.sock", MEMORY, timeout=5)
+        FrontEnd(tmp_path / "other.sock", MEMORY, timeout=WAIT)
     assert "\n" not in str(caught.value)
     thread.join(WAIT)
     listener.close()

@@ -18,6 +18,8 @@ from guest.vhost_user import FrontEnd, QueueDoorbells
 from tests.unit.guest.device import Chain, Device
 
 SLOTS = 2
+WAIT = 60.0
+"""Seconds after which something counts as hanging."""
 
 
 class FakeFrontEnd:
@@ -91,7 +93,7 @@ def front_end() -> Iterator[FakeFrontEnd]:
     fake.close()
 
 
-def queue_on(front_end: FakeFrontEnd, timeout: float = 5.0) -> Queue:
+def queue_on(front_end: FakeFrontEnd, timeout: float = WAIT) -> Queue:
     """A queue of the connection."""
     return Queue(cast(FrontEnd, front_end), 1, front_end.ring, timeout)
 
@@ -128,6 +130,7 @@ def test_a_late_reply_is_nobody_elses(front_end: FakeFrontEnd) -> None:
     assert raised.value.errno == errno.ETIMEDOUT
     late = front_end.device.take()
     front_end.device.answer(late, b"too late")
+    queue._timeout = WAIT
     front_end.serve(lambda chain: front_end.device.answer(chain, chain.request))
     for number in range(4 * SLOTS):
         assert queue.exchange(b"%d" % number, b"", b"", 100) == b"%d" % number
@@ -156,7 +159,7 @@ def test_requests_in_flight_and_later_ones_fail_when_the_device_dies(front_end: 
         thread.start()
     front_end.die()
     for thread in threads:
-        thread.join(5)
+        thread.join(WAIT)
     assert errors == (SLOTS + 2) * [errno.ENOTCONN]
     with pytest.raises(OSError, match="gone"):
         queue.exchange(b"x", b"", b"", 100)
@@ -200,6 +203,6 @@ def test_closing_wakes_those_who_wait(front_end: FakeFrontEnd) -> None:
         threading.Event().wait(0.001)
     queue.fail(errno.ENOTCONN, "closed")
     for thread in threads:
-        thread.join(5)
+        thread.join(WAIT)
     assert errors == 2 * [errno.ENOTCONN]
     queue.stop()

@@ -24,14 +24,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
     accel.choose.cache_clear()
     for child in accel._stuck:
-        child.wait(5)
+        child.wait(60)
     accel._stuck.clear()
 
 
 def test_probe_that_hangs_is_left_after_the_time_limit() -> None:
     begin = time.monotonic()
     assert accel.probe([sys.executable, "-c", HANGS], timeout=0.3) is False
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
     assert len(accel._stuck) == 1
 
 
@@ -44,7 +44,7 @@ QUITS = "import sys; sys.exit(0 if sys.stdin.readline() == 'quit\\n' else 1)"
     ids=["fine", "refused", "aborts"],
 )
 def test_probe_tells_by_the_exit_status(program: str, works: bool) -> None:
-    assert accel.probe([sys.executable, "-c", program]) is works
+    assert accel.probe([sys.executable, "-c", program], timeout=60) is works
 
 
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="no QEMU: python -m tests.lab.setup")
@@ -54,7 +54,7 @@ def test_probe_tells_by_the_exit_status(program: str, works: bool) -> None:
 def test_qemu_of_the_probe_ends_when_it_is_told(options: list[str], works: bool) -> None:
     """The probe's own command line, but without KVM."""
     rest = accel._PROBE[1 + len(accel._KVM) :]
-    assert accel.probe(["qemu-system-x86_64", "-accel", *options, *rest], timeout=30) is works
+    assert accel.probe(["qemu-system-x86_64", "-accel", *options, *rest], timeout=60) is works
 
 
 @pytest.mark.parametrize(("works", "name"), [(True, "kvm"), (False, "tcg")])

@@ -37,7 +37,7 @@ def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Peer, Peer]]:
     thread.start()
     with front, back:
         yield Peer(front), Peer(back)
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from tests.unit.server.leased import LEASE_MAX, LeaseDomain, lease_domain
 from tests.unit.server.share import Share
 
-OLD_SHARES = 150
+OLD_SHARES = 200
+"""Made at a time."""
 
 
 @pytest.fixture
@@ -40,9 +42,13 @@ def fails() -> Callable[[int], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def old_shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
-    """Directories with the same content, old enough for the longest leases on all of it."""
-    pool = tmp_path_factory.mktemp("old")
+def old_shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Any number of directories with the same content, old enough for the longest leases on all of it."""
+    return chain.from_iterable(old_ones(tmp_path_factory.mktemp("old")) for _ in count())
+
+
+def old_ones(pool: Path) -> list[Path]:
+    """Some of them, in a new directory."""
     for number in range(OLD_SHARES):
         share = pool / str(number)
         (share / "d").mkdir(parents=True)
@@ -55,7 +61,7 @@ def old_shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Pa
     end = time.time() + 4 * LEASE_MAX + 0.1
     while (left := end - time.time()) > 0:
         time.sleep(left)
-    yield iter(sorted(pool.iterdir()))
+    return sorted(pool.iterdir())
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ class RawGuest:
         self.serve()
         return pending
 
-    def wait(self, what: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait(self, what: Callable[[], bool], seconds: float = 60.0) -> None:
         """Serve until something is so."""
         end = time.monotonic() + seconds
         while not what():

@@ -21,6 +21,7 @@ from server.fuse.protocol import (
 )
 from tests.unit.server.leased import (
     LONGEST,
+    MS,
     LeaseDomain,
     attr_valid,
     change,
@@ -33,6 +34,22 @@ from tests.unit.server.leased import (
 from tests.unit.server.raw_guest import RawGuest
 
 MODE = set_attributes(FattrFlag.MODE, mode=0o600)
+SLOW_MARGIN, SLOW_LONGEST, SLOW_YOUNG = 0.3, 500 * MS, 1_240 * MS
+"""Of a guest for which things are young for longer than a busy machine lets a test wait in its middle: the margin,
+seconds; the longest lease; the age before which there is none: a quarter of it is the least lease, which is 10 ms for
+the guest and the margin."""
+
+
+def entries_of(reply: bytes) -> dict[str, EntryOut]:
+    """The entries in the answer to a READDIRPLUS."""
+    entries, at = {}, 0
+    while at < len(reply):
+        out = EntryOut._make(ENTRY_OUT.unpack_from(reply, at))
+        _, _, length, _ = DIRENT.unpack_from(reply, at + ENTRY_OUT_SIZE)
+        name = at + ENTRY_OUT_SIZE + DIRENT.size
+        entries[reply[name : name + length].decode()] = out
+        at += direntplus_size(length)
+    return entries
 
 
 def plus(guest: RawGuest, nodeid: int) -> dict[str, EntryOut]:
@@ -42,14 +59,7 @@ def plus(guest: RawGuest, nodeid: int) -> dict[str, EntryOut]:
     fh, _, _ = OPEN_OUT.unpack(reply)
     error, reply = guest.request(Opcode.READDIRPLUS, nodeid, READ_IN.pack(fh, 0, 4000, 0, 0, 0))
     assert error == 0
-    entries, at = {}, 0
-    while at < len(reply):
-        out = EntryOut._make(ENTRY_OUT.unpack_from(reply, at))
-        _, _, length, _ = DIRENT.unpack_from(reply, at + ENTRY_OUT_SIZE)
-        name = at + ENTRY_OUT_SIZE + DIRENT.size
-        entries[reply[name : name + length].decode()] = out
-        at += direntplus_size(length)
-    return entries
+    return entries_of(reply)
 
 
 def test_what_is_old_enough_has_the_longest_lease_less_the_margin(domain: LeaseDomain) -> None:
@@ -70,15 +80,14 @@ def test_else_it_is_a_quarter_of_the_age(domain: LeaseDomain) -> None:
 
 
 def test_the_young_have_none_until_they_are_older(domain: LeaseDomain) -> None:
-    with domain.guest() as guest:
+    with domain.guest(lease_margin=SLOW_MARGIN) as guest:
         path = domain.share / "d/new"
         path.write_bytes(b"")
         parent = find(guest, "d")
         out, _ = look_up(guest, parent, "new")
         assert entry_valid(out) == attr_valid(out) == 0
         guest.wait(lambda: attr_valid(look_up(guest, parent, "new")[0]) > 0)
-        # A quarter of this is the least lease, 30 ms: 10 for the guest, and the margin.
-        assert time.time_ns() - path.stat().st_ctime_ns >= 120_000_000
+        assert time.time_ns() - path.stat().st_ctime_ns >= SLOW_YOUNG
 
 
 def test_no_leases_where_lease_max_is_zero_or_hardly_more_than_the_margin(domain: LeaseDomain) -> None:
@@ -90,16 +99,16 @@ def test_no_leases_where_lease_max_is_zero_or_hardly_more_than_the_margin(domain
 
 
 def test_a_name_that_does_not_exist(domain: LeaseDomain) -> None:
-    with domain.guest() as guest:
+    with domain.guest(lease_margin=SLOW_MARGIN) as guest:
         out, _ = look_up(guest, find(guest, "d"), "missing")
-        assert (out.nodeid, entry_valid(out)) == (0, LONGEST)
+        assert (out.nodeid, entry_valid(out)) == (0, SLOW_LONGEST)
         # In a directory that has just been changed such names are not old enough.
         (domain.share / "e/new").touch()
         assert guest.request(Opcode.LOOKUP, find(guest, "e"), b"missing\0") == (errno.ENOENT, b"")
 
 
 def test_the_last_change_of_a_name_counts_whatever_the_times_say(domain: LeaseDomain) -> None:
-    with domain.guest() as guest, domain.guest() as other:
+    with domain.guest(lease_margin=SLOW_MARGIN) as guest, domain.guest() as other:
         parent, changed = find(guest, "d"), find(other, "d")
         change(other, Opcode.MKDIR, changed, MKDIR_IN.pack(0o755, 0) + b"new\0")
         change(other, Opcode.RMDIR, changed, b"new\0")
@@ -110,7 +119,7 @@ def test_the_last_change_of_a_name_counts_whatever_the_times_say(domain: LeaseDo
 
 
 def test_no_lease_right_after_a_change_by_anybody(domain: LeaseDomain) -> None:
-    with domain.guest() as guest, domain.guest() as other:
+    with domain.guest(lease_margin=SLOW_MARGIN) as guest, domain.guest() as other:
         nodeid = find(guest, "d/f")
         for changer in (guest, other):
             change(changer, Opcode.SETATTR, find(changer, "d/f"), MODE)
@@ -118,12 +127,12 @@ def test_no_lease_right_after_a_change_by_anybody(domain: LeaseDomain) -> None:
 
 
 def test_a_listing_with_attributes_gives_leases_on_all_of_it(domain: LeaseDomain) -> None:
-    with domain.guest() as guest, domain.guest() as other:
+    with domain.guest(lease_margin=SLOW_MARGIN) as guest, domain.guest() as other:
         (domain.share / "d/young").touch()
         entries = plus(guest, find(guest, "d"))
         assert set(entries) == {".", "..", "f", "g", "young"}
         for name in ("f", "g"):
-            assert entry_valid(entries[name]) == attr_valid(entries[name]) == LONGEST
+            assert entry_valid(entries[name]) == attr_valid(entries[name]) == SLOW_LONGEST
         for name in (".", "..", "young"):
             assert entry_valid(entries[name]) == attr_valid(entries[name]) == 0
         pending = other.post(Opcode.SETATTR, find(other, "d/g"), MODE)

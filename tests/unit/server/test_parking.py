@@ -171,7 +171,7 @@ def test_a_guest_that_asks_all_the_time_does_not_keep_a_change_from_being_made(d
 
         other.wait(asked_meanwhile)
         # One lease, and what a loaded machine takes to come round.
-        assert time.monotonic() - began < LEASE_MAX + 5
+        assert time.monotonic() - began < LEASE_MAX + 30
 
 
 def test_a_change_that_only_meets_a_lock_closes_nothing(domain: LeaseDomain) -> None:
