@@ -286,6 +286,12 @@ cdef class FileSystem:
         cdef inode_t *inode = self.inodes.get(nodeid)
         return 0 if inode == NULL else inode.reached
 
+    def told_again(self, nodeid: int, size: int) -> None:
+        """The guest was told sizes so often since it knew of a larger one that it goes by this one."""
+        cdef inode_t *inode = self.inodes.get(nodeid)
+        if inode != NULL:
+            inode.reached = size
+
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
         """What the guest has mapped of a file beyond this size, too, is not the file any more; None: all is again."""
         cdef inode_t *inode = self.inodes.get(nodeid)

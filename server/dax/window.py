@@ -82,6 +82,9 @@ class Files(Protocol):
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
         """Note that what the guest maps of a file beyond this size is trash; None: nothing is."""
 
+    def told_again(self, nodeid: int, size: int) -> None:
+        """The guest was told sizes so often since it knew of a larger one that it goes by this one."""
+
     def wake(self) -> None:
         """Look at parked requests again."""
 
@@ -395,8 +398,11 @@ class Window:
     def _restore(self, nodeid: int, size: int, session: int) -> Steps:
         there = [mapping for mapping in self._mappings.values() if mapping.nodeid == nodeid]
         # No more than that where the guest may know of more from before: the next look at the size would cut it off
-        # again, and while that is done the guest has nothing there. But not in ever smaller pieces.
-        whole = size >= self._files.reached(nodeid) or any(len(mapping.pieces) > MOST_PIECES for mapping in there)
+        # again, and while that is done the guest has nothing there. But not in ever smaller pieces: each is a size that
+        # the guest was told.
+        if any(len(mapping.pieces) > MOST_PIECES for mapping in there):
+            self._files.told_again(nodeid, size)
+        whole = size >= self._files.reached(nodeid)
         kept = {mapping: mapping.length if whole else mapping.pages_of(size) for mapping in there}
         yield from self._change({mapping: kept[mapping] for mapping in there if mapping.kept < kept[mapping]})
         if session == self._session:
