@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,6 +130,35 @@ def test_truncation_by_another_guest_kills_nobody(guests: tuple[Guest, Guest], p
         for view in views:
             view.release()
     assert path.read_bytes()[8192:CHUNK] == bytes(CHUNK - 8192)
+
+
+def test_what_is_before_the_new_end_is_there_all_the_time(guests: tuple[Guest, Guest], path: Path) -> None:
+    """Also while another guest cuts off the same chunk: this front-end replaces what is mapped in one step."""
+    first, second = guests
+    os.truncate(path, CHUNK)
+    with first.open("/f", os.O_RDWR) as one, second.open("/f", os.O_RDWR) as other:
+        view, stop = one.mmap(CHUNK), threading.Event()
+        seen: set[int] = set()
+        stores = 0
+
+        def look() -> None:
+            nonlocal stores
+            while not stop.is_set():
+                seen.add(view[0])
+                stores += 1
+                view[1] = (view[1] + 1) % 256
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        for size in (5000, CHUNK // 2, 4096, CHUNK - 1) * 3:
+            other.truncate(size)
+            other.truncate(CHUNK)
+            assert one.stat().st_size == CHUNK
+        stop.set()
+        thread.join()
+        assert seen == {ord("h")}
+        assert path.read_bytes()[1] == (ord("e") + stores) % 256, "no store is lost"
+        view.release()
 
 
 def test_a_file_larger_than_the_window(guests: tuple[Guest, Guest], path: Path) -> None:
