@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from coherence.errors import UserError
 from coherence.places import Places
@@ -60,6 +61,14 @@ class Demo:
         return Stage(title, *guests, Host(self.share), lambda: self._requests(name))
 
     def _requests(self, name: str) -> int:
+        """How many requests a backend has served, once it answers as soon as coherenced wants it to."""
+        counters = None
+        while counters is None:
+            backend = next(b for b in self._backends() if b["guest"] == name)
+            counters = backend["counters"]
+        return int(counters["requests"])
+
+    def _backends(self) -> list[dict[str, Any]]:
         status = subprocess.run(
             [
                 backends.console_script("coherencectl"),
@@ -71,8 +80,8 @@ class Demo:
             check=True,
             capture_output=True,
         )
-        backend = next(b for b in json.loads(status.stdout)["backends"] if b["guest"] == name)
-        return int(backend["counters"]["requests"])
+        shown: list[dict[str, Any]] = json.loads(status.stdout)["backends"]
+        return shown
 
 
 def stock_stages(demo: Demo, stack: ExitStack) -> list[Stage]:

@@ -19,7 +19,9 @@ from coherence.control.client import Report, fetch_status
 from coherence.places import Places
 from coherence.table import Table
 
-SECONDS = 40.0
+SECONDS = 60.0
+SLOTS = 1 << 20
+"""So many that no two of the few that a test uses are the same by chance."""
 
 
 def eventually(what: Callable[[], bool]) -> None:
@@ -89,7 +91,7 @@ class Coherenced:
 
     def spawn(self, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a daemon without waiting for it; the caller ends it."""
-        command = [sys.executable, "-m", "coherence.daemon", "--table", self.places.name, "--slots", "1024"]
+        command = [sys.executable, "-m", "coherence.daemon", "--table", self.places.name, "--slots", str(SLOTS)]
         command += ["--socket", str(self.socket), "--log-level", "info", *flags]
         return subprocess.Popen(
             command,
@@ -117,9 +119,25 @@ class Coherenced:
         """Everything that the daemons of this object have logged."""
         return self._log_path.read_text()
 
+    def mounts(self) -> int:
+        """How often it has given up everything as anybody on this machine has mounted or unmounted something."""
+        return self.log().count("was mounted or unmounted")
+
     def status(self) -> Report:
         """As coherencectl sees it."""
         return fetch_status(self.socket)
+
+    def counters(self, guest: str) -> dict[str, int]:
+        """What the backend of a guest has counted; waits until it has answered as soon as the daemon wants it to."""
+        found: list[dict[str, int]] = []
+
+        def answered() -> bool:
+            backends = [backend for backend in self.status().backends if backend.guest == guest]
+            found[:] = [backend.counters for backend in backends if backend.counters is not None]
+            return bool(found)
+
+        eventually(answered)
+        return found[0]
 
     @contextlib.contextmanager
     def table(self) -> Iterator[Table]:

@@ -118,8 +118,7 @@ def daemon(tmp_path: Path, kind: str) -> Iterator[Coherenced]:
     if kind == "fanotify" and os.geteuid() != 0:
         pytest.skip("fanotify needs root: run this as root")
     with Coherenced(tmp_path) as daemon:
-        # Few slots would let names of the test share slots.
-        daemon.start("--slots", "1048576", "--watch", kind)
+        daemon.start("--watch", kind)
         yield daemon
 
 
@@ -345,24 +344,29 @@ def test_top_shows_who_writes(daemon: Coherenced, guests: list[Guest]) -> None:
     worker.start()
     try:
         with Ctl(daemon, "top", "--json", "--interval", "0.2") as top, Ctl(daemon, "top", "--once") as once:
-            eventually(lambda: len(top.lines) >= 2)
+            # On a busy machine a guest may do nothing for so long, or its backend not answer.
+            eventually(lambda: any(map(shows_who_writes, list(top.lines))))
             assert once.end() == 0
             assert top.end(signal.SIGINT) == 0
             assert top.complaint() == ""
     finally:
         done.set()
         worker.join()
-    view = json.loads(top.lines[-1])
-    assert view["domain"]["bumps_per_second"] > 0
-    assert view["domain"]["watches"] == 2
-    first, second = view["guests"]
-    assert (first["guest"], first["kind"], first["cache"]) == ("red", "aware", "shared")
-    assert first["changes_per_second"] > 0
-    assert (second["guest"], second["changes_per_second"]) == ("blue", 0)
-    # Each change of red makes blue ask again.
-    assert second["requests_per_second"] > 0
     assert tuple(once.lines[4].split()) == COLUMNS
-    assert once.lines[5].split()[:3] == ["red", "shared", "aware"]
+    assert {line.split()[0] for line in once.lines[5:]} == {"red", "blue"}
+
+
+def shows_who_writes(line: str) -> bool:
+    """Whether red changes things, so that blue asks again each time."""
+    view = json.loads(line)
+    assert view["domain"]["watches"] == 2
+    red, blue = view["guests"]
+    if not red["changes_per_second"] or not blue["requests_per_second"]:
+        return False
+    assert view["domain"]["bumps_per_second"] > 0
+    assert (red["guest"], red["kind"], red["cache"]) == ("red", "aware", "shared")
+    assert (blue["guest"], blue["changes_per_second"]) == ("blue", 0)
+    return True
 
 
 def test_top_on_a_terminal(daemon: Coherenced, member: Member) -> None:

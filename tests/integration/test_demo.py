@@ -56,7 +56,7 @@ def check_coherent(outcomes: dict[str, str]) -> None:
 
 
 def test_embedded_guests() -> None:
-    stages = account("--embedded", timeout=110)
+    stages = account("--embedded", timeout=280)
     assert [title.split()[0] for title, _ in stages] == MODES
     outcomes = {title.split()[0]: seen for title, seen in stages}
     assert outcomes["always"][QUIET] == "0 requests"

@@ -145,7 +145,7 @@ def test_a_member_of_a_domain(share: Path, tmp_path: Path) -> None:
             assert guest.stat("file").st_size == 7
             (member,) = coherenced.status().backends
             assert (member.guest, member.cache) == ("web", "shared")
-            assert member.counters is not None
-            assert member.counters["aware"] == 1
-            assert member.counters["requests"] > 0
+            counters = coherenced.counters("web")
+            assert counters["aware"] == 1
+            assert counters["requests"] > 0
         eventually(lambda: not coherenced.status().backends)

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from guest.guest import Guest
 from server.fuse.protocol import Opcode
-from tests.integration.coherenced_process import Coherenced, eventually
+from tests.integration.coherenced_process import SECONDS, Coherenced, eventually
 from tests.lab.backends import listens
 
 
@@ -94,7 +94,7 @@ class Backend:
         """What it wrote, all its lives long."""
         return self._log_path.read_text()
 
-    def connect(self, *, aware: bool = True, timeout: float = 10.0, request_queues: int = 1) -> Guest:
+    def connect(self, *, aware: bool = True, timeout: float = SECONDS, request_queues: int = 1) -> Guest:
         """A guest on it; `aware`: with the daemon's table, if there is a daemon."""
         table = self._daemon.places.table if aware and self._daemon is not None else None
         return Guest.connect(self.socket, table=table, timeout=timeout, request_queues=request_queues)
