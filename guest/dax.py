@@ -60,11 +60,14 @@ class Dax:
         client: the FUSE session.
         window: the window.
         mode: which files.
+
+    Attributes:
+        window: the window.
     """
 
     def __init__(self, client: FuseClient, window: Window, mode: DaxMode) -> None:
         self._client = client
-        self._window = window
+        self.window = window
         self._mode = mode
         self._free = deque(range(0, window.size // CHUNK * CHUNK, CHUNK))
         self._chunks: dict[int, dict[int, Chunk]] = {}
@@ -86,13 +89,19 @@ class Dax:
         """Bytes of the window that are in use."""
         return len(self._recent) * CHUNK
 
+    @property
+    def chunks(self) -> list[Chunk]:
+        """What is in the window."""
+        with self._changed:
+            return list(self._recent)
+
     def read(self, node: Node, offset: int, size: int) -> bytes:
         """Load `size` bytes, which must lie within the file."""
         parts = []
         while size:
             with self._copying(node, offset // CHUNK, writable=False) as chunk:
                 start = offset % CHUNK
-                parts.append(self._window.load(chunk.place + start, min(size, CHUNK - start)))
+                parts.append(self.window.load(chunk.place + start, min(size, CHUNK - start)))
             size -= len(parts[-1])
             offset += len(parts[-1])
         return b"".join(parts)
@@ -103,7 +112,7 @@ class Dax:
             with self._copying(node, offset // CHUNK, writable=True) as chunk:
                 start = offset % CHUNK
                 part = data[: CHUNK - start]
-                self._window.store(chunk.place + start, part)
+                self.window.store(chunk.place + start, part)
             data = data[len(part) :]
             offset += len(part)
 
@@ -120,7 +129,7 @@ class Dax:
         with self._changed:
             chunk = self._chunk(node, index, writable)
             chunk.views += 1
-        piece = self._window.piece(chunk.place + start, length)
+        piece = self.window.piece(chunk.place + start, length)
         # The node is an argument to be kept: what is forgotten loses its chunks.
         weakref.finalize(piece, self._view_ended, chunk, node)
         view = memoryview(piece).cast("B")
