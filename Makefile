@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev strace spin git
 SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
-.PHONY: demo test test-long bench compare modes lint build setup lab lab-all clean help
+.PHONY: demo test test-long bench compare modes dax lint build setup lab lab-all clean help
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ compare: build lab-all ## Against Rust and C virtiofsd in real guests; writes do
 
 modes: build lab-all ## What cache=shared gains and costs in real guests; writes docs/benchmarks.md
 	$(BIN)/python -m bench.modes --write-docs
+
+dax: build lab-all ## What DAX gains and costs in real guests (QEMU 11.1); writes docs/dax.md
+	$(BIN)/python -m bench.dax --write-docs
 
 lint: build ## ruff and mypy --strict
 	$(BIN)/ruff check .

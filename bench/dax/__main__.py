@@ -28,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="how often speed is measured (default: 3)")
     parser.add_argument("--seconds", type=float, default=1, help="length of a loop (default: 1)")
     parser.add_argument(
-        "--size", type=int, default=1024, help="of the file whose memory is measured, MiB, a power of two (default: 1024)"
+        "--size",
+        type=int,
+        default=1024,
+        help="of the file whose memory is measured, MiB, a power of two (default: 1024)",
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="what, comma-separated (default: %(default)s)")
     parser.add_argument(
