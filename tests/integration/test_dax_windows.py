@@ -293,6 +293,7 @@ def test_a_daemon_that_is_killed_learns_everything_again(
     expect_log("coherenced is gone")
     # More pages than one.
     monkeypatch.setattr(client, "MAX_MAPPINGS", 7)
+    monkeypatch.setattr(client, "AWAY_SECONDS", SECONDS)
 
     async def play() -> None:
         async with guests(coherenced, "red", "blue") as (red, blue):

@@ -242,10 +242,13 @@ def test_the_floor_invalidates_everything(aware: Guest, table: Table) -> None:
 
 
 def test_a_change_between_reply_and_use_is_not_missed(aware: Guest, server: FuseServer, table: Table) -> None:
+    inodes = {slot(table, nodeid): inode for nodeid, inode in server.inodes.items()}
+    names = [table.name_slot(parent, name) for parent, inode in inodes.items() for name in inode.children]
+
     def change(opcode: Opcode, reply: bytes) -> bytes:
         if opcode in (Opcode.LOOKUP, Opcode.READ, Opcode.READDIR, Opcode.GETATTR):
-            for number in range(table.slot_count):
-                table.bump(number)
+            for each in (*inodes, *names):
+                table.bump(each)
         return reply
 
     server.spoil = change
