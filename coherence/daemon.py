@@ -17,6 +17,7 @@ from coherence.notify import Notifier
 from coherence.parser import Parser
 from coherence.service import Service
 from coherence.watch.host import Kind
+from coherence.watch.selector import FirstSelector
 
 EPILOG = """\
 One coherenced serves one version table, and so one domain: the guests, backends and host watches that must
@@ -130,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.metrics_address,
             config.dax_limits,
         ) as service:
-            asyncio.run(service.run(notifier, lambda: _reload(path, flags, config, service, notifier)))
+            first = service.watch.first
+            selector = None if first is None else FirstSelector(*first)
+            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+                runner.run(service.run(notifier, lambda: _reload(path, flags, config, service, notifier)))
     except UserError as error:
         print(f"coherenced: {error}", file=sys.stderr)
         return 1

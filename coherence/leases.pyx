@@ -91,7 +91,7 @@ cdef class Leases:
     cdef int check(self, slot) except -1:
         if self.mapping == NULL:
             raise ValueError("the lease table is closed")
-        if not 0 <= slot < self.table.slot_count:
+        if not 0 <= slot < (<Table>self.table).vt.slot_count:
             raise IndexError(f"slot {slot} of a table with {self.table.slot_count} slots")
         return 0
 

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -105,6 +106,11 @@ class FanotifyWatch:
     def devices(self) -> set[int]:
         """On which devices something is watched."""
         return self._by_device.keys() | (self._inotify.devices() if self._inotify is not None else set())
+
+    @property
+    def first(self) -> tuple[int, Callable[[], object]]:
+        """The queue, and what serves it (HostWatch)."""
+        return self._group, self.process
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read events in this loop from now on."""

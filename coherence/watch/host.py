@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,6 +29,10 @@ class HostWatch(Protocol):
     @property
     def limit(self) -> int:
         """How much can be."""
+
+    @property
+    def first(self) -> tuple[int, Callable[[], object]] | None:
+        """Its descriptor and what serves that, for a FirstSelector; an ordinary loop serves it, too, but later."""
 
     def devices(self) -> set[int]:
         """On which devices something is watched."""
@@ -54,6 +59,7 @@ class NoWatch:
     kind: Kind = "none"
     watches = 0
     limit = 0
+    first: None = None
 
     def devices(self) -> set[int]:
         """None."""

@@ -8,9 +8,9 @@ import errno
 import os
 import resource
 import stat
-import struct
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from coherence.errors import UserError
 from coherence.log import get_logger
 from coherence.watch.domain import HOST, Domain, What
 from coherence.watch.own import Member, OwnChanges
+from coherence.watch.queue import Event, Queue
 from coherence.watch.tree import Tree, Watched
 
 log = get_logger(__name__)
@@ -52,8 +53,6 @@ MOVE_SECONDS = 0.002
 REST_SECONDS = 0.004
 # Removing the watches of a backend that has gone takes time: so many between two turns of the loop.
 REMOVED_AT_ONCE = 256
-READ_BYTES = 65536
-EVENT = struct.Struct("iIII")
 # Descriptors that are left for everything but watches.
 OTHER_DESCRIPTORS = 4096
 MAX_USER_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
@@ -112,6 +111,9 @@ class InotifyWatch:
         self._fd = self._inotify.fileno()
         self._tree = Tree()
         self._own = OwnChanges(domain.leases)
+        self._queue = Queue(
+            self._fd, domain, self._tree.by_wd, self._own.holders, self._tell_of_write, lambda: self._go_on(None)
+        )
         self._members: dict[int, Member] = {}
         self._journals: dict[int, Member] = {}
         self._asked: defaultdict[int, set[Watched]] = defaultdict(set)
@@ -143,6 +145,11 @@ class InotifyWatch:
     def busy(self) -> bool:
         """Whether something that was read is not told yet."""
         return bool(self._changes or self._moving)
+
+    @property
+    def first(self) -> tuple[int, Callable[[], object]]:
+        """The queue, and what serves it (HostWatch)."""
+        return self._fd, self._queue.serve
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read events in this loop from now on."""
@@ -300,13 +307,20 @@ class InotifyWatch:
             self._read()
         self._judge()
         self._end_moves()
-        if self._loop is None:
-            return
         self._listen(not self._shared)
         if any(not change.looked_up for change in self._changes.values()):
-            self._again = self._loop.call_soon(self.process)
+            self._go_on(None)
         elif self._shared or self._changes or self._moving:
-            self._again = self._loop.call_later(REST_SECONDS, self.process)
+            self._go_on(REST_SECONDS)
+
+    def _go_on(self, seconds: float | None) -> None:
+        """Process more after this time; None: in the next turn of the loop."""
+        if self._again is not None:
+            self._again.cancel()
+        if self._loop is not None:
+            self._again = (
+                self._loop.call_soon(self.process) if seconds is None else self._loop.call_later(seconds, self.process)
+            )
 
     def _listen(self, listens: bool) -> None:
         """Be called for each event, or not."""
@@ -321,37 +335,25 @@ class InotifyWatch:
         """Read all events that there are."""
         now = time.monotonic()
         self._batch += 1
-        size = READ_BYTES
-        while size > READ_BYTES // 2:
-            try:
-                data = os.read(self._fd, READ_BYTES)
-            except BlockingIOError:
-                break
-            size = len(data)
-            self._take(data, now)
+        for event in self._queue.read(bumps=not self._changes):
+            self._position += 1
+            self._take(event, now)
         self._own.end_batch(self._batch)
 
-    def _take(self, data: bytes, now: float) -> None:
-        # inotify_simple's own parsing takes twice as long, which is felt in how late a bump comes.
-        end = 0
-        while end < len(data):
-            wd, mask, cookie, length = EVENT.unpack_from(data, end)
-            start = end + EVENT.size
-            end = start + length
-            self._position += 1
-            watched = self._tree.by_wd.get(wd)
-            if mask & Q_OVERFLOW:
-                self._overflow()
-            elif mask & IGNORED:
-                self._ignored(wd)
-            elif watched is not None:
-                if mask & UNMOUNT:
-                    self._domain.uncover()
-                else:
-                    self._note(watched, data[start:end].rstrip(b"\0"), mask, cookie, now)
-            elif wd in self._journals:
-                self._shared = True
-                self._own.mark(self._journals[wd], self._position)
+    def _take(self, event: Event, now: float) -> None:
+        watched = self._tree.by_wd.get(event.wd)
+        if event.mask & Q_OVERFLOW:
+            self._overflow()
+        elif event.mask & IGNORED:
+            self._ignored(event.wd)
+        elif watched is not None:
+            if event.mask & UNMOUNT:
+                self._domain.uncover()
+            else:
+                self._note(watched, event.name, event.mask, event.cookie, now)
+        elif event.wd in self._journals:
+            self._shared = True
+            self._own.mark(self._journals[event.wd], self._position)
 
     def _note(self, watched: Watched, name: bytes, mask: int, cookie: int, now: float) -> None:
         key = watched.wd, mask, cookie, name
@@ -468,10 +470,12 @@ class InotifyWatch:
             name_slot = self._domain.table.name_slot(change.watched.slot, change.name)
             changers = [self._own.changer(name_slot, change.position, change.batch)]
         who = HOST if changers[0] is None else changers[0].guest
-        path = change.watched.full_path()
-        if change.name:
-            path = path.rstrip(b"/") + b"/" + change.name
-        self._domain.on_change(who, WHAT[change.mask & CHANGES], path)
+        self._domain.on_change(who, WHAT[change.mask & CHANGES], change.watched.path_of(change.name))
+
+    def _tell_of_write(self, watched: Watched, name: bytes) -> None:
+        """Tell of a write on the host that was bumped when it was read."""
+        if self._domain.on_change is not None:
+            self._domain.on_change(HOST, "modify", watched.path_of(name))
 
     def _end_moves(self) -> None:
         now = time.monotonic()

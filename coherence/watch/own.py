@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 
 from coherence.errors import UserError
 from coherence.table import JOURNAL_BYTES, parse_journal
-from coherence.watch.domain import LeaseTable
+from coherence.watch.lease_table import LeaseTable
 
 UNKNOWN = 1 << 64
 
@@ -85,6 +86,11 @@ class OwnChanges:
         self._members: dict[int, Member] = {}
         self._marked: set[Member] = set()
         self._batch = 0
+
+    @property
+    def holders(self) -> KeysView[int]:
+        """Numbers of the backends that are here; always as they are now."""
+        return self._members.keys()
 
     def add(self, member: Member) -> None:
         """Tell this backend's changes apart from now on."""

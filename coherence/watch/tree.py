@@ -44,6 +44,11 @@ class Watched:
             here = here.parent
         return b"/".join([here.path.rstrip(b"/") if names else here.path, *reversed(names)])
 
+    def path_of(self, name: bytes) -> bytes:
+        """Where this name in it is; its own path where that is empty."""
+        path = self.full_path()
+        return path.rstrip(b"/") + b"/" + name if name else path
+
     def removed(self) -> bool:
         """Whether it has no name any more."""
         return os.fstat(self.fd).st_nlink == 0

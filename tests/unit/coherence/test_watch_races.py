@@ -90,6 +90,7 @@ class Race:
         """Some changes at once; returns the slots that were not bumped after the last change on the host."""
         due: list[tuple[int, int]] = []
         programs = self.schedule.programs
+        looks = self.world.watch.process, self.world.watch.first[1]
         for _ in range(self.chance.randrange(1, 4)):
             programs.append(self.guest(self.chance.choice(self.backends), self.chance.randrange(2)))
         for _ in range(self.chance.randrange(3)):
@@ -97,7 +98,7 @@ class Race:
         while programs:
             self.schedule.step()
             if self.chance.random() < 0.5:
-                self.world.watch.process()
+                self.chance.choice(looks)()
         self.world.settle()
         return [slot for slot, sequence in due if self.world.table.slot(slot) <= sequence]
 
