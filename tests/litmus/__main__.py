@@ -7,17 +7,19 @@ import itertools
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.lab.paths import CHECKOUT, LabError
 from tests.litmus.arena import stock_guests, user_space_guests
-from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, Played, perform
+from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, perform
 from tests.litmus.catalogue import GROUPS
-from tests.litmus.litmus import Litmus
+from tests.litmus.litmus import Litmus, Mode
 from tests.litmus.mapped import MAPPED_GROUPS
+from tests.litmus.records import Record, added_up, keep, load, record, told
 from tests.litmus.report import Groups, account
-from tests.litmus.side_channel import SideChannel
+from tests.litmus.side_channel import LANES, SideChannel
 
 DOCUMENT = CHECKOUT / "docs/litmus.md"
 KINDS = {
@@ -45,26 +47,25 @@ CHAPTERS = (
     Chapter("Files and names", frozenset({"user-space", "uml", "qemu"}), GROUPS),
     Chapter("Mapped files", frozenset({"qemu-dax"}), MAPPED_GROUPS),
 )
+TESTS = {test.name: test for chapter in CHAPTERS for test in chapter.tests}
 
 
 def say(line: str) -> None:
     print(f"litmus: {line}", file=sys.stderr, flush=True)
 
 
-def play(kind: str, rounds: int, seed: int, only: frozenset[str]) -> list[Played]:
+def play(
+    kind: str, rounds: int, seed: int, only: frozenset[str], modes: Collection[Mode], lanes: int
+) -> Iterator[Record]:
     """Play everything that a kind of guests can; with the host as a party a tenth of the rounds, as they wait."""
-    stock = kind != "user-space"
-    played = []
-    with stock_guests(kind, LEASE_OPTIONS) if stock else user_space_guests(LEASE_OPTIONS) as arena:
+    user_space = kind == "user-space"
+    with user_space_guests(LEASE_OPTIONS, modes) if user_space else stock_guests(kind, LEASE_OPTIONS, modes) as arena:
         for arrangement in Arrangement:
             count = rounds if arrangement is Arrangement.GUESTS else max(rounds // 10, 10)
             start = time.monotonic()
-            for one in perform(arena, arrangement, rounds=count, seed=seed, only=only):
+            for one in perform(arena, arrangement, rounds=count, seed=seed, only=only, lanes=lanes):
                 say(f"{kind}, {arrangement.value}, {one.mode}: {time.monotonic() - start:.0f} s")
-                for problem in one.problems():
-                    say(f"  {problem}")
-                played.append(one)
-    return played
+                yield record(kind, seed, one)
 
 
 def write_document(chapter: Chapter, text: str) -> None:
@@ -74,39 +75,84 @@ def write_document(chapter: Chapter, text: str) -> None:
     DOCUMENT.write_text(f"{head}{begin}\n{text}{end}{rest.split(end, 1)[1]}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.litmus", description=__doc__)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="guests, comma-separated (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=1000, help="of each test in each mode (default: %(default)s)")
-    parser.add_argument("--tests", default="", help="only these, comma-separated names")
-    parser.add_argument("--seed", type=int, help="of the random delays (default: another one each time)")
-    parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
-    options = parser.parse_args(arguments)
-    kinds, only = options.kinds.split(","), frozenset(filter(None, options.tests.split(",")))
-    if unknown := set(kinds) - set(KINDS):
-        parser.error(f"no guests {', '.join(sorted(unknown))}: use {', '.join(KINDS)}")
-    tests = [chapter.tests for chapter in CHAPTERS if not chapter.kinds.isdisjoint(kinds)]
-    if missing := only - {test.name for test in itertools.chain.from_iterable(tests)}:
-        parser.error(f"no test {', '.join(sorted(missing))} for these guests")
-    most = SideChannel.rounds // max(map(len, tests))
-    if not 0 < options.rounds <= most:
-        parser.error(f"--rounds must be 1 to {most}")
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    say(f"seed {seed}")
-    try:
-        results = {kind: play(kind, options.rounds, seed, only) for kind in kinds}
-    except LabError as error:
-        print(f"litmus: {error}", file=sys.stderr)
-        return 1
+def publish(records: Sequence[Record], write_docs: bool) -> bool:
+    """Print or write the account of all that was played; whether it was as expected."""
+    results = {
+        kind: added_up(found, TESTS) for kind in KINDS if (found := [one for one in records if one.kind == kind])
+    }
     for chapter in CHAPTERS:
-        if seen := {KINDS[kind]: played for kind, played in results.items() if kind in chapter.kinds}:
-            text = account(chapter.title, seen, chapter.groups)
-            if options.write_docs:
+        if kinds := [kind for kind in results if kind in chapter.kinds]:
+            runs = {KINDS[kind]: told([one for one in records if one.kind == kind]) for kind in kinds}
+            text = account(chapter.title, runs, {KINDS[kind]: results[kind] for kind in kinds}, chapter.groups)
+            if write_docs:
                 write_document(chapter, text)
                 say(f"wrote {DOCUMENT}")
             else:
                 print(text, end="")
-    return 1 if any(one.problems() for played in results.values() for one in played) else 0
+    problems = [problem for played in results.values() for one in played for problem in one.problems()]
+    for problem in problems:
+        say(problem)
+    return not problems
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.litmus",
+        description=__doc__,
+        epilog="Exit status: 0 all was as expected, 1 something was not, or could not be played, 2 wrong usage.",
+    )
+    parser.add_argument("--kinds", default=",".join(KINDS), help="guests, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=1000, help="of each test in each mode; 0: only tell what was kept (default 1000)"
+    )
+    parser.add_argument("--tests", default="", help="only these, comma-separated names")
+    parser.add_argument("--modes", default="", help="only these, comma-separated (default: all that the guests have)")
+    parser.add_argument(
+        "--lanes",
+        type=int,
+        default=0,
+        help="rounds at once where changes wait for leases: fewer, where many are disturbed (default: by the guests)",
+    )
+    parser.add_argument("--seed", type=int, help="of the random delays (default: another one each time)")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="add to what earlier runs kept in this file")
+    parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    kinds, only, modes = _words(options.kinds), frozenset(_words(options.tests)), _words(options.modes)
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"no guests {', '.join(sorted(unknown))}: use {', '.join(KINDS)}")
+    if unknown := set(modes) - set(Mode):
+        parser.error(f"no mode {', '.join(sorted(unknown))}: use {', '.join(Mode)}")
+    tests = [chapter.tests for chapter in CHAPTERS if not chapter.kinds.isdisjoint(kinds)]
+    if missing := only - {test.name for test in itertools.chain.from_iterable(tests)}:
+        parser.error(f"no test {', '.join(sorted(missing))} for these guests")
+    most = SideChannel.rounds // max(map(len, tests))
+    if not 0 <= options.rounds <= most:
+        parser.error(f"--rounds must be 0 to {most}")
+    if not 0 <= options.lanes <= LANES:
+        parser.error(f"--lanes must be 0 to {LANES}")
+    chosen = list(map(Mode, modes)) or list(Mode)
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    say(f"seed {seed}")
+    try:
+        records = load(options.keep, TESTS) if options.keep and options.keep.exists() else []
+        for kind in kinds if options.rounds else ():
+            for one in play(kind, options.rounds, seed, only, chosen, options.lanes):
+                records.append(one)
+                if options.keep:
+                    keep(options.keep, one)
+    except LabError as error:
+        print(f"litmus: {error}", file=sys.stderr)
+        return 1
+    return 0 if publish(records, options.write_docs) else 1
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from coherence.places import Places
 from guest.guest import Guest as UserSpaceGuest
@@ -23,11 +24,15 @@ from tests.litmus.run import Player
 from tests.litmus.side_channel import SideChannel
 from tests.litmus.user_space import UserSpace
 
-STOCK_MODES = (Mode.NONE, Mode.AUTO, Mode.ALWAYS, Mode.SHARED, Mode.MIXED)
-USER_SPACE_MODES = (*STOCK_MODES[:-1], Mode.AWARE, Mode.MIXED)
+STOCK_HOST_MODES = (Mode.NONE, Mode.AUTO, Mode.ALWAYS, Mode.SHARED)
+STOCK_MODES = (*STOCK_HOST_MODES, Mode.MIXED, Mode.APART)
+USER_SPACE_HOST_MODES = (*STOCK_HOST_MODES, Mode.AWARE)
+USER_SPACE_MODES = (*USER_SPACE_HOST_MODES, Mode.MIXED)
 DAX_MODES = (Mode.AUTO, Mode.ALWAYS, Mode.DAX)
 """Without DAX each guest has pages of its own, which shows that the tests can fail."""
 DAX_WINDOW = "64M"
+LEASE_LANES, USER_SPACE_LANES, DAX_LANES = 40, 12, 12
+"""User-space guests are threads of one Python; with DAX, what a window has places for."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Arena:
         tests: what is played here.
         modes: how the guests cache.
         host_modes: the same, with the host as a party.
+        lease_lanes: how many rounds go on at once where changes may wait for leases. So many that waiting holds nobody
+            up, and so few that a look is not late.
     """
 
     root: Path
@@ -51,18 +58,22 @@ class Arena:
     tests: tuple[Litmus, ...]
     modes: tuple[Mode, ...]
     host_modes: tuple[Mode, ...]
+    lease_lanes: int
 
 
 @contextmanager
-def stock_guests(kind: str, options: Sequence[str] = ()) -> Iterator[Arena]:
+def stock_guests(kind: str, options: Sequence[str] = (), only: Collection[Mode] = frozenset(Mode)) -> Iterator[Arena]:
     """Boot guests with a stock kernel.
 
     Args:
         kind: "qemu", "uml", or "qemu-dax", which play the tests of mapped files.
         options: more options of the backends that are in a domain.
+        only: modes, of those that such guests have.
     """
     dax = kind == "qemu-dax"
-    tests, modes, host_modes = (MAPPED, DAX_MODES, (Mode.DAX,)) if dax else (ALL, STOCK_MODES, STOCK_MODES[:-1])
+    tests = MAPPED if dax else ALL
+    modes = _chosen(DAX_MODES if dax else STOCK_MODES, only)
+    host_modes = _chosen((Mode.DAX,) if dax else STOCK_HOST_MODES, only)
     with _shared(modes, options) as shared, ExitStack() as stack:
 
         def player(number: int) -> Stock:
@@ -74,16 +85,18 @@ def stock_guests(kind: str, options: Sequence[str] = ()) -> Iterator[Arena]:
 
         with ThreadPoolExecutor() as pool:
             players = list(pool.map(player, range(1, _guests(tests) + 1)))
-        yield Arena(shared.root, shared.side, lambda mode: players, Host(shared.root), tests, modes, host_modes)
+        host, lanes = Host(shared.root), DAX_LANES if dax else LEASE_LANES
+        yield Arena(shared.root, shared.side, lambda mode: players, host, tests, modes, host_modes, lanes)
         shared.check()
 
 
 @contextmanager
-def user_space_guests(options: Sequence[str] = ()) -> Iterator[Arena]:
-    """Connect user-space guests; options as those of stock_guests."""
-    with _shared(USER_SPACE_MODES, options) as shared, ExitStack() as stack:
+def user_space_guests(options: Sequence[str] = (), only: Collection[Mode] = frozenset(Mode)) -> Iterator[Arena]:
+    """Connect user-space guests; arguments as those of stock_guests."""
+    modes, host_modes = _chosen(USER_SPACE_MODES, only), _chosen(USER_SPACE_HOST_MODES, only)
+    with _shared(modes, options) as shared, ExitStack() as stack:
         players: dict[Mode, list[UserSpace]] = {}
-        for mode in USER_SPACE_MODES:
+        for mode in modes:
             for number in range(1, _guests(ALL) + 1):
                 table = shared.table if mode.aware(number) else None
                 guest = stack.enter_context(UserSpaceGuest.connect(shared.backend(mode, number), table=table))
@@ -94,18 +107,28 @@ def user_space_guests(options: Sequence[str] = ()) -> Iterator[Arena]:
             players.__getitem__,
             Host(shared.root),
             ALL,
-            USER_SPACE_MODES,
-            USER_SPACE_MODES[:-1],
+            modes,
+            host_modes,
+            USER_SPACE_LANES,
         )
         shared.check()
+
+
+def _chosen(modes: Sequence[Mode], only: Collection[Mode]) -> tuple[Mode, ...]:
+    return tuple(mode for mode in modes if mode in only)
 
 
 def _guests(tests: Sequence[Litmus]) -> int:
     return max(len(test.parties) for test in tests)
 
 
+class _Daemon(NamedTuple):
+    table: Path
+    socket: Path
+
+
 class _Shared:
-    """The directories, a coherenced, and the backends."""
+    """The directories, a coherenced for all, in mode apart one for each guest, and the backends."""
 
     def __init__(self, folder: Path, modes: Sequence[Mode], options: Sequence[str], stack: ExitStack) -> None:
         self._folder = folder
@@ -116,10 +139,12 @@ class _Shared:
         for mode in modes:
             (self.root / mode).mkdir(parents=True)
         self.side = stack.enter_context(SideChannel())
-        places = Places(f"/vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
-        stack.callback(_remove_all, places.table)
-        self.table = places.table
-        self._daemon = stack.enter_context(backends.daemon(folder, places.name))
+        self._daemons = {0: self._start_daemon(0)}
+
+    @property
+    def table(self) -> Path:
+        """The version table of the domain."""
+        return self._daemons[0].table
 
     def backend(self, mode: Mode, number: int) -> Path:
         """Start the backend of a guest for a mode; its socket."""
@@ -127,7 +152,11 @@ class _Shared:
         folder.mkdir(exist_ok=True)
         options: list[str] = []
         if mode.in_domain:
-            options += ["--coherence", str(self.table), "--coherence-socket", str(self._daemon.socket)]
+            alone = number if mode is Mode.APART else 0
+            if alone not in self._daemons:
+                self._daemons[alone] = self._start_daemon(alone)
+            daemon = self._daemons[alone]
+            options += ["--coherence", str(daemon.table), "--coherence-socket", str(daemon.socket)]
             options += ["--guest", f"{mode}-{number}", *self._options]
         if mode is Mode.DAX:
             options += ["--dax", "always", "--dax-window", DAX_WINDOW]
@@ -135,6 +164,14 @@ class _Shared:
         backend = self._stack.enter_context(served)
         self._backends.append(backend)
         return backend.socket
+
+    def _start_daemon(self, number: int) -> _Daemon:
+        folder = self._folder / f"daemon{number}"
+        folder.mkdir()
+        places = Places(f"/vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
+        self._stack.callback(_remove_all, places.table)
+        backend = self._stack.enter_context(backends.daemon(folder, places.name))
+        return _Daemon(places.table, backend.socket)
 
     def check(self) -> None:
         """No backend has anything to complain about."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.litmus.arena import Arena
 from tests.litmus.litmus import Litmus, Mode, Shows, problems
-from tests.litmus.run import Player, Run, Seen, play, prepare
+from tests.litmus.run import Outcomes, Player, Run, Seen, play, prepare
 
 LEASE_MAX, LEASE_MARGIN = 0.5, 0.2
 """Seconds: the backends' --lease-max and --lease-margin. Shorter leases than usual, as changes wait for them; a longer
@@ -19,6 +19,8 @@ TICKS = 0.02
 """Seconds of the margin that a guest's clock takes: two ticks of 100 Hz."""
 SLACK = 1.0
 """Seconds that a loaded machine may need beyond what is promised."""
+ENOUGH = 20
+"""Rounds, of which some must prove something."""
 SETTLE = {
     Mode.NONE: 0.0,
     Mode.AUTO: 1.0 + SLACK,
@@ -28,9 +30,10 @@ SETTLE = {
     Mode.DAX: LEASE_MAX + SLACK,
 }
 """Seconds after which a guest has seen a change made on the host; `always` never has."""
-LANES, LEASE_LANES, SETTLE_LANES, DAX_LANES = 4, 40, 64, 12
-"""How many rounds go on at once: more where a change may wait for leases, or a party for the time above; with DAX,
-what a window has places for."""
+LEASES = (Mode.SHARED, Mode.MIXED, Mode.DAX)
+"""Modes in which changes wait for leases."""
+LANES, SETTLE_LANES = 4, 64
+"""How many rounds go on at once where nobody waits, and where a party waits for the time above."""
 
 
 class Arrangement(enum.Enum):
@@ -85,22 +88,39 @@ class Played:
 
     Attributes:
         tests: what was played.
-        rounds: of each test.
+        seen: what was seen, for each test.
     """
 
     arrangement: Arrangement
     mode: Mode
     tests: tuple[Litmus, ...]
-    rounds: int
     seen: Seen
+
+    def with_more(self, other: Played) -> Played:
+        """This and what another run saw of tests in the same arrangement and mode."""
+        tests = tuple(dict.fromkeys((*self.tests, *other.tests)))
+        seen: Seen = {}
+        for test in tests:
+            seen[test.name] = total = Outcomes()
+            for one in (self, other):
+                total.add(one.seen.get(test.name, Outcomes()))
+        return Played(self.arrangement, self.mode, tests, seen)
 
     def problems(self) -> list[str]:
         """What is not as expected."""
         return [
             f"{self.arrangement.value}, {self.mode}: {problem}"
             for test in self.tests
-            for problem in problems(test, self.arrangement.shows(test, self.mode), self.seen[test.name].judged)
+            for problem in self._problems(test, self.seen[test.name])
         ]
+
+    def _problems(self, test: Litmus, seen: Outcomes) -> list[str]:
+        found = problems(test, self.arrangement.shows(test, self.mode), seen.judged)
+        if self.mode is Mode.APART and test.told and seen.rounds >= ENOUGH and not test.stale & set(seen.judged):
+            found.append(f"{test.name}: no stale outcome was seen, so it proves nothing in shared: {dict(seen.judged)}")
+        if seen.rounds >= ENOUGH and not seen.judged:
+            found.append(f"{test.name}: all {seen.rounds} rounds were disturbed, so it proves nothing")
+        return found
 
 
 def perform(
@@ -110,6 +130,7 @@ def perform(
     rounds: int,
     seed: int,
     only: frozenset[str] = frozenset(),
+    lanes: int = 0,
 ) -> Iterator[Played]:
     """Play all tests of an arrangement, mode by mode.
 
@@ -118,6 +139,7 @@ def perform(
         rounds: of each test.
         seed: of the random delays.
         only: names of tests; empty: all.
+        lanes: how many rounds go on at once where changes wait for leases; 0: as many as such guests can.
     """
     tests = tuple(test for test in arrangement.tests(arena.tests) if not only or test.name in only)
     if not tests:
@@ -129,17 +151,22 @@ def perform(
         prepare(arena.root / mode / folder, tests, rounds)
     for mode in modes:
         settle = SETTLE[mode] if arrangement is Arrangement.HOST_CHANGED else 0.0
-        leases = mode in (Mode.SHARED, Mode.MIXED, Mode.DAX)
         run = Run(
             side=arena.side,
             mode=mode,
             folder=folder,
-            tests=tests,
+            tests=sorted(tests, key=lambda test: -len(test.parties)),
             rounds=rounds,
-            lanes=DAX_LANES if mode is Mode.DAX else SETTLE_LANES if settle else LEASE_LANES if leases else LANES,
+            lanes=_lanes(mode, settle, lanes or arena.lease_lanes),
             seed=seed,
             settle_ms=round(settle * 1000),
-            slowest=LEASE_MARGIN - TICKS if leases else math.inf,
+            slowest=LEASE_MARGIN - TICKS if mode in LEASES else math.inf,
         )
         seen = play(run, arrangement.players(arena, mode), arena.root)
-        yield Played(arrangement, mode, tests, rounds, seen)
+        yield Played(arrangement, mode, tests, seen)
+
+
+def _lanes(mode: Mode, settle: float, lease_lanes: int) -> int:
+    if settle and mode is not Mode.DAX:
+        return SETTLE_LANES
+    return lease_lanes if mode in LEASES else LANES

@@ -36,7 +36,8 @@ class Mode(enum.StrEnum):
     """How guests cache.
 
     AWARE: shared, and they check the version table. MIXED: one domain, each in another way. DAX: shared, and they map
-    all files.
+    all files. APART: shared, but each in a domain of its own, so nobody waits for the leases of another: what would be
+    seen if leases did not work, and so which tests would find that.
     """
 
     NONE = "none"
@@ -46,11 +47,12 @@ class Mode(enum.StrEnum):
     AWARE = "aware"
     MIXED = "mixed"
     DAX = "dax"
+    APART = "apart"
 
     @property
     def in_domain(self) -> bool:
         """Whether the backends join a coherence domain."""
-        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED, Mode.DAX)
+        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED, Mode.DAX, Mode.APART)
 
     def cache(self, number: int) -> str:
         """--cache of the backend of guest `number`, from 1."""
@@ -143,6 +145,9 @@ class Litmus:
 
     def shows(self, mode: Mode) -> Shows:
         """What guests in a mode do with the stale outcomes, when all changes come from guests."""
+        if mode is Mode.APART:
+            # Leases on what was just made are short: none may be left.
+            return Shows.MAY
         return {Mode.AUTO: self.auto, Mode.ALWAYS: self.always}.get(mode, Shows.NEVER)
 
 

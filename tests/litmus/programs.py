@@ -47,7 +47,7 @@ class Host:
 
 
 def _arguments(run: Run, number: int, side_channel: str, root: str) -> list[str]:
-    numbers = (number, run.parties, run.lanes, run.settle_ms, run.seed)
+    numbers = (number, run.lanes, run.settle_ms, run.seed)
     return [side_channel, str(BYTES), root, *map(str, numbers)]
 
 
@@ -55,7 +55,7 @@ def _script(run: Run, number: int) -> bytes:
     lines = []
     for position, test in enumerate(run.tests):
         part = run.part(test, number)
-        lines.append(f"test {test.name} {position * run.rounds} {run.rounds}")
+        lines.append(f"test {test.name} {position * run.rounds} {run.rounds} {len(test.parties)}")
         lines += [f"warm {step}" for step in part.warm]
         lines += [f"do {step}" for step in part.steps]
     return "".join(f"{line}\n" for line in lines).encode()

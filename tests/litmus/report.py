@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from tests.litmus.arrangement import Arrangement, Played
 from tests.litmus.litmus import Litmus, Mode, Shows
+from tests.litmus.run import Outcomes
 
 Results = Mapping[str, Sequence[Played]]
 """For each kind of guests."""
@@ -15,16 +15,24 @@ Groups = Mapping[str, Sequence[Litmus]]
 SIGNS = {Shows.NEVER: "", Shows.MAY: "~", Shows.MUST: "!"}
 
 
-def account(title: str, results: Results, groups: Groups) -> str:
+def account(title: str, runs: Mapping[str, str], results: Results, groups: Groups) -> str:
     """A generated part of docs/litmus.md.
 
     Args:
         title: of its headings.
+        runs: when each kind of guests was played, for people.
         results: what was seen.
         groups: the tests that it is about.
     """
     return "\n".join(
-        [f"## {title}: what was seen\n", *_summaries(results), f"## {title}: the tests\n", *_tests(results, groups)]
+        [
+            f"## {title}: what was seen\n",
+            *(f"- {kind}: {text}" for kind, text in runs.items()),
+            "",
+            *_summaries(results),
+            f"## {title}: the tests\n",
+            *_tests(results, groups),
+        ]
     )
 
 
@@ -34,12 +42,19 @@ def _summaries(results: Results) -> Iterable[str]:
             columns = [one for one in played if one.arrangement is arrangement]
             if not columns:
                 continue
-            rounds = max(one.rounds for one in columns)
-            yield f"### {kind}: {arrangement.value}, {rounds} rounds of each test\n"
+            yield f"### {kind}: {arrangement.value}\n"
             yield from _table(
                 ["test", *(one.mode.value for one in columns)],
-                [[f"`{test.name}`", *(_summary(test, one) for one in columns)] for test in columns[0].tests],
+                [
+                    ["*rounds of each*", *(_rounds(one) for one in columns)],
+                    *([f"`{test.name}`", *(_summary(test, one) for one in columns)] for test in columns[0].tests),
+                ],
             )
+
+
+def _rounds(one: Played) -> str:
+    counts = {outcomes.rounds for outcomes in one.seen.values()}
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def _summary(test: Litmus, one: Played) -> str:
@@ -75,13 +90,18 @@ def _test(test: Litmus, results: Results) -> Iterable[str]:
     if test.final:
         yield f"at last  {'; '.join(test.final)}"
     yield "```\n"
-    counts = {mode: _count(test, mode, results) for mode in Mode}
-    modes = [mode for mode in Mode if counts[mode]]
-    outcomes = sorted(set().union(*counts.values()), key=lambda outcome: (outcome not in test.local, outcome))
+    seen = {mode: _seen(test, mode, results) for mode in Mode}
+    modes = [mode for mode in Mode if seen[mode].judged]
+    outcomes = sorted(
+        set().union(*(seen[mode].judged for mode in modes)), key=lambda outcome: (outcome not in test.local, outcome)
+    )
     if outcomes:
         yield from _table(
             ["outcome", "", *(mode.value for mode in modes)],
-            [[f"`{o}`", _class(test, o), *(str(counts[mode][o] or "") for mode in modes)] for o in outcomes],
+            [
+                *([f"`{o}`", _class(test, o), *(str(seen[mode].judged[o] or "") for mode in modes)] for o in outcomes),
+                ["*a change waited*", "", *(str(seen[mode].waited or "") for mode in modes)],
+            ],
         )
 
 
@@ -89,12 +109,12 @@ def _class(test: Litmus, outcome: str) -> str:
     return "local" if outcome in test.local else "stale" if outcome in test.stale else "**wrong**"
 
 
-def _count(test: Litmus, mode: Mode, results: Results) -> Counter[str]:
-    total: Counter[str] = Counter()
+def _seen(test: Litmus, mode: Mode, results: Results) -> Outcomes:
+    total = Outcomes()
     for played in results.values():
         for one in played:
             if one.arrangement is Arrangement.GUESTS and one.mode is mode and test.name in one.seen:
-                total += one.seen[test.name].judged
+                total.add(one.seen[test.name])
     return total
 
 

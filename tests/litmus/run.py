@@ -13,7 +13,10 @@ from typing import Protocol
 
 from tests.litmus import places
 from tests.litmus.litmus import Litmus, Mode, Party
-from tests.litmus.side_channel import SideChannel
+from tests.litmus.side_channel import SLOWEST_CHANGE, SLOWEST_LOOK, SideChannel
+
+WAITED = 0.1
+"""Seconds: a change that took so long has waited for a lease."""
 
 
 @dataclasses.dataclass
@@ -23,10 +26,23 @@ class Outcomes:
     Attributes:
         judged: how often each outcome was seen.
         disturbed: the same of rounds in which a look took so long that nothing is promised about them.
+        waited: in how many of the judged rounds a change waited for a lease.
     """
 
     judged: Counter[str] = dataclasses.field(default_factory=Counter)
     disturbed: Counter[str] = dataclasses.field(default_factory=Counter)
+    waited: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """How many were played."""
+        return self.judged.total() + self.disturbed.total()
+
+    def add(self, others: Outcomes) -> None:
+        """Add what was seen in another run."""
+        self.judged += others.judged
+        self.disturbed += others.disturbed
+        self.waited += others.waited
 
 
 Seen = dict[str, Outcomes]
@@ -41,7 +57,7 @@ class Run:
         side: the side channel.
         mode: how the guests cache.
         folder: where the places are, in the mode's directory; no guest may know it from another run.
-        tests: one after the other.
+        tests: one after the other, those with most parties first: who has no part in the others is done then.
         rounds: of each test.
         lanes: how many rounds go on at once.
         seed: of the random delays.
@@ -102,9 +118,10 @@ def play(run: Run, players: Sequence[Player], root: Path) -> Seen:
         for round_ in range(run.rounds):
             index = position * run.rounds + round_
             outcome = f"{run.side.outcome(index, test)} {places.final(root, test, round_)}".rstrip()
-            in_time = test.memory or run.side.slowest(index) <= run.slowest
+            in_time = test.memory or run.side.slowest(index, SLOWEST_LOOK) <= run.slowest
             counted = outcomes.judged if in_time else outcomes.disturbed
             counted[outcome] += 1
+            outcomes.waited += in_time and run.side.slowest(index, SLOWEST_CHANGE) > WAITED
         places.remove(root, test)
     return seen
 

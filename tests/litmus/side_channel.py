@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from tests.litmus.litmus import Litmus, shown
 
-PARTIES, LANES, REGISTERS = 4, 64, 8
-SLOWEST = REGISTERS - 1
-"""The register that has how long a party's slowest look took, in microseconds."""
+PARTIES, LANES, REGISTERS = 4, 256, 8
+SLOWEST_LOOK, SLOWEST_CHANGE = REGISTERS - 1, REGISTERS - 2
+"""The registers that have how long a party's slowest look and its slowest change took, in microseconds."""
 BYTES = 16 << 20
 """A power of two, as a PCI device needs."""
 UNSET = -(1 << 31)
@@ -89,13 +89,17 @@ class SideChannel:
         """The word with the round's barrier at which a party ended its program."""
         return self.arrived(lane, party) + 2
 
+    def took(self, lane: int, party: int) -> int:
+        """The word with the microseconds that a party's program took in the round before."""
+        return self.arrived(lane, party) + 3
+
     def record(self, index: int, party: int, register: int, value: int) -> None:
         """Set a register of a party in a round of the run."""
         self._values[_RESULTS + (index * PARTIES + party) * REGISTERS + register] = value
 
-    def slowest(self, index: int) -> float:
-        """How long the slowest look of all parties in a round of the run took, in seconds."""
-        first = _RESULTS + index * PARTIES * REGISTERS + SLOWEST
+    def slowest(self, index: int, register: int) -> float:
+        """How long the slowest look, or change, of all parties in a round of the run took, in seconds."""
+        first = _RESULTS + index * PARTIES * REGISTERS + register
         return max(self._values[first : first + PARTIES * REGISTERS : REGISTERS]) / 1e6
 
     def outcome(self, index: int, test: Litmus) -> str:

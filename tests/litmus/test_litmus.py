@@ -13,7 +13,7 @@ from tests.lab.paths import LabError
 from tests.litmus.arena import Arena, stock_guests, user_space_guests
 from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, perform
 from tests.litmus.catalogue import ALL
-from tests.litmus.litmus import operation
+from tests.litmus.litmus import Mode, operation
 from tests.litmus.mapped import MAPPED
 from tests.litmus.side_channel import SideChannel
 from tests.views import need_views
@@ -27,13 +27,15 @@ ARRANGEMENTS = {
     "qemu": (Arrangement.GUESTS,),
     "qemu-dax": tuple(Arrangement),
 }
+PROVEN = frozenset(Mode) - {Mode.APART}
+"""Modes in which few rounds are enough to show what is expected."""
 LONG_ROUNDS = {"user-space": 100, "uml": 150, "qemu": 60, "qemu-dax": 100}
 
 
 def guests(kind: str) -> AbstractContextManager[Arena]:
     """Guests that have a share in each mode; those that were not fetched are skipped."""
     if kind == "user-space":
-        return user_space_guests(LEASE_OPTIONS)
+        return user_space_guests(LEASE_OPTIONS, PROVEN)
     try:
         _ = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
         _ = kind != "qemu-dax" or assets.qemu_dax()
@@ -41,7 +43,7 @@ def guests(kind: str) -> AbstractContextManager[Arena]:
         pytest.skip(str(error))
     if kind == "qemu-dax":
         need_views()
-    return stock_guests(kind, LEASE_OPTIONS)
+    return stock_guests(kind, LEASE_OPTIONS, PROVEN)
 
 
 def play_all(kind: str, rounds: Mapping[Arrangement, int]) -> None:

@@ -15,7 +15,7 @@ from guest.guest import Guest
 from tests.litmus.litmus import LOOKS, Litmus, number_in
 from tests.litmus.places import OLD_MTIME
 from tests.litmus.run import Run, error_number
-from tests.litmus.side_channel import SLOWEST
+from tests.litmus.side_channel import SLOWEST_CHANGE, SLOWEST_LOOK, UNSET
 
 PATIENCE = 60.0
 """Seconds."""
@@ -60,7 +60,10 @@ class _Lane:
         self._run = run
         self._party = party
         self._lane = lane
-        self._slowest = 0
+        self._parties = 0
+        self._moment = 0.0
+        """When the parties before this one have ended, if they take as long as in the round before."""
+        self._slowest: dict[int, int] = {}
 
     def play(self) -> None:
         barrier = 1
@@ -68,26 +71,38 @@ class _Lane:
             for round_ in range(self._run.rounds):
                 index = position * self._run.rounds + round_
                 if index % self._run.lanes == self._lane:
-                    self._round(test, round_, index, barrier)
+                    if self._party < len(test.parties):
+                        self._round(test, round_, index, barrier)
                     barrier += 2
 
     def _round(self, test: Litmus, round_: int, index: int, barrier: int) -> None:
         dice = random.Random(f"{self._run.seed} {index} {self._party}")
-        self._slowest = 0
+        self._parties = len(test.parties)
+        self._slowest = dict.fromkeys((SLOWEST_LOOK, SLOWEST_CHANGE), UNSET)
         side, part = self._run.side, self._run.part(test, self._party + 1)
         place = Place(self._guest, f"/{self._run.folder}/{test.name}/{round_:05}", self._party + 1)
         for step in part.warm:
             self._perform(place, index, *step.split())
+        took = max((side.words[side.took(self._lane, other)] for other in range(self._party)), default=0)
+        self._moment = time.monotonic()
         self._meet(barrier)
+        began = time.monotonic()
+        self._moment = began + took / 1e6
         for step in part.steps:
-            if dice.random() < 0.5:
-                time.sleep(2 ** dice.uniform(0, 11) / 1e6)
+            self._delay(dice)
             if not self._step(step, place, index, barrier):
                 break
+        side.words[side.took(self._lane, self._party)] = round(1e6 * (time.monotonic() - began))
         side.words[side.told(self._lane, self._party)] = barrier
         side.words[side.ended(self._lane, self._party)] = barrier
         place.leave()
         self._meet(barrier + 1)
+
+    def _delay(self, dice: random.Random) -> None:
+        if dice.random() < 0.5:
+            return
+        length = self._moment - time.monotonic() - 2 ** dice.uniform(0, 17) / 1e6 if dice.random() < 0.5 else 0
+        time.sleep(length if length > 0 else 2 ** dice.uniform(0, 11) / 1e6)
 
     def _step(self, step: str, place: Place, index: int, barrier: int) -> bool:
         side = self._run.side
@@ -108,8 +123,8 @@ class _Lane:
         return True
 
     def _until(self, place: Place, words: list[str], wanted: int, index: int, barrier: int) -> int:
-        side, start, ended = self._run.side, time.monotonic(), math.inf
-        before = range(self._party) if self._party else range(1, self._run.parties)
+        side, ended = self._run.side, math.inf
+        before = range(self._party) if self._party else range(1, self._parties)
         others = [side.ended(self._lane, other) for other in before]
         while True:
             # The look that may be the last one begins after all has been done.
@@ -119,21 +134,22 @@ class _Lane:
             value = self._perform(place, index, *words)
             if value == wanted or last:
                 return value
-            _back_off(start)
+            _back_off(self._moment)
 
     def _perform(self, place: Place, index: int, *words: str) -> int:
         start = time.monotonic()
         value = place.perform(*words)
-        if words[0] in LOOKS:
-            took = round((time.monotonic() - start) * 1e6)
-            self._slowest = max(self._slowest, took)
-            self._run.side.record(index, self._party, SLOWEST, self._slowest)
+        took = round((time.monotonic() - start) * 1e6)
+        register = SLOWEST_LOOK if words[0] in LOOKS else SLOWEST_CHANGE
+        if took > self._slowest[register]:
+            self._slowest[register] = took
+            self._run.side.record(index, self._party, register, took)
         return value
 
     def _meet(self, barrier: int) -> None:
         side = self._run.side
         side.words[side.arrived(self._lane, self._party)] = barrier
-        for other in range(self._run.parties):
+        for other in range(self._parties):
             self._await(side.arrived(self._lane, other), barrier, other + 1)
 
     def _await(self, word: int, number: int, party: int) -> None:
@@ -141,12 +157,13 @@ class _Lane:
         while side.words[word] < number:
             if side.failed or time.monotonic() - start > PATIENCE:
                 raise Disagreement(f"party {party} did not come on")
-            _back_off(start)
+            _back_off(self._moment)
 
 
-def _back_off(start: float) -> None:
-    pause = (time.monotonic() - start) / 8
-    time.sleep(pause if 20e-6 < pause < 4e-3 else 0 if pause < 4e-3 else 4e-3)
+def _back_off(moment: float) -> None:
+    distance = time.monotonic() - moment
+    pause = min(distance / 8, 4e-3) if distance > 0 else -distance / 2
+    time.sleep(pause if pause > 20e-6 else 0)
 
 
 class Place:

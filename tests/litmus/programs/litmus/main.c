@@ -1,6 +1,6 @@
 /* One party of the litmus tests: does its part in every round, and puts what it saw into the side channel.
  *
- * Usage: litmus SIDE_CHANNEL BYTES ROOT PARTY PARTIES LANES SETTLE_MS SEED < SCRIPT
+ * Usage: litmus SIDE_CHANNEL BYTES ROOT PARTY LANES SETTLE_MS SEED < SCRIPT
  *
  * Lanes are threads; lane L does rounds L, L + LANES, ... of the whole run, together with lane L of the other parties,
  * so that a lane that waits holds nobody up. Exit status: 0 all rounds done, 1 a party failed, 2 wrong usage.
@@ -9,7 +9,9 @@
 #include "script.h"
 #include "side_channel.h"
 
+#include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +19,7 @@
 
 static struct side_channel *side;
 static const char *root;
-static int party, parties, lanes;
+static int party, lanes;
 static uint64_t settle; /* microseconds */
 static uint64_t seed;
 static const struct test *tests;
@@ -31,30 +33,49 @@ static uint64_t draw(uint64_t *state)
 	return z ^ z >> 31;
 }
 
-/* Half of the time none, else 1 microsecond to 2 ms, each power of two as likely as the other. */
-static void random_delay(uint64_t *state)
+/* From 1 to below 2^powers, each power of two as likely as the other. */
+static uint64_t some(uint64_t *state, int powers)
 {
-	uint64_t number = draw(state);
-	if (number & 1)
-		return;
-	uint64_t length = 1u << (number >> 1) % 11, start = now();
-	length += draw(state) % length;
-	if (length > 50)
-		usleep(length);
-	while (now() - start < length)
-		;
+	uint64_t power = (uint64_t)1 << draw(state) % powers;
+	return power + draw(state) % power;
 }
 
-/* A round of a test in a lane; `barrier` is the number of its first barrier. */
+/* A round of a test in a lane. */
 struct round {
 	const struct test *test;
 	int number, lane;
-	uint32_t barrier;
+	uint32_t barrier; /* number of its first barrier */
+	uint64_t moment;  /* when the parties before this one have ended, if they take as long as in the round before */
 };
+
+/* Half of the time none; else up to 2 ms, or until up to 131 ms before that moment: who waits for leases makes his change
+ * then, and who looked at once would race with nothing. */
+static void random_delay(const struct round *round, uint64_t *state)
+{
+	uint64_t number = draw(state), start = now(), end = start;
+	if (number & 1)
+		return;
+	if (number & 2)
+		end = round->moment - some(state, 17);
+	if (end <= start)
+		end = start + some(state, 11);
+	if (end - start > 50)
+		usleep(end - start);
+	while (now() < end)
+		;
+}
+
+/* The other parties need not wait. */
+static void give_up(const char *what)
+{
+	atomic_store(&side->failed, 1);
+	fprintf(stderr, "litmus: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
 
 static void await(const struct round *round, _Atomic uint32_t *word, uint32_t number, int other)
 {
-	if (side_channel_wait(side, word, number))
+	if (side_channel_wait(side, word, number, round->moment))
 		return;
 	/* Of those who wait for each other, the first one says it. */
 	if (!atomic_exchange(&side->failed, 1))
@@ -67,13 +88,13 @@ static void meet(const struct round *round, uint32_t barrier)
 {
 	struct cell *cells = side->cells[round->lane];
 	atomic_store(&cells[party].arrived, barrier);
-	for (int other = 0; other < parties; other++)
+	for (int other = 0; other < round->test->parties; other++)
 		await(round, &cells[other].arrived, barrier, other);
 }
 
 static bool others_ended(const struct round *round)
 {
-	int first = party ? 0 : 1, end = party ? party : parties;
+	int first = party ? 0 : 1, end = party ? party : round->test->parties;
 	for (int other = first; other < end; other++)
 		if (atomic_load(&side->cells[round->lane][other].ended) < round->barrier)
 			return false;
@@ -85,14 +106,15 @@ static int32_t perform(struct place *place, const struct step *step, _Atomic int
 	uint64_t start = now();
 	int32_t outcome = step->operation(place, (const char *const *)step->arguments);
 	int32_t took = now() - start;
-	if (step->timed && took > atomic_load(&registers[SLOWEST]))
-		atomic_store(&registers[SLOWEST], took);
+	_Atomic int32_t *slowest = &registers[step->timed ? SLOWEST_LOOK : SLOWEST_CHANGE];
+	if (took > atomic_load(slowest))
+		atomic_store(slowest, took);
 	return outcome;
 }
 
 static int32_t until(const struct round *round, struct place *place, const struct step *step, _Atomic int32_t *registers)
 {
-	uint64_t start = now(), ended = 0;
+	uint64_t ended = 0;
 	for (;;) {
 		/* The look that may be the last one begins after all has been done. */
 		if (!ended && others_ended(round))
@@ -101,7 +123,7 @@ static int32_t until(const struct round *round, struct place *place, const struc
 		int32_t outcome = perform(place, step, registers);
 		if (outcome == step->number || last)
 			return outcome;
-		back_off(start);
+		back_off(round->moment);
 	}
 }
 
@@ -130,25 +152,42 @@ static bool do_step(const struct round *round, struct place *place, const struct
 	return step->kind != UNTIL || outcome == step->number;
 }
 
-static void play(const struct round *round)
+static uint64_t took_before(const struct round *round)
+{
+	uint64_t longest = 0;
+	for (int other = 0; other < party; other++) {
+		uint64_t took = atomic_load(&side->cells[round->lane][other].took);
+		if (took > longest)
+			longest = took;
+	}
+	return longest;
+}
+
+static void play(struct round *round)
 {
 	const struct test *test = round->test;
 	struct cell *cell = &side->cells[round->lane][party];
-	char directory[PATH_BYTES];
+	char directory[512];
 	struct place place;
 	uint64_t state = seed ^ (uint64_t)(test->first + round->number) << 8 ^ party;
 	_Atomic int32_t *registers = side->results[test->first + round->number][party];
 
 	snprintf(directory, sizeof(directory), "%s/%s/%05d", root, test->name, round->number);
-	place_enter(&place, directory, party + 1);
+	if (!place_enter(&place, directory, party + 1))
+		give_up(directory);
 	for (int i = 0; i < test->warm_steps; i++)
 		perform(&place, &test->warm[i], registers);
+	uint64_t took = took_before(round);
+	round->moment = now();
 	meet(round, round->barrier);
+	uint64_t began = now();
+	round->moment = began + took;
 	for (int i = 0; i < test->steps; i++) {
-		random_delay(&state);
+		random_delay(round, &state);
 		if (!do_step(round, &place, &test->step[i], registers))
 			break;
 	}
+	atomic_store(&cell->took, now() - began);
 	atomic_store(&cell->told, round->barrier);
 	atomic_store(&cell->ended, round->barrier);
 	place_leave(&place);
@@ -158,11 +197,15 @@ static void play(const struct round *round)
 static void *run_lane(void *argument)
 {
 	struct round round = { .lane = (intptr_t)argument, .barrier = 1 };
+	/* A working directory of its own. */
+	if (unshare(CLONE_FS) < 0)
+		give_up("unshare");
 	for (round.test = tests; round.test; round.test = round.test->next)
 		for (round.number = 0; round.number < round.test->rounds; round.number++) {
 			if ((round.test->first + round.number) % lanes != round.lane)
 				continue;
-			play(&round);
+			if (party < round.test->parties)
+				play(&round);
 			round.barrier += 2;
 		}
 	return NULL;
@@ -170,18 +213,17 @@ static void *run_lane(void *argument)
 
 int main(int argc, char **argv)
 {
-	if (argc != 9) {
+	if (argc != 8) {
 		fprintf(stderr,
-			"usage: litmus SIDE_CHANNEL BYTES ROOT PARTY PARTIES LANES SETTLE_MS SEED < SCRIPT\n");
+			"usage: litmus SIDE_CHANNEL BYTES ROOT PARTY LANES SETTLE_MS SEED < SCRIPT\n");
 		return 2;
 	}
 	root = argv[3];
 	party = atoi(argv[4]) - 1;
-	parties = atoi(argv[5]);
-	lanes = atoi(argv[6]);
-	settle = atoi(argv[7]) * 1000ull;
-	seed = strtoull(argv[8], NULL, 10);
-	if (party < 0 || party >= parties || parties > MAX_PARTIES || lanes < 1 || lanes > MAX_LANES) {
+	lanes = atoi(argv[5]);
+	settle = atoi(argv[6]) * 1000ull;
+	seed = strtoull(argv[7], NULL, 10);
+	if (party < 0 || party >= MAX_PARTIES || lanes < 1 || lanes > MAX_LANES) {
 		fprintf(stderr, "litmus: at most %d parties and %d lanes, numbered from 1\n", MAX_PARTIES, MAX_LANES);
 		return 2;
 	}

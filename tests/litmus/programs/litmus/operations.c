@@ -16,23 +16,14 @@
 
 enum { CONTENT_BYTES = 64 };
 
-typedef char path[PATH_BYTES];
-
-static const char *in(const struct place *place, const char *name, path buffer)
-{
-	snprintf(buffer, PATH_BYTES, "%s/%s", place->directory, name);
-	return buffer;
-}
-
 static int32_t result(int status)
 {
 	return status < 0 ? -errno : 0;
 }
 
-static int32_t status_of(const struct place *place, const char *name, struct stat *status)
+static int32_t status_of(const char *name, struct stat *status)
 {
-	path file;
-	return result(stat(in(place, name, file), status));
+	return result(stat(name, status));
 }
 
 static int32_t number_in(const char *content, ssize_t length)
@@ -73,46 +64,40 @@ static int32_t read_file(const char *file)
 	return number;
 }
 
-static int32_t create_(struct place *place, const char *const a[])
+static int32_t create_(struct place *, const char *const a[])
 {
-	path file;
-	return write_file(in(place, a[0], file), O_CREAT | O_EXCL, a[1]);
+	return write_file(a[0], O_CREAT | O_EXCL, a[1]);
 }
 
-static int32_t write_(struct place *place, const char *const a[])
+static int32_t write_(struct place *, const char *const a[])
 {
-	path file;
-	return write_file(in(place, a[0], file), 0, a[1]);
+	return write_file(a[0], 0, a[1]);
 }
 
-static int32_t overwrite_(struct place *place, const char *const a[])
+static int32_t overwrite_(struct place *, const char *const a[])
 {
-	path file;
-	return write_file(in(place, a[0], file), O_TRUNC, a[1]);
+	return write_file(a[0], O_TRUNC, a[1]);
 }
 
-static int32_t append_(struct place *place, const char *const a[])
+static int32_t append_(struct place *, const char *const a[])
 {
-	path file;
-	return write_file(in(place, a[0], file), O_APPEND, a[1]);
+	return write_file(a[0], O_APPEND, a[1]);
 }
 
 static int32_t replace_(struct place *place, const char *const a[])
 {
-	path file, new;
-	in(place, a[0], file);
-	if (snprintf(new, sizeof(new), "%s.new%d", file, place->party) >= (int)sizeof(new))
+	char new[NAME_BYTES];
+	if (snprintf(new, sizeof(new), "%s.new%d", a[0], place->party) >= (int)sizeof(new))
 		return -ENAMETOOLONG;
 	int32_t outcome = write_file(new, O_CREAT | O_EXCL, a[1]);
-	return outcome ? outcome : result(rename(new, file));
+	return outcome ? outcome : result(rename(new, a[0]));
 }
 
 static int32_t increased(struct place *place, const char *const a[],
 			 int32_t (*change)(struct place *, const char *const[]))
 {
-	path file;
 	char content[16];
-	int32_t number = read_file(in(place, a[0], file));
+	int32_t number = read_file(a[0]);
 	if (number < 0)
 		return number;
 	snprintf(content, sizeof(content), "%04d", number + 1);
@@ -129,25 +114,22 @@ static int32_t increment_by_replace_(struct place *place, const char *const a[])
 	return increased(place, a, replace_);
 }
 
-static int32_t truncate_(struct place *place, const char *const a[])
+static int32_t truncate_(struct place *, const char *const a[])
 {
-	path file;
-	return result(truncate(in(place, a[0], file), atol(a[1])));
+	return result(truncate(a[0], atol(a[1])));
 }
 
-static int32_t read_(struct place *place, const char *const a[])
+static int32_t read_(struct place *, const char *const a[])
 {
-	path file;
-	return read_file(in(place, a[0], file));
+	return read_file(a[0]);
 }
 
 static int32_t open_(struct place *place, const char *const a[])
 {
-	path file;
 	int handle = atoi(a[0]);
 	if (handle < 0 || handle >= HANDLES || place->handles[handle] >= 0)
 		return -EBADF;
-	place->handles[handle] = open(in(place, a[1], file), O_RDONLY | O_CLOEXEC);
+	place->handles[handle] = open(a[1], O_RDONLY | O_CLOEXEC);
 	return result(place->handles[handle]);
 }
 
@@ -174,73 +156,70 @@ static int32_t held_links_(struct place *place, const char *const a[])
 	return fstat(held(place, a[0]), &status) ? -errno : (int32_t)status.st_nlink;
 }
 
-static int32_t exists_(struct place *place, const char *const a[])
+static int32_t exists_(struct place *, const char *const a[])
 {
 	struct stat status;
-	int32_t error = status_of(place, a[0], &status);
+	int32_t error = status_of(a[0], &status);
 	return error == -ENOENT ? 0 : error ? error : 1;
 }
 
-static int32_t size_(struct place *place, const char *const a[])
+static int32_t size_(struct place *, const char *const a[])
 {
 	struct stat status;
-	int32_t error = status_of(place, a[0], &status);
+	int32_t error = status_of(a[0], &status);
 	return error ? error : (int32_t)status.st_size;
 }
 
-static int32_t links_(struct place *place, const char *const a[])
+static int32_t links_(struct place *, const char *const a[])
 {
 	struct stat status;
-	int32_t error = status_of(place, a[0], &status);
+	int32_t error = status_of(a[0], &status);
 	return error ? error : (int32_t)status.st_nlink;
 }
 
-static int32_t mode_(struct place *place, const char *const a[])
+static int32_t mode_(struct place *, const char *const a[])
 {
 	struct stat status;
-	int32_t error = status_of(place, a[0], &status);
+	int32_t error = status_of(a[0], &status);
 	int32_t bits = status.st_mode;
 	/* 0644 is 644. */
 	return error ? error : (bits >> 6 & 7) * 100 + (bits >> 3 & 7) * 10 + (bits & 7);
 }
 
-static int32_t modified_(struct place *place, const char *const a[])
+static int32_t modified_(struct place *, const char *const a[])
 {
 	struct stat status;
-	int32_t error = status_of(place, a[0], &status);
+	int32_t error = status_of(a[0], &status);
 	return error ? error : status.st_mtime != OLD_MTIME;
 }
 
-static int32_t chmod_(struct place *place, const char *const a[])
+static int32_t chmod_(struct place *, const char *const a[])
 {
-	path file;
-	return result(chmod(in(place, a[0], file), strtol(a[1], NULL, 8)));
+	return result(chmod(a[0], strtol(a[1], NULL, 8)));
 }
 
-static int32_t symlink_(struct place *place, const char *const a[])
+static int32_t symlink_(struct place *, const char *const a[])
 {
-	path file;
-	return result(symlink(a[0], in(place, a[1], file)));
+	return result(symlink(a[0], a[1]));
 }
 
-static int32_t target_(struct place *place, const char *const a[])
+static int32_t target_(struct place *, const char *const a[])
 {
-	path file;
 	char content[CONTENT_BYTES];
-	return number_in(content, readlink(in(place, a[0], file), content, sizeof(content)));
+	return number_in(content, readlink(a[0], content, sizeof(content)));
 }
 
-static int32_t mkdir_(struct place *place, const char *const a[])
+static int32_t mkdir_(struct place *, const char *const a[])
 {
-	path directory;
-	return result(mkdir(in(place, a[0], directory), 0755));
+	return result(mkdir(a[0], 0755));
 }
 
-static int32_t mkdirs_(struct place *place, const char *const a[])
+static int32_t mkdirs_(struct place *, const char *const a[])
 {
-	path directory;
-	in(place, a[0], directory);
-	for (char *end = directory + strlen(place->directory) + 1;; *end++ = '/') {
+	char directory[NAME_BYTES];
+	if (snprintf(directory, sizeof(directory), "%s", a[0]) >= (int)sizeof(directory))
+		return -ENAMETOOLONG;
+	for (char *end = directory;; *end++ = '/') {
 		end = strchrnul(end, '/');
 		bool last = !*end;
 		*end = 0;
@@ -251,34 +230,29 @@ static int32_t mkdirs_(struct place *place, const char *const a[])
 	}
 }
 
-static int32_t rmdir_(struct place *place, const char *const a[])
+static int32_t rmdir_(struct place *, const char *const a[])
 {
-	path directory;
-	return result(rmdir(in(place, a[0], directory)));
+	return result(rmdir(a[0]));
 }
 
-static int32_t unlink_(struct place *place, const char *const a[])
+static int32_t unlink_(struct place *, const char *const a[])
 {
-	path file;
-	return result(unlink(in(place, a[0], file)));
+	return result(unlink(a[0]));
 }
 
-static int32_t rename_(struct place *place, const char *const a[])
+static int32_t rename_(struct place *, const char *const a[])
 {
-	path from, to;
-	return result(rename(in(place, a[0], from), in(place, a[1], to)));
+	return result(rename(a[0], a[1]));
 }
 
-static int32_t link_(struct place *place, const char *const a[])
+static int32_t link_(struct place *, const char *const a[])
 {
-	path from, to;
-	return result(link(in(place, a[0], from), in(place, a[1], to)));
+	return result(link(a[0], a[1]));
 }
 
-static int32_t listed_(struct place *place, const char *const a[])
+static int32_t listed_(struct place *, const char *const a[])
 {
-	path directory;
-	DIR *list = opendir(in(place, a[0], directory));
+	DIR *list = opendir(a[0]);
 	if (!list)
 		return -errno;
 	int32_t found = 0;
@@ -290,18 +264,16 @@ static int32_t listed_(struct place *place, const char *const a[])
 	return found;
 }
 
-static int32_t age_(struct place *place, const char *const a[])
+static int32_t age_(struct place *, const char *const a[])
 {
-	path file;
 	const struct timespec times[] = { { .tv_sec = OLD_MTIME }, { .tv_sec = OLD_MTIME } };
-	return result(utimensat(AT_FDCWD, in(place, a[0], file), times, 0));
+	return result(utimensat(AT_FDCWD, a[0], times, 0));
 }
 
-static int32_t store_(struct place *place, const char *const a[])
+static int32_t store_(struct place *, const char *const a[])
 {
-	path file;
 	word *words;
-	int32_t outcome = mapping_make(in(place, a[0], file), &words);
+	int32_t outcome = mapping_make(a[0], &words);
 	if (outcome)
 		return outcome;
 	outcome = mapping_store(words, 0, atoi(a[1]));
@@ -309,11 +281,10 @@ static int32_t store_(struct place *place, const char *const a[])
 	return outcome;
 }
 
-static int32_t load_(struct place *place, const char *const a[])
+static int32_t load_(struct place *, const char *const a[])
 {
-	path file;
 	word *words;
-	int32_t outcome = mapping_make(in(place, a[0], file), &words);
+	int32_t outcome = mapping_make(a[0], &words);
 	if (outcome)
 		return outcome;
 	outcome = mapping_load(words, 0);
@@ -323,11 +294,10 @@ static int32_t load_(struct place *place, const char *const a[])
 
 static int32_t map_(struct place *place, const char *const a[])
 {
-	path file;
 	int handle = atoi(a[0]);
 	if (handle < 0 || handle >= HANDLES || place->maps[handle])
 		return -EBADF;
-	return mapping_make(in(place, a[1], file), &place->maps[handle]);
+	return mapping_make(a[1], &place->maps[handle]);
 }
 
 static int32_t store_held_(struct place *place, const char *const a[])
@@ -394,14 +364,14 @@ operation operation_find(const char *name, int arguments, bool *timed)
 	return NULL;
 }
 
-void place_enter(struct place *place, const char *directory, int party)
+bool place_enter(struct place *place, const char *directory, int party)
 {
-	place->directory = directory;
 	place->party = party;
 	for (int i = 0; i < HANDLES; i++) {
 		place->handles[i] = -1;
 		place->maps[i] = NULL;
 	}
+	return chdir(directory) == 0;
 }
 
 void place_leave(struct place *place)
@@ -412,4 +382,6 @@ void place_leave(struct place *place)
 		if (place->maps[i])
 			mapping_remove(place->maps[i]);
 	}
+	if (chdir("/") < 0)
+		perror("litmus: /");
 }

@@ -7,11 +7,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { ARGUMENTS = 3, HANDLES = 4, PATH_BYTES = 512 };
+enum { ARGUMENTS = 3, HANDLES = 4, NAME_BYTES = 64 };
 
-/* Where a party is: in which round's directory, and what it holds open. */
+/* A party in a round's directory, which is the working directory of its thread: names are looked up there, and not along a
+ * whole path, which takes most of the time where guests keep nothing. */
 struct place {
-	const char *directory;
 	int party;
 	int handles[HANDLES]; /* -1: closed */
 	word *maps[HANDLES]; /* NULL: none */
@@ -24,8 +24,8 @@ typedef int32_t (*operation)(struct place *place, const char *const arguments[AR
  * and it never waits for the leases of others. */
 operation operation_find(const char *name, int arguments, bool *timed);
 
-/* A place in a round's directory with nothing open; and its end. */
-void place_enter(struct place *place, const char *directory, int party);
+/* Go to a round's directory, with nothing open; false, and errno: it is not there. Then away from it. */
+bool place_enter(struct place *place, const char *directory, int party);
 void place_leave(struct place *place);
 
 #endif

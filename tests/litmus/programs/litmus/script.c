@@ -19,7 +19,7 @@ static struct step step_of(const char *line, char **words, int count)
 	struct step step = { .kind = DO, .reg = -1 };
 	if (count >= 2 && strcmp(words[1], "=") == 0) {
 		step.reg = words[0][0] == 'r' ? atoi(words[0] + 1) : -1;
-		if (step.reg < 0 || step.reg >= SLOWEST)
+		if (step.reg < 0 || step.reg >= SLOWEST_CHANGE)
 			refuse(line, "no such register");
 		words += 2;
 		count -= 2;
@@ -69,9 +69,14 @@ struct test *script_read(void)
 				refuse(line, "too many words");
 			words[count++] = word;
 		}
-		if (count == 4 && strcmp(words[0], "test") == 0) {
+		if (count == 5 && strcmp(words[0], "test") == 0) {
 			test = calloc(1, sizeof(*test));
-			*test = (struct test){ .name = strdup(words[1]), .first = atoi(words[2]), .rounds = atoi(words[3]) };
+			*test = (struct test){ .name = strdup(words[1]),
+					       .first = atoi(words[2]),
+					       .rounds = atoi(words[3]),
+					       .parties = atoi(words[4]) };
+			if (test->parties < 1 || test->parties > MAX_PARTIES)
+				refuse(line, "so many parties cannot be");
 			*last = test;
 			last = &test->next;
 		} else if (test && count && strcmp(words[0], "warm") == 0) {

@@ -1,6 +1,6 @@
 /* What a party has to do, as it comes on standard input:
  *
- *     test NAME FIRST ROUNDS    a test, the number of its first round in the whole run, how many
+ *     test NAME FIRST ROUNDS PARTIES    a test, the number of its first round in the whole run, how many, of how many
  *     warm OPERATION            before the round begins
  *     do STEP                   in the round
  *
@@ -36,7 +36,7 @@ struct step {
 
 struct test {
 	char *name;
-	int first, rounds;
+	int first, rounds, parties;
 	int warm_steps, steps;
 	struct step warm[MAX_STEPS], step[MAX_STEPS];
 	struct test *next;

@@ -29,22 +29,23 @@ uint64_t now(void)
 	return time.tv_sec * 1000000ull + time.tv_nsec / 1000;
 }
 
-void back_off(uint64_t since)
+void back_off(uint64_t moment)
 {
-	uint64_t pause = (now() - since) / 8;
+	uint64_t time = now();
+	uint64_t pause = time < moment ? (moment - time) / 2 : (time - moment) / 8;
 	if (pause < 20)
 		sched_yield();
 	else
-		usleep(pause < 4000 ? pause : 4000);
+		usleep(time < moment || pause < 4000 ? pause : 4000);
 }
 
-bool side_channel_wait(struct side_channel *side, _Atomic uint32_t *word, uint32_t number)
+bool side_channel_wait(struct side_channel *side, _Atomic uint32_t *word, uint32_t number, uint64_t moment)
 {
 	uint64_t start = now();
 	while (atomic_load(word) < number) {
 		if (atomic_load(&side->failed) || now() - start > PATIENCE)
 			return false;
-		back_off(start);
+		back_off(moment);
 	}
 	return true;
 }

@@ -8,8 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* The last register: how long the party's slowest look took, in microseconds. */
-enum { MAX_PARTIES = 4, MAX_LANES = 64, REGISTERS = 8, SLOWEST = REGISTERS - 1 };
+/* The last registers: how long the party's slowest look and its slowest change took, in microseconds. */
+enum { MAX_PARTIES = 4, MAX_LANES = 256, REGISTERS = 8, SLOWEST_LOOK = REGISTERS - 1, SLOWEST_CHANGE = REGISTERS - 2 };
 
 #define UNSET INT32_MIN
 
@@ -18,7 +18,8 @@ struct cell {
 	_Atomic uint32_t arrived; /* number of the last barrier that it came to */
 	_Atomic uint32_t told;	  /* number of the round's barrier at which it told, or ended its program */
 	_Atomic uint32_t ended;	  /* the same, at which it ended its program */
-	uint32_t padding[13];
+	_Atomic uint32_t took;	  /* microseconds that its program took in the round before */
+	uint32_t padding[12];
 };
 
 struct side_channel {
@@ -31,13 +32,15 @@ struct side_channel {
 /* Maps the device or file; ends the program where it cannot. */
 struct side_channel *side_channel_map(const char *path, unsigned long bytes);
 
-/* Wait until a word is at least `number`. Returns false after a minute, or when a party failed. */
-bool side_channel_wait(struct side_channel *side, _Atomic uint32_t *word, uint32_t number);
+/* Wait until a word is at least `number`, probably at the time `moment`. Returns false after a minute, or when a party
+ * failed. */
+bool side_channel_wait(struct side_channel *side, _Atomic uint32_t *word, uint32_t number, uint64_t moment);
 
 /* Microseconds of a clock that never goes back. */
 uint64_t now(void);
 
-/* Waiting longer, looking more seldom: a guest that spins takes the processor from the others. */
-void back_off(uint64_t since);
+/* Before the next look for something that probably happens at the time `moment`: the farther from it, the more seldom.
+ * A guest that spins takes the processor from the others. */
+void back_off(uint64_t moment);
 
 #endif
