@@ -16,7 +16,7 @@ from tests.torture.actions import HELD_FILES, Action, Kind, Result
 from tests.torture.changes import Change, Generator, Held
 from tests.torture.domain import Domain, Member
 from tests.torture.port import Lost
-from tests.torture.race import WATCH_SECONDS, choose
+from tests.torture.race import choose
 from tests.torture.report import Report
 from tests.torture.truth import Truth
 from tests.torture.world import World
@@ -30,6 +30,8 @@ _TICKS = 0.03
 _FOLLOWED = 5
 _WRONG_SECONDS = 3.0
 """How long something wrong is looked at, the first few times that there is something."""
+_UNSEEN_SECONDS = 3.0
+"""How long after an acknowledgement a guest that looks all the time has surely looked."""
 _ROUNDS = 3
 """How often the others look at a change that was never acknowledged."""
 
@@ -300,25 +302,28 @@ class Context:
         old = self.see([race.look], second)[0].field(race.field)
         watching = asyncio.create_task(second.ask(self.number, [race.watch(old)]))
         await asyncio.sleep(self.rng.uniform(0, 0.003))
-        changing = asyncio.create_task(changer.ask(self.number, [race.action]))
+        changing = asyncio.create_task(self._timed(changer, race.action))
         try:
             (watched,) = await watching
-            early = not changing.done()
+            ended, early = time.monotonic(), not changing.done()
             (seen,) = await third.ask(self.number, [race.look])
-            told = await changing
+            told, when = await changing
         except Lost:
             self._report.unacknowledged += changing.done() and changing.exception() is not None
             return
         finally:
             await asyncio.gather(watching, changing, return_exceptions=True)
-        latency = self.acknowledged(told)
+        latency = self.acknowledged([told])
         story = (
             f"guest {changer.number} had done in {1000 * latency:.1f} ms, seen by guest {second.number}: {race.action}"
         )
-        if told[0].error:
-            self.complain(changer, f"{race.action}: gave errno {told[0].error}")
+        if told.error:
+            self.complain(changer, f"{race.action}: gave errno {told.error}")
         elif watched.field(race.field) == old:
-            self.complain(second, f"{race.look}: {race.field.name} was {old} for {WATCH_SECONDS} s; {story}")
+            # The changer of a crowded machine may have come to it only then. What is looked at below must be right.
+            self._report.missed_races += 1
+            if (unseen := ended - when) > _UNSEEN_SECONDS:
+                self.complain(second, f"{race.look}: {race.field.name} was {old} {unseen:.1f} s after it; {story}")
         else:
             self._report.races += 1
             self._report.early_races += early
@@ -326,6 +331,11 @@ class Context:
                 self.complain(third, f"{race.look}: {race.field.name} is still {old}; {story}")
         for member in (second, third):
             await self.look(member, [race.look], story)
+
+    async def _timed(self, member: Member, action: Action) -> tuple[Result, float]:
+        """What came of an action, and when that was told."""
+        (result,) = await member.ask(self.number, [action])
+        return result, time.monotonic()
 
     def _cast(self, living: Sequence[Member]) -> list[Member]:
         """Who changes, and who looks after that in which order."""
@@ -340,8 +350,10 @@ class Context:
         if not files:
             return
         slot, file = self.rng.randrange(HELD_FILES), self.rng.choice(files)
-        result, *_ = await member.ask(self.number, [Action(Kind.HOLD, file.path, slot=slot)])
+        hold = Action(Kind.HOLD, file.path, slot=slot)
+        (result,) = await member.ask(self.number, [hold])
         self._note_slow(member, [result])
+        result = await self._once_more(member, hold, result)
         if slot in held:
             os.close(held.pop(slot).fd)
         if result.error:

@@ -38,6 +38,8 @@ class Plan:
         contexts: Threads of each guest's actor.
         cache: Cache mode of the backends.
         lease_max, lease_margin: Options of the backends in mode shared, in seconds.
+        apart: Each backend is in a domain of its own, so nobody waits for the leases of another, or is told what
+            another changed: a test that finds nothing stale then would never find anything.
     """
 
     kind: str = "uml"
@@ -46,6 +48,7 @@ class Plan:
     cache: str = "shared"
     lease_max: float = 1.0
     lease_margin: float = 0.2
+    apart: bool = False
 
 
 class Member:
@@ -136,7 +139,8 @@ class Member:
 
     def _start_backend(self) -> None:
         domain, plan = self._domain, self._domain.plan
-        options = ["--coherence", f"/dev/shm{domain.table}", "--coherence-socket", str(domain.daemon_socket)]
+        center = domain.centers[self.number % len(domain.centers)]
+        options = ["--coherence", f"/dev/shm{center.table}", "--coherence-socket", str(center.socket)]
         options += ["--guest", f"g{self.number}", "--xattr"]
         if plan.cache == "shared":
             options += ["--lease-max", str(plan.lease_max), "--lease-margin", str(plan.lease_margin)]
@@ -165,13 +169,51 @@ class Member:
         self._backend_life.close()
 
 
+class _Center:
+    """A daemon and its version table.
+
+    Attributes:
+        table: Its name.
+        socket: The daemon's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.table = f"/torture-{os.getpid()}-{secrets.token_hex(3)}"
+        self.socket = folder / "coherenced.sock"
+        self._folder = folder
+        self._life = contextlib.ExitStack()
+        self._daemon: backends.Backend
+
+    def start(self) -> None:
+        self._daemon = self._life.enter_context(backends.daemon(self._folder, self.table))
+
+    def kill(self) -> None:
+        os.kill(self._daemon.pid, signal.SIGKILL)
+        self._daemon.process.wait(10)
+        self._life.close()
+
+    def stop(self) -> None:
+        self._life.close()
+        for left in Path("/dev/shm").glob(f"{self.table[1:]}*"):
+            left.unlink()
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.socket)]
+        status = subprocess.run(command, check=True, capture_output=True)
+        return {backend["guest"]: backend["counters"] or {} for backend in json.loads(status.stdout)["backends"]}
+
+    def log(self) -> str:
+        return self._daemon.process.output()
+
+
 class Domain:
     """A daemon and its members; use open_domain.
 
     Attributes:
         share: The shared directory.
         program: The actor.
-        table: Name of the version table.
+        centers: The daemon and its table; when all are to be apart, one for each member.
         daemon_lives: Held while the daemon is replaced, and by whoever needs that it is not: a backend's start.
     """
 
@@ -181,49 +223,37 @@ class Domain:
         self.share = folder / "share"
         self.share.mkdir()
         self.program = assets.compile_static(Path(__file__).with_name("actor"))
-        self.table = f"/torture-{os.getpid()}-{secrets.token_hex(3)}"
-        self.daemon_socket = folder / "coherenced.sock"
+        self.centers = [_Center(folder / f"d{number}") for number in range(plan.guests if plan.apart else 1)]
         self.daemon_lives = asyncio.Lock()
-        self._daemon_life = contextlib.ExitStack()
-        self._daemon: backends.Backend
         self.members = [Member(self, number) for number in range(plan.guests)]
 
     async def start(self) -> None:
         """Start everything; the guests boot at the same time."""
-        await asyncio.to_thread(self._start_daemon)
+        for center in self.centers:
+            await asyncio.to_thread(center.start)
         await asyncio.gather(*(member.start() for member in self.members))
 
     async def stop(self) -> None:
         """End everything and remove the table."""
         await asyncio.gather(*(member.stop() for member in self.members))
-        await asyncio.to_thread(self._daemon_life.close)
-        for left in Path("/dev/shm").glob(f"{self.table[1:]}*"):
-            left.unlink()
+        for center in self.centers:
+            await asyncio.to_thread(center.stop)
 
     async def kill_daemon(self, away: float) -> None:
         """kill -9, and start another after some seconds."""
         async with self.daemon_lives:
-            await asyncio.to_thread(self._kill_daemon)
+            await asyncio.to_thread(self.centers[0].kill)
             await asyncio.sleep(away)
-            await asyncio.to_thread(self._start_daemon)
+            await asyncio.to_thread(self.centers[0].start)
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """Each backend's counters, by guest."""
-        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.daemon_socket)]
-        status = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
-        return {backend["guest"]: backend["counters"] or {} for backend in json.loads(status.stdout)["backends"]}
+        found = await asyncio.gather(*(asyncio.to_thread(center.counters) for center in self.centers))
+        return {guest: counters for one in found for guest, counters in one.items()}
 
     def logs(self) -> str:
         """What the daemon, the backends and the guests wrote."""
-        return self._daemon.process.output() + "".join(member.logs() for member in self.members)
-
-    def _start_daemon(self) -> None:
-        self._daemon = self._daemon_life.enter_context(backends.daemon(self.folder, self.table))
-
-    def _kill_daemon(self) -> None:
-        os.kill(self._daemon.pid, signal.SIGKILL)
-        self._daemon.process.wait(10)
-        self._daemon_life.close()
+        return "".join([*(center.log() for center in self.centers), *(member.logs() for member in self.members)])
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ class Report:
         orphan_after: The same, after the change was acknowledged.
         races: Changes that a second guest saw before or when they were acknowledged, and a third one was asked about.
         early_races: Those of them that the second guest saw before the changer was told.
+        missed_races: Changes that the second guest had stopped to look for, on a crowded machine.
         old_seen: Observations that showed a change that was never acknowledged as not made although it was.
         near: Observations that were right but for some nanoseconds of mtime, as shared does for a moment.
         busy_renames: Looks and changes that Linux refused with ESTALE, as another thread was moving something.
@@ -51,6 +52,7 @@ class Report:
     orphan_after: int = 0
     races: int = 0
     early_races: int = 0
+    missed_races: int = 0
     old_seen: int = 0
     near: int = 0
     busy_renames: int = 0
@@ -92,7 +94,8 @@ class Report:
         lines += [
             f"checks           {self.checks}, of them {self.status_checks} stats, {self.cached} of these from a cache",
             f"                 the slowest took {1000 * self.slowest_look:.0f} ms",
-            f"third guest      {self.races} races, in {self.early_races} the second saw it before the acknowledgement",
+            f"third guest      {self.races} races, in {self.early_races} the second saw it before the acknowledgement; "
+            f"{self.missed_races} missed",
             f"kills            {self.daemon_kills} of the daemon, {self.backend_kills} of a backend",
             f"  unacknowledged {self.unacknowledged} changes, seen as not made though made: {self.old_seen}",
             f"  orphans        {self.orphan_before} answers from the cache of a guest without a backend while a change "

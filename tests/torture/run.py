@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 
@@ -39,22 +40,29 @@ class Settings:
 _PROGRESS_SECONDS = 5.0
 _ALL_GOES_ON = 60.0
 """Seconds within which some change must be acknowledged."""
+_HOPELESS = 1000
+"""Wrong observations after which a run ends."""
+_TOLD = 20
+"""Of which so many are told at once."""
 _ASKED = 60
 _SURELY_CACHED = 0.75
 """Of the least time of as many questions: no lstat(2) that takes less can have asked."""
 
 
-def torture(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Report:
+def torture(
+    settings: Settings, say: Callable[[str], None] = lambda _: None, enough: threading.Event | None = None
+) -> Report:
     """Run a torture test.
 
     Args:
         settings: What to do.
         say: Gets a line of progress now and then.
+        enough: Ends the run before its time, once it is set.
     """
-    return asyncio.run(_torture(settings, say))
+    return asyncio.run(_torture(settings, say, enough or threading.Event()))
 
 
-async def _torture(settings: Settings, say: Callable[[str], None]) -> Report:
+async def _torture(settings: Settings, say: Callable[[str], None], enough: threading.Event) -> Report:
     report = Report()
     async with open_domain(settings.plan) as domain:
         contexts = [
@@ -68,7 +76,7 @@ async def _torture(settings: Settings, say: Callable[[str], None]) -> Report:
                 if settings.kill_every:
                     killer = Killer(domain, contexts, report, settings.kill_every, settings.seed)
                     group.create_task(killer.run(stop))
-                await _work(settings, contexts, report)
+                await _work(settings, contexts, report, enough)
                 report.seconds = time.monotonic() - start
                 stop.set()
             report.counters = await domain.counters()
@@ -78,11 +86,16 @@ async def _torture(settings: Settings, say: Callable[[str], None]) -> Report:
     return report
 
 
-async def _work(settings: Settings, contexts: list[Context], report: Report) -> None:
+async def _work(settings: Settings, contexts: list[Context], report: Report, enough: threading.Event) -> None:
     end = time.monotonic() + settings.seconds
 
+    def goes_on() -> bool:
+        if enough.is_set() or time.monotonic() > end:
+            return False
+        return report.changes < settings.changes and len(report.stale) < _HOPELESS
+
     async def strand(context: Context) -> None:
-        while report.changes < settings.changes and time.monotonic() < end:
+        while goes_on():
             async with context.lock:
                 await context.step()
             await asyncio.sleep(0)  # a killer may want the lock
@@ -103,11 +116,14 @@ async def _calibrate(domain: Domain, contexts: list[Context]) -> None:
 
 async def _watch(domain: Domain, report: Report, stop: asyncio.Event, say: Callable[[str], None]) -> None:
     """Tell of the progress, and end a run that does not go on."""
-    last, since = -1, time.monotonic()
+    last, since, told = -1, time.monotonic(), 0
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _PROGRESS_SECONDS)
         say(report.progress())
+        for text in report.stale[told:_TOLD]:
+            say(f"  {text}")
+        told = len(report.stale)
         for member in domain.members:
             member.check()
         if report.changes > last:

@@ -79,6 +79,15 @@ def test_the_same_finds_what_another_mode_is_stale_about(cache: str) -> None:
         assert f" {field} " in found
 
 
+def test_the_same_finds_what_is_stale_when_nobody_waits_for_leases() -> None:
+    plan = Plan(kind="uml", contexts=16, apart=True)
+    report = torture(Settings(plan=plan, changes=300, odds=Odds(warm=0.5), seconds=SHORT))
+    found = " ".join(report.stale)
+    for way in ["lstat", "open"]:
+        assert f" {way} c" in found
+    assert report.cached > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(LONGEST + 120)
 @pytest.mark.parametrize("leases", [(1.0, 0.2), (0.4, 0.2)], ids=["default leases", "short leases"])

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <termios.h>
 #include <time.h>
 
@@ -131,6 +132,14 @@ static void *work(void *argument)
 	return NULL;
 }
 
+/* Each context holds files open. */
+static void allow_descriptors(int contexts)
+{
+	rlim_t most = 64 + (rlim_t)contexts * (HELD_FILES + 2);
+	if (most > 1024 && setrlimit(RLIMIT_NOFILE, &(struct rlimit){ most, most }))
+		fail("setrlimit");
+}
+
 static struct worker *start_workers(int count)
 {
 	struct worker *workers = calloc(count, sizeof(*workers));
@@ -170,6 +179,7 @@ int main(int argc, char **argv)
 	if (chdir(argv[1]))
 		fail(argv[1]);
 	int count = atoi(argv[3]);
+	allow_descriptors(count);
 	struct worker *workers = start_workers(count);
 	open_port(argv[2]);
 	send_reply(NOBODY, NULL, 0);
