@@ -146,13 +146,14 @@ def test_view_processes_that_end_again_and_again(machine: Machine) -> None:
     """Files that the guest meets from then on are read by requests, in a mount that leaves that to the backend."""
     vm = machine.vm
     vm.mount("crashed", "/mnt", "dax=inode")
-    for number in range(MOST_STARTS):
-        look(machine, f"crash{number}")
+    for number in range(50):
+        look(machine, f"mapped{number}")
         os.kill(machine.view_pid("crashed"), signal.SIGKILL)
-    look(machine, "the-last-one-mapped")
-    os.kill(machine.view_pid("crashed"), signal.SIGKILL)
-    (machine.folder / "too-late").write_bytes(content(1))
-    assert vm.run("cat /mnt/too-late > /dev/null").status != 0, "what the guest has met as a file to be mapped"
+        (machine.folder / f"next{number}").write_bytes(content(1))
+        if vm.run(f"cat /mnt/next{number} > /dev/null").status != 0:
+            # The guest had met it as a file to be mapped. More of them are killed where they take more than a minute.
+            assert number >= MOST_STARTS
+            break
     look(machine, "by-requests")
     vm.check("umount /mnt")
     assert machine.mapped() == 0

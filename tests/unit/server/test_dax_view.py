@@ -318,9 +318,15 @@ def test_the_view_process_is_killed(mortal: View, path: Path) -> None:
 
 
 def test_a_view_process_that_ends_again_and_again(
-    mortal: View, path: Path, expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    mortal: View,
+    path: Path,
+    expect_log: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     expect_log("no more DAX")
+    # However slow the machine is.
+    monkeypatch.setattr(view_module, "CRASH_SECONDS", 1e9)
     ended: list[bool] = []
     mortal.on_end = lambda: ended.append(mortal.available)
     pids = set()
