@@ -31,6 +31,8 @@ MOST: Final = 40_000
 """Bytes of a piece."""
 VIEWS: Final = 3
 """That a guest keeps of files, of the chunks of its window."""
+REST: Final = 0.02
+"""Seconds between two steps, at most: eight guests and their backends fit on two processors."""
 PATIENCE: Final = 60.0
 """Seconds that any answer may take: machines of tests are slow."""
 GONE: Final = (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
@@ -89,7 +91,7 @@ class Actor:
                 self._leave()
             else:
                 self._try(self._step)
-            self._obey(0)
+            self._obey(self._rng.uniform(0, REST))
         self._leave()
         for model in self._models.values():
             model.close()
