@@ -71,6 +71,7 @@ class Actor:
         self._socket = socket
         self._table = table
         self._share = folder / "share"
+        self._mounted = folder / f"{number}.mounted"
         self._rng = random.Random(f"{seed}/{number}/{os.getpid()}")
         self._generation = 0
         self._counts: Counter[str] = Counter()
@@ -106,6 +107,7 @@ class Actor:
             return
         assert self._guest.aware
         self._counts["mounted"] += 1
+        self._mounted.write_text(str(time.monotonic()))
         for model in self._models.values():
             model.recover(self._number)
 

@@ -29,6 +29,18 @@ NEVER: Final = (
 """In no log."""
 
 
+def all_at_work(domain: Domain) -> None:
+    """Wait until all guests have begun. Raises Failed."""
+
+    def have_begun() -> bool:
+        for member in domain.members:
+            member.ask()
+            member.say("go on")
+        return all(member.counts["steps"] for member in domain.members)
+
+    _eventually("all guests have begun", have_begun)
+
+
 def audit(domain: Domain) -> None:
     """Let all guests stand still, and see that they, coherenced and the files agree. Raises Failed."""
     held: dict[str, list[Held]] = {}

@@ -46,7 +46,7 @@ class Report:
         seconds: how long guests were busy.
         audits: how often everything was found to agree.
         kills: kill -9, by what.
-        bus_errors: guests that died of SIGBUS, right after a kill that explains it.
+        bus_errors: guests that died of SIGBUS after a kill that explains it.
         counts: what guests have told that they did; what a guest did before it was killed, nobody tells.
     """
 
@@ -61,7 +61,7 @@ class Report:
             [
                 f"time        {self.seconds:.0f} s, {self.audits} audits",
                 f"kills       {_listed(self.kills)}",
-                f"bus errors  {self.bus_errors}, each right after a kill",
+                f"bus errors  {self.bus_errors}, each after a kill",
                 f"guests      {_listed(self.counts)}",
             ]
         )
@@ -96,6 +96,7 @@ def soak(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Rep
 
 def _work(settings: Settings, domain: Domain, report: Report, say: Callable[[str], None]) -> None:
     rng = random.Random(f"{settings.seed}/kills")
+    audit.all_at_work(domain)
     start = time.monotonic()
     next_audit, next_kill = start + settings.audit_every, start + _until_kill(settings, rng)
     while (now := time.monotonic()) < start + settings.seconds:
