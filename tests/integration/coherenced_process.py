@@ -20,7 +20,7 @@ from coherence.places import Places
 from coherence.table import Table
 
 SECONDS = 60.0
-SLOTS = 1 << 20
+SLOTS = 1 << 18
 """So many that no two of the few that a test uses are the same by chance."""
 
 

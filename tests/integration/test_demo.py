@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,16 @@ from tests.lab.paths import CHECKOUT, LabError
 MODES = ["none", "auto", "always", "shared"]
 QUIET = "nothing changes, guest 2 looks 100 times"
 BY_GUESTS = ["guest 1 writes a file", "guest 2 writes it again", "guest 1 creates a file", "guest 2 removes it"]
+IMPATIENT = (
+    "import runpy; from demo import account; account.PATIENCE = 0.5; runpy.run_module('demo', run_name='__main__')"
+)
 
 
-def account(*options: str, timeout: float) -> list[tuple[str, dict[str, str]]]:
+def account(*options: str, timeout: float, program: Sequence[str] = ("-m", "demo")) -> list[tuple[str, dict[str, str]]]:
     """Run the demo; for each stage, its mode and who, and the outcome of each scene."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         ended = subprocess.run(
-            [sys.executable, "-m", "demo", *options],
+            [sys.executable, *program, *options],
             cwd=CHECKOUT,
             env={**os.environ, "TMPDIR": folder},
             capture_output=True,
@@ -56,7 +60,8 @@ def check_coherent(outcomes: dict[str, str]) -> None:
 
 
 def test_embedded_guests() -> None:
-    stages = account("--embedded", timeout=280)
+    # Nobody has to be convinced by waiting for long that somebody never sees a change.
+    stages = account("--embedded", timeout=280, program=("-c", IMPATIENT))
     assert [title.split()[0] for title, _ in stages] == MODES
     outcomes = {title.split()[0]: seen for title, seen in stages}
     assert outcomes["always"][QUIET] == "0 requests"
