@@ -8,6 +8,7 @@ from server.fuse.wire cimport fuse_attr, fuse_attr_out, fuse_entry_out
 from server.handles cimport HandleTable
 from server.inodes cimport InodeTable, inode_t
 from server.libc cimport statx_t
+from server.listings cimport Listings
 from server.request cimport request_t
 from server.validity cimport Validity
 
@@ -33,6 +34,7 @@ cdef class FileSystem:
     cdef Table table
     cdef readonly Changes changes
     cdef readonly Validity validity
+    cdef Listings listings
     cdef DataFiles data_files
     cdef readonly object window
     cdef object truncations

@@ -24,6 +24,7 @@ from server.libc cimport (
     AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath,
     has_dax_flag, openat, snprintf, statx, statx_t,
 )
+from server.listings cimport Listings
 from server.request cimport REPLY_ROOM, request_t
 from server.validity cimport Validity
 
@@ -94,6 +95,7 @@ cdef class FileSystem:
         self.table = table
         self.changes = Changes(table, journal, leases)
         self.validity = Validity(settings, table, leases, self.changes)
+        self.listings = Listings(settings)
         self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
         self.proc_fd = -1
         try:
@@ -144,6 +146,7 @@ cdef class FileSystem:
         """Take from the settings what the guest may cache, now that it is known to be aware or not."""
         policy = self.settings.policy(aware=self.aware)
         self.validity.adopt(policy.timeout, self.aware)
+        self.listings.adopt(self.aware)
         self.file_flags = int(policy.file_flags)
         self.directory_flags = int(policy.directory_flags)
 

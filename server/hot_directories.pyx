@@ -37,6 +37,8 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
     if handle == NULL:
         return EBADF
     room = min(min(<size_t>ask.size, request.room_size), <size_t>REPLY_ROOM)
+    if plus and ask.offset == 0:
+        fs.listings.begin(parent)
     error = go_to(handle, ask.offset)
     while error == 0:
         error = next_entry(fs.handles, handle, &entry)
@@ -126,7 +128,8 @@ cdef bint add_plus(
 ) noexcept:
     """Append an entry with its attributes, counting a lookup; false when it does not fit.
 
-    '.', '..' and what vanished meanwhile go without a node id (fuse_direntplus_link() of the kernel).
+    '.', '..', what vanished meanwhile, and all of a list that is to bring no attributes go without a node id
+    (fuse_direntplus_link() of the kernel).
     """
     cdef size_t length = strnlen(entry.d_name, entry.d_reclen - DIRENT_NAME)
     cdef size_t size = aligned(sizeof(fuse_direntplus) + length)
@@ -135,11 +138,12 @@ cdef bint add_plus(
     cdef inode_t *inode = NULL
     cdef statx_t stx
     cdef bint dots = entry.d_name[0] == c"." and (length == 1 or (length == 2 and entry.d_name[1] == c"."))
+    cdef bint bare = dots or not fs.listings.brings(parent)
     if request.reply_size + size > room:
         return False
     memset(at + size - 8, 0, 8)
     memset(&out.entry_out, 0, sizeof(out.entry_out))
-    if not dots and fs.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
+    if not bare and fs.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
         if inode.withdrawn != 0 and stx.stx_size >= inode.withdrawn:
             # The guest has to ask for it by itself, as that may have to wait.
             fs.inodes.forget(inode.nodeid, 1)

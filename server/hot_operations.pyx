@@ -149,6 +149,7 @@ cdef int look_up(FileSystem fs, request_t *request):
     if error == ENOENT:
         error = fs.fill_negative(out, parent, name, length)
     elif error == 0:
+        fs.listings.looked_up(parent, inode)
         fs.fill_entry(out, parent, inode, &stx, name, length)
     if error:
         return error
@@ -228,6 +229,7 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
 cdef int open_(FileSystem fs, request_t *request, uint32_t type):
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_open_in *ask = <fuse_open_in *>request.body
+    cdef fuse_open_out *out = <fuse_open_out *>request.reply
     cdef int fd = -1, flags, error
     if inode == NULL:
         return ESTALE
@@ -247,7 +249,10 @@ cdef int open_(FileSystem fs, request_t *request, uint32_t type):
     if error:
         return error
     request.reply_size = sizeof(fuse_open_out)
-    return opened(fs, inode, fd, ask.flags, <fuse_open_out *>request.reply)
+    error = opened(fs, inode, fd, ask.flags, out)
+    if type == S_IFDIR:
+        out.open_flags = fs.listings.open(inode, out.open_flags)
+    return error
 
 
 cdef int release(FileSystem fs, request_t *request) noexcept:

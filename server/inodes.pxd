@@ -40,6 +40,9 @@ cdef struct inode_t:
     bint told_racy         # when its ctime could still be that of a later change
     uint32_t blip          # nanoseconds that its mtime is told wrong by, for the guest to drop its pages
     uint64_t blip_until    # 0: it was not told yet
+    # Directories (server.listings).
+    uint64_t listed_at     # when READDIRPLUS of it began last; 0 for never
+    bint singly            # its files are looked up one by one
     # The descriptor for a guest that does not open files (server.data_files): a handle, 0 for none.
     uint64_t data_fh
     bint data_writable

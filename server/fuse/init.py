@@ -78,7 +78,9 @@ def negotiate(body: bytes, settings: Settings, *, dax: bool = False) -> Agreemen
         offered |= InitFlag(flags2 << 32)
     wanted = ALWAYS
     if settings.readdirplus:
-        wanted |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
+        wanted |= InitFlag.DO_READDIRPLUS
+        if settings.cache != "shared":
+            wanted |= InitFlag.READDIRPLUS_AUTO
     if settings.cache in ("auto", "shared"):
         wanted |= InitFlag.AUTO_INVAL_DATA
     if settings.cache == "shared" and InitFlag.NO_OPEN_SUPPORT in offered:

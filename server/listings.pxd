@@ -1,0 +1,14 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from server.inodes cimport inode_t
+
+cdef class Listings:
+    cdef bint shared
+    cdef bint chooses          # what a plain guest in shared does
+    cdef uint64_t span         # microseconds that leases which come with a list are good for
+    cdef uint64_t opened       # node id of the directory that the guest opened last
+
+    cdef uint32_t open(self, inode_t *inode, uint32_t flags) noexcept
+    cdef void looked_up(self, inode_t *parent, const inode_t *inode) noexcept
+    cdef bint brings(self, const inode_t *inode) noexcept
+    cdef void begin(self, inode_t *inode) noexcept

@@ -1,0 +1,66 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""When a plain guest in shared keeps the list of a directory, and when its list brings attributes.
+
+Such a guest reads directories by READDIRPLUS only (server.fuse.init): the answer says of each entry whether it has
+attributes, and with them leases.
+
+- A list brings attributes, so that a walk (find, ls -l, tar) need not ask for the files one by one. When these leases
+  are over the guest drops its list and reads the directory anew. Until then it reads the list that it has.
+- Where files of a directory are looked up by name, and not because it was listed (git status looks up what its index
+  names), the list has names only, and the guest keeps it for as long as the directory does not change.
+
+A LOOKUP is taken for one because of a list if its directory was the last one that was opened. Directories are looked up
+by whoever goes through them, and what is missing has no attributes: these say nothing.
+
+What is kept is right in any case: the guest compares the directory's mtime (docs/leases.md).
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from coherence.leases cimport lt_now
+from server.inodes cimport inode_t
+
+from server.fuse.protocol import OpenFlag
+
+cdef enum:
+    S_IFDIR = 0o040000
+
+cdef uint32_t KEEP_CACHE = int(OpenFlag.KEEP_CACHE)
+
+
+cdef class Listings:
+    """What one guest does with its directories.
+
+    Args:
+        settings: server.settings.Settings.
+    """
+
+    def __cinit__(self, settings):
+        self.span = max(0, round((settings.lease_max - settings.lease_margin) * 1_000_000))
+        self.shared = settings.cache == "shared"
+
+    def adopt(self, aware: bool) -> None:
+        """The session begins, or the guest has proved that it checks the table: then it needs no leases."""
+        self.chooses = self.shared and not aware
+        self.opened = 0
+
+    cdef uint32_t open(self, inode_t *inode, uint32_t flags) noexcept:
+        """An OPENDIR: the flags that answer it, of those that the cache policy has for directories."""
+        self.opened = inode.nodeid
+        if self.chooses and self.brings(inode) and inode.listed_at and lt_now() - inode.listed_at >= self.span:
+            return flags & ~KEEP_CACHE
+        return flags
+
+    cdef void looked_up(self, inode_t *parent, const inode_t *inode) noexcept:
+        """A LOOKUP found an inode."""
+        if inode.type != S_IFDIR:
+            parent.singly = parent.nodeid != self.opened
+
+    cdef bint brings(self, const inode_t *inode) noexcept:
+        """Whether the list of a directory brings attributes."""
+        return not self.chooses or (self.span != 0 and not inode.singly)
+
+    cdef void begin(self, inode_t *inode) noexcept:
+        """A READDIRPLUS of a directory, from its beginning."""
+        inode.listed_at = lt_now()
