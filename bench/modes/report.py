@@ -24,11 +24,18 @@ def account(kind: str, rounds: int, files: int, loops: LoopResults | None, trees
     """
     kernel = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
     guest = {"uml": "User-Mode Linux", "qemu": "QEMU without KVM"}[kind]
+    isolation = (
+        """
+The guests have no page table isolation (`pti=off`): in software it makes each system call take five times as long, and
+processors since 2019 need none (`tests/lab/accel.py`)."""
+        if kind == "qemu"
+        else ""
+    )
     parts = [
         f"""\
 Two guests ({guest}, Linux {kernel.modules.name}) share a directory in tmpfs and have it mounted once in each mode; both
 and all backends are pinned to one processor, coherenced to another, and the modes take turns in one run: {rounds}
-rounds, medians of them.
+rounds, medians of them.{isolation}
 Rust virtiofsd is 1.13. What is looked at is some seconds old. Host: Linux {platform.release()}, Python
 {platform.python_version()}. Measured with `python -m bench.modes --write-docs`.
 """
