@@ -31,6 +31,8 @@ SECONDS = 60.0
 HOST, FIRST = 2, 4
 """Turns of programs/ledger: the one of the host, and that of the first transaction."""
 LONG = pytest.mark.timeout(3600)
+STEPS = int(os.environ.get("DAX_STEPS", "10000"))
+"""Of the long random tests."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Machines:
 
     Attributes:
         share: the directory on the host.
-        first: has it twice: /always, mounted so, and /inode.
+        first: has it at /always and /inode, mounted so, and at /never, where its backend has no window.
         second: has it at /always.
         control: coherenced's socket.
     """
@@ -67,14 +69,15 @@ def machines() -> Iterator[Machines]:
         stack.callback(remove_all, table)
         daemon = stack.enter_context(backends.daemon(folder, f"/{table.name}"))
         guests = []
-        for number, tags in enumerate((("always", "inode"), ("always",))):
+        for number, tags in enumerate((("always", "inode", "never"), ("always",))):
             shares = {}
             for tag in tags:
                 run_dir = folder / f"{number}{tag}"
                 run_dir.mkdir()
                 options = ["--coherence", str(table), "--coherence-socket", str(daemon.socket)]
                 options += ["--guest", f"{tag}{number}", "--lease-max", str(LEASE_MAX)]
-                options += ["--dax", "always", "--dax-window", "16M"]
+                if tag != "never":
+                    options += ["--dax", "always", "--dax-window", "16M"]
                 backend = backends.ours(share, run_dir, cache="shared", tag=tag, options=options)
                 shares[tag] = stack.enter_context(backend).socket
             vm = stack.enter_context(boot("qemu-dax", shares=shares))
@@ -117,9 +120,9 @@ class Turn:
         self._page.close()
 
 
-@pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=[pytest.mark.slow, LONG])])
+@pytest.mark.parametrize("steps", [300, pytest.param(STEPS, marks=[pytest.mark.slow, LONG])])
 @pytest.mark.parametrize(
-    "mounts", [("always",), ("inode",), pytest.param(("inode", "always"), marks=[pytest.mark.slow, LONG])]
+    "mounts", [("always",), ("inode",), ("never",), pytest.param(("inode", "always"), marks=[pytest.mark.slow, LONG])]
 )
 def test_random_changes_are_as_in_a_model(machines: Machines, mounts: tuple[str, ...], steps: int) -> None:
     """Of one file by one mount, or by two that know nothing of each other; the other guest reads along."""

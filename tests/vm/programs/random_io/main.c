@@ -1,5 +1,7 @@
 /*
- * random_io write SEED STEPS SIZE PATH...: change a file at random, and compare all that is read with a model.
+ * random_io write SEED STEPS SIZE PATH...: change a file at random, and compare all that is read with a model, with
+ *     what fsx does of what FUSE has: reads, writes, appends, loads, stores, truncations up and down, allocation,
+ *     holes, zeroed ranges, copies within the file, fsync, close and open; beyond the end of a mapped file are zeros.
  *     Each step goes by one of the paths, which are the same file, mounted more than once perhaps.
  * random_io read SEED STEPS SIZE PATH: read it at random while somebody does that.
  *
@@ -8,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -107,7 +110,7 @@ static void read_at(int fd, long offset, long length)
 
 static void map(int which, long offset, long length, int store)
 {
-    long first = offset & -PAGE;
+    long first = offset & -PAGE, end;
     unsigned char *bytes;
 
     bytes = mmap(NULL, offset + length - first, PROT_READ | PROT_WRITE, MAP_SHARED, fds[which], first);
@@ -120,6 +123,9 @@ static void map(int which, long offset, long length, int store)
             err(1, "step %ld: msync", step);
     }
     compare(store ? "store" : "load", bytes + offset - first, offset, length);
+    for (end = offset + length; offset + length == size && end % PAGE; end++)
+        if (bytes[end - first])
+            errx(1, "step %ld: byte %ld, beyond the end at %ld, is %d", step, end, size, bytes[end - first]);
     munmap(bytes, offset + length - first);
 }
 
@@ -128,6 +134,60 @@ static void punch(int fd, long offset, long length)
     if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) < 0)
         err(1, "step %ld: punch", step);
     memset(model + offset, 0, offset + length > size ? size - offset : length);
+}
+
+/* What the host's file system may not have. */
+static int supported(const char *what, long result)
+{
+    if (result >= 0)
+        return 1;
+    if (errno != EOPNOTSUPP)
+        err(1, "step %ld: %s", step, what);
+    printf("step %ld: no %s here\n", step, what);
+    return 0;
+}
+
+static void zero(int fd, long offset, long length)
+{
+    int keep = below(2) ? FALLOC_FL_KEEP_SIZE : 0;
+
+    if (!supported("zero range", fallocate(fd, FALLOC_FL_ZERO_RANGE | keep, offset, length)))
+        return;
+    if (!keep && offset + length > size)
+        resize(offset + length);
+    if (offset < size)
+        memset(model + offset, 0, offset + length > size ? size - offset : length);
+}
+
+/* Within the file, to a place that does not overlap. */
+static void copy(int fd, long from, long to, long length)
+{
+    off_t in = from, out = to;
+    long done = 0, got;
+
+    if (labs(to - from) < length)
+        return;
+    for (; done < length; done += got) {
+        got = copy_file_range(fd, &in, fd, &out, length - done, 0);
+        if (got == 0)
+            errx(1, "step %ld: copy of %ld bytes from %ld to %ld ends after %ld", step, length, from, to, done);
+        if (!supported("copy", got))
+            return;
+    }
+    if (to + length > size)
+        resize(to + length);
+    memcpy(model + to, model + from, length);
+}
+
+static void append(int which, long length)
+{
+    int fd = open(paths[which], O_WRONLY | O_APPEND);
+
+    fill(model + size, size, length);
+    if (fd < 0 || write(fd, model + size, length) != length)
+        err(1, "step %ld: append of %ld bytes", step, length);
+    size += length;
+    close(fd);
 }
 
 static void extend(int fd, long offset, long length)
@@ -153,7 +213,7 @@ static void change(void)
     long there = size ? place(size) : 0, room = length < size - there ? length : size - there;
 
     check_size(which); /* Linux reads and writes by the size that it knows, where files are mapped, and does not ask */
-    switch (below(16)) {
+    switch (below(20)) {
     case 0: case 1: case 2: read_at(fd, offset, length); break;
     case 3: case 4: write_at(fd, offset, length); break;
     case 5:
@@ -180,6 +240,19 @@ static void change(void)
         break;
     case 14: extend(fd, offset, length); break;
     case 15: reopen(which); break;
+    case 16: zero(fd, offset, length); break;
+    case 17:
+        if (room)
+            copy(fd, there, offset, room);
+        break;
+    case 18:
+        if (size + length <= most)
+            append(which, length);
+        break;
+    case 19:
+        if (fsync(fd) < 0)
+            err(1, "step %ld: fsync", step);
+        break;
     }
 }
 
