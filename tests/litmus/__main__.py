@@ -61,7 +61,7 @@ def play(
     user_space = kind == "user-space"
     with user_space_guests(LEASE_OPTIONS, modes) if user_space else stock_guests(kind, LEASE_OPTIONS, modes) as arena:
         for arrangement in Arrangement:
-            count = rounds if arrangement is Arrangement.GUESTS else max(rounds // 10, 10)
+            count = rounds if arrangement is Arrangement.GUESTS else max(rounds // 10, 3)
             start = time.monotonic()
             for one in perform(arena, arrangement, rounds=count, seed=seed, only=only, lanes=lanes):
                 say(f"{kind}, {arrangement.value}, {one.mode}: {time.monotonic() - start:.0f} s")
