@@ -122,7 +122,13 @@ class Turn:
 
 @pytest.mark.parametrize("steps", [300, pytest.param(STEPS, marks=[pytest.mark.slow, LONG])])
 @pytest.mark.parametrize(
-    "mounts", [("always",), ("inode",), ("never",), pytest.param(("inode", "always"), marks=[pytest.mark.slow, LONG])]
+    "mounts",
+    [
+        ("always",),
+        ("inode",),
+        pytest.param(("never",), marks=[pytest.mark.slow, LONG]),
+        pytest.param(("inode", "always"), marks=[pytest.mark.slow, LONG]),
+    ],
 )
 def test_random_changes_are_as_in_a_model(machines: Machines, mounts: tuple[str, ...], steps: int) -> None:
     """Of one file by one mount, or by two that know nothing of each other; the other guest reads along."""
