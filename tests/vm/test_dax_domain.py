@@ -166,12 +166,13 @@ def test_a_backend_is_killed_while_its_guest_has_files_mapped(domain: Domain) ->
     """The last test: QEMU 11.1 does not connect again (docs/vhost-user.md)."""
     vm, path = domain.mapping, domain.share / "orphan"
     path.write_bytes(content(CHUNK))
-    mapped = Mapped(vm, "orphan", CHUNK, "get 5 put 4 44", "put 6 66 get 6")
+    # It does not come to its last stage: as it ends, its kernel may forget the file, and ask for that.
+    mapped = Mapped(vm, "orphan", CHUNK, "get 5 put 4 44", "put 6 66 get 6", "get 7")
     mapped.go()
     os.kill(domain.backend.pid, signal.SIGKILL)
     domain.backend.process.wait(10)
-    mapped.go(last=True)
-    assert mapped.seen() == [content(6)[5], 66]
+    mapped.go()
+    assert vm.check("cat /tmp/seen").split() == [b"%d" % content(6)[5], b"66"]
     # The others go on, and nobody waits for it.
     assert domain.plain.check("head -c 7 /mnt/orphan | tail -c 1") == bytes([66])
     domain.plain.check("echo gone > /mnt/elsewhere")

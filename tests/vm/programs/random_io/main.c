@@ -21,7 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MOST_PATHS = 4, LONGEST = 300000, PAGE = 4096 };
+enum { MOST_PATHS = 4, LONGEST = 300000, PAGE = 4096, CHUNK = 1 << 21 };
 
 static unsigned char *model, *buffer;
 static long size, most, step;
@@ -159,13 +159,16 @@ static void zero(int fd, long offset, long length)
         memset(model + offset, 0, offset + length > size ? size - offset : length);
 }
 
-/* Within the file, to a place that does not overlap. */
-static void copy(int fd, long from, long to, long length)
+/* Within the file and a chunk, and by a multiple of 64 KiB, so that the bytes have a hash that fits there, too. */
+static void copy(int fd, long from, long length)
 {
+    long to = (from & ~(31L << 16)) | below(32) << 16, last = from > to ? from : to;
     off_t in = from, out = to;
     long done = 0, got;
 
-    if (labs(to - from) < length)
+    if (length > CHUNK - last % CHUNK)
+        length = CHUNK - last % CHUNK;
+    if (labs(to - from) < length || to + length > most)
         return;
     for (; done < length; done += got) {
         got = copy_file_range(fd, &in, fd, &out, length - done, 0);
@@ -243,7 +246,7 @@ static void change(void)
     case 16: zero(fd, offset, length); break;
     case 17:
         if (room)
-            copy(fd, there, offset, room);
+            copy(fd, there, room);
         break;
     case 18:
         if (size + length <= most)
