@@ -178,16 +178,18 @@ def _daemon(domain: Domain) -> None:
     """coherenced has closed everything, and leaves its three files in shared memory."""
     daemon, places = domain.daemon, domain.daemon.places
     assert daemon.process is not None
-    used = Counter(_kind(text, domain.share) for text in descriptors(daemon.process.pid))
+    fresh, process = Counter(_kind(text, domain.share) for text in domain.fresh), daemon.process
+
+    def more() -> Counter[str]:
+        return Counter(_kind(text, domain.share) for text in descriptors(process.pid)) - fresh
+
+    # The last who asked it has only just hung up.
+    _eventually("coherenced has no more open than at first", lambda: not more(), lambda: str(more()))
     if status := daemon.stop():
         raise Failed(f"coherenced ended with status {status}")
     left = set(places.table.parent.glob(f"{places.table.name}*"))
     if files := left - {places.table, places.leases, places.lock}:
         raise Failed(f"left in shared memory: {files}")
-    domain.start_daemon()
-    assert daemon.process is not None
-    if more := used - Counter(_kind(text, domain.share) for text in descriptors(daemon.process.pid)):
-        raise Failed(f"coherenced had left open: {more}")
 
 
 def _logs(domain: Domain) -> None:

@@ -153,6 +153,7 @@ class Domain:
     Attributes:
         share: the directory that is shared.
         daemon: coherenced.
+        fresh: its descriptors before it was asked for anything.
         members: guests and backends.
         models: of the exact files.
         processes: all that backends have started in all of their lives, themselves too: when each was started, by pid.
@@ -186,6 +187,8 @@ class Domain:
             for file in FILES:
                 (self.share / file.name).touch()
             self.start_daemon()
+            assert self.daemon.process is not None
+            self.fresh = descriptors(self.daemon.process.pid)
             for member in self.members:
                 stack.callback(member.backend.kill)
                 member.start_backend()

@@ -28,6 +28,7 @@ def run(settings: Settings) -> Report:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SLOW)
 def test_for_some_seconds() -> None:
     report = run(Settings(guests=3, seconds=6, kill_every=1.2, audit_every=2))
