@@ -90,7 +90,7 @@ def open_stage(
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dax-", dir="/var/tmp")))
         share.chmod(0o755)
         places = Places(f"/vt-dax-{os.getpid()}-{secrets.token_hex(3)}")
-        stack.callback(_remove_all, places.table)
+        stack.callback(backends.remove_table, places.name)
         daemon = stack.enter_context(backends.daemon(folder, places.name))
         if others := os.sched_getaffinity(0) - {int(cpu)}:
             os.sched_setaffinity(daemon.pid, others)
@@ -130,8 +130,3 @@ def _guest(served: Mapping[Way, Backend], memory: int, cpu: str, stack: contextl
         mount(guest, way)
     guest.put_file("/io", assets.compile_static(PROGRAM).read_bytes())
     return guest
-
-
-def _remove_all(table: Path) -> None:
-    for left in table.parent.glob(f"{table.name}*"):
-        left.unlink()

@@ -170,7 +170,7 @@ def open_stage(kind: str, cpu: str, say: Callable[[str], None]) -> Iterator[Stag
 
 def _domain(mode: Mode, folder: Path, cpu: str, stack: contextlib.ExitStack) -> tuple[Places, Path]:
     places = Places(f"/vt-modes-{os.getpid()}-{secrets.token_hex(3)}")
-    stack.callback(_remove_all, places.table)
+    stack.callback(backends.remove_table, places.name)
     place = folder / mode.name
     place.mkdir()
     daemon = stack.enter_context(backends.daemon(place, places.name))
@@ -178,11 +178,6 @@ def _domain(mode: Mode, folder: Path, cpu: str, stack: contextlib.ExitStack) -> 
     if others := os.sched_getaffinity(0) - {int(cpu)}:
         os.sched_setaffinity(daemon.pid, others)
     return places, daemon.socket
-
-
-def _remove_all(table: Path) -> None:
-    for left in table.parent.glob(f"{table.name}*"):
-        left.unlink()
 
 
 def _backend(

@@ -136,6 +136,12 @@ def daemon(folder: Path, table: str) -> Iterator[Backend]:
         yield backend
 
 
+def remove_table(table: str) -> None:
+    """Remove a version table, by the name that daemon() has, and what a coherenced leaves beside it."""
+    for left in Path("/dev/shm").glob(f"{table[1:]}*"):
+        left.unlink()
+
+
 def console_script(name: str) -> str:
     """Path of one of our commands in the running Python's environment."""
     path = Path(sys.executable).with_name(name)

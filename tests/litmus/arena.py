@@ -169,7 +169,7 @@ class _Shared:
         folder = self._folder / f"daemon{number}"
         folder.mkdir()
         places = Places(f"/vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
-        self._stack.callback(_remove_all, places.table)
+        self._stack.callback(backends.remove_table, places.name)
         backend = self._stack.enter_context(backends.daemon(folder, places.name))
         return _Daemon(places.table, backend.socket)
 
@@ -183,9 +183,3 @@ def _shared(modes: Sequence[Mode], options: Sequence[str]) -> Iterator[_Shared]:
     # Not in /tmp, which may be tmpfs: a share is usually on a disk. The path is short for the sockets' sake.
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="litmus-") as folder, ExitStack() as stack:
         yield _Shared(Path(folder), modes, options, stack)
-
-
-def _remove_all(table: Path) -> None:
-    """Remove a table and what stands beside it."""
-    for path in table.parent.glob(f"{table.name}*"):
-        path.unlink()

@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -71,11 +72,7 @@ def end(domain: Domain) -> None:
     _no_window_too_many(domain)
     wanted = _open_after_a_guest(domain, domain.members[0])
     for member in domain.members:
-        _eventually(
-            f"the backend of {member.name} has closed what its guests had open",
-            lambda member=member: _open(domain, member) - wanted == Counter(),  # type: ignore[misc]
-            lambda member=member: str(_open(domain, member) - wanted),  # type: ignore[misc]
-        )
+        _closes(f"the backend of {member.name}", partial(_open, domain, member), wanted)
     for member in domain.members:
         member.backend.kill()
     _eventually("no window is left", lambda: not domain.use().windows)
@@ -155,7 +152,19 @@ def _open(domain: Domain, member: Member) -> Counter[str]:
     """What a backend has open, by kind."""
     process = member.backend.process
     assert process is not None
-    return Counter(_kind(text, domain.share) for text in descriptors(process.pid))
+    return _kinds(domain, process.pid)
+
+
+def _closes(who: str, is_open: Callable[[], Counter[str]], wanted: Counter[str]) -> None:
+    """A process comes to have no more open than this, by kind."""
+    _eventually(
+        f"{who} has closed what it need not have open", lambda: not is_open() - wanted, lambda: str(is_open() - wanted)
+    )
+
+
+def _kinds(domain: Domain, pid: int) -> Counter[str]:
+    """Descriptors of a process, by kind."""
+    return Counter(_kind(text, domain.share) for text in descriptors(pid))
 
 
 def _kind(text: str, share: Path) -> str:
@@ -178,13 +187,12 @@ def _daemon(domain: Domain) -> None:
     """coherenced has closed everything, and leaves its three files in shared memory."""
     daemon, places = domain.daemon, domain.daemon.places
     assert daemon.process is not None
-    fresh, process = Counter(_kind(text, domain.share) for text in domain.fresh), daemon.process
-
-    def more() -> Counter[str]:
-        return Counter(_kind(text, domain.share) for text in descriptors(process.pid)) - fresh
-
     # The last who asked it has only just hung up.
-    _eventually("coherenced has no more open than at first", lambda: not more(), lambda: str(more()))
+    _closes(
+        "coherenced",
+        partial(_kinds, domain, daemon.process.pid),
+        Counter(_kind(text, domain.share) for text in domain.fresh),
+    )
     if status := daemon.stop():
         raise Failed(f"coherenced ended with status {status}")
     left = set(places.table.parent.glob(f"{places.table.name}*"))

@@ -195,8 +195,7 @@ class _Center:
 
     def stop(self) -> None:
         self._life.close()
-        for left in Path("/dev/shm").glob(f"{self.table[1:]}*"):
-            left.unlink()
+        backends.remove_table(self.table)
 
     def counters(self) -> dict[str, dict[str, int]]:
         command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.socket)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,8 +13,7 @@ import pytest
 
 from tests.lab import assets, backends
 from tests.lab.guest import Guest, boot
-from tests.lab.paths import LabError
-from tests.views import need_views
+from tests.vm.dax_place import DaxPlace, dax_place
 
 PROGRAM = Path(__file__).with_name("programs") / "mapped"
 CHUNK = 2 << 20
@@ -26,44 +23,35 @@ SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
-def share() -> Iterator[Path]:
-    """The directory; on a disk, as what is shared is."""
-    directory = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    yield directory
-    shutil.rmtree(directory)
+def place() -> Iterator[DaxPlace]:
+    with dax_place() as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
-def guests(share: Path) -> Iterator[tuple[Guest, Guest]]:
+def share(place: DaxPlace) -> Path:
+    """The directory."""
+    return place.share
+
+
+@pytest.fixture(scope="module")
+def guests(place: DaxPlace) -> Iterator[tuple[Guest, Guest]]:
     """Two guests that have it at /mnt and map its files."""
-    need_views()
-    try:
-        assets.qemu_dax()
-    except LabError as error:
-        pytest.skip(str(error))
     program = assets.compile_static(PROGRAM).read_bytes()
     found = []
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="vm-") as folder:
-        table = f"/vt-dax-{os.getpid()}"
-        stack.callback(remove, table)
-        daemon = stack.enter_context(backends.daemon(Path(folder), table))
+    with ExitStack() as stack:
+        daemon = stack.enter_context(backends.daemon(place.folder, place.table))
         for number in range(2):
-            run_dir = Path(folder, str(number))
+            run_dir = place.folder / str(number)
             run_dir.mkdir()
-            options = ["--coherence", f"/dev/shm{table}", "--coherence-socket", str(daemon.socket)]
+            options = place.coherence(daemon)
             options += ["--dax", "always", "--dax-window", "16M", "--lease-max", str(LEASE_MAX)]
-            backend = stack.enter_context(backends.ours(share, run_dir, cache="shared", options=options))
+            backend = stack.enter_context(backends.ours(place.share, run_dir, cache="shared", options=options))
             vm = stack.enter_context(boot("qemu-dax", shares={"share": backend.socket}))
             vm.mount("share", "/mnt", "dax=always" if number else "dax=inode")
             vm.put_file("/mapped", program)
             found.append(vm)
         yield found[0], found[1]
-
-
-def remove(table: str) -> None:
-    """Remove what the daemon has left."""
-    for left in Path("/dev/shm").glob(f"{table[1:]}*"):
-        left.unlink()
 
 
 def digest(data: bytes) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,9 +13,8 @@ import pytest
 
 from tests.lab import assets, backends
 from tests.lab.guest import Guest, boot
-from tests.lab.paths import LabError
-from tests.views import need_views
-from tests.vm.test_dax import CHUNK, PROGRAM, Mapped, content, digest, eventually, remove, sum_of
+from tests.vm.dax_place import DaxPlace, dax_place
+from tests.vm.test_dax import CHUNK, PROGRAM, Mapped, content, digest, eventually, sum_of
 
 
 @dataclass
@@ -25,19 +22,22 @@ class Domain:
     """A daemon that can be killed, and two guests, with the same directory at /mnt.
 
     Attributes:
-        share: the directory on the host.
+        place: of them all.
         mapping, backend: a guest that maps files, and its backend.
         plain: a guest that does not.
     """
 
-    share: Path
-    folder: Path
-    table: str
+    place: DaxPlace
     mapping: Guest
     backend: backends.Backend
     plain: Guest
     daemon_life: ExitStack
     daemon: backends.Backend
+
+    @property
+    def share(self) -> Path:
+        """The directory on the host."""
+        return self.place.share
 
     def kill_daemon(self) -> None:
         """kill -9."""
@@ -46,38 +46,27 @@ class Domain:
         self.daemon_life.close()
 
     def start_daemon(self) -> None:
-        self.daemon = self.daemon_life.enter_context(backends.daemon(self.folder, self.table))
+        self.daemon = self.daemon_life.enter_context(backends.daemon(self.place.folder, self.place.table))
 
 
 @pytest.fixture(scope="module")
 def domain() -> Iterator[Domain]:
-    need_views()
-    try:
-        assets.qemu_dax()
-    except LabError as error:
-        pytest.skip(str(error))
-    with ExitStack() as stack:
-        # On a disk, as what is shared is.
-        share = Path(tempfile.mkdtemp(dir="/var/tmp"))
-        stack.callback(shutil.rmtree, share)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vm-")))
-        table = f"/vt-dax-domain-{os.getpid()}"
-        stack.callback(remove, table)
+    with dax_place() as place, ExitStack() as stack:
         daemon_life = stack.enter_context(ExitStack())
-        daemon = daemon_life.enter_context(backends.daemon(folder, table))
+        daemon = daemon_life.enter_context(backends.daemon(place.folder, place.table))
         guests: list[Guest] = []
         served: list[backends.Backend] = []
         for name, options in (("mapping", ["--dax", "always", "--dax-window", "16M"]), ("plain", [])):
-            run_dir = folder / name
+            run_dir = place.folder / name
             run_dir.mkdir()
-            coherence = ["--coherence", f"/dev/shm{table}", "--coherence-socket", str(daemon.socket), "--guest", name]
-            backend = stack.enter_context(backends.ours(share, run_dir, cache="shared", options=coherence + options))
+            told = [*place.coherence(daemon), "--guest", name, *options]
+            backend = stack.enter_context(backends.ours(place.share, run_dir, cache="shared", options=told))
             served.append(backend)
             vm = stack.enter_context(boot("qemu-dax", shares={"share": backend.socket}))
             vm.mount("share", "/mnt", "dax=always" if options else "")
             vm.put_file("/mapped", assets.compile_static(PROGRAM).read_bytes())
             guests.append(vm)
-        yield Domain(share, folder, table, guests[0], served[0], guests[1], daemon_life, daemon)
+        yield Domain(place, guests[0], served[0], guests[1], daemon_life, daemon)
 
 
 def test_what_one_stores_the_other_reads_and_the_reverse(domain: Domain) -> None:

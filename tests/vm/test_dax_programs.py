@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import shutil
 import sqlite3
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ import pytest
 from tests.lab import assets, backends
 from tests.lab.guest import Guest, boot
 from tests.lab.paths import LabError
-from tests.views import need_views
+from tests.vm.dax_place import dax_place
 
 PROGRAMS = Path(__file__).with_name("programs")
 LEASE_MAX = 0.5
@@ -54,31 +52,23 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
-    need_views()
     try:
-        assets.qemu_dax()
         ledger = assets.compile_static(PROGRAMS / "ledger", assets.sqlite())
     except LabError as error:
         pytest.skip(str(error))
-    with ExitStack() as stack:
-        # On a disk, as what is shared is.
-        share = Path(tempfile.mkdtemp(dir="/var/tmp"))
-        stack.callback(shutil.rmtree, share)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vm-")))
-        table = Path(f"/dev/shm/vt-dax-programs-{os.getpid()}")
-        stack.callback(remove_all, table)
-        daemon = stack.enter_context(backends.daemon(folder, f"/{table.name}"))
+    with dax_place() as place, ExitStack() as stack:
+        daemon = stack.enter_context(backends.daemon(place.folder, place.table))
         guests = []
         for number, tags in enumerate((("always", "inode", "never"), ("always",))):
             shares = {}
             for tag in tags:
-                run_dir = folder / f"{number}{tag}"
+                run_dir = place.folder / f"{number}{tag}"
                 run_dir.mkdir()
-                options = ["--coherence", str(table), "--coherence-socket", str(daemon.socket)]
+                options = place.coherence(daemon)
                 options += ["--guest", f"{tag}{number}", "--lease-max", str(LEASE_MAX)]
                 if tag != "never":
                     options += ["--dax", "always", "--dax-window", "16M"]
-                backend = backends.ours(share, run_dir, cache="shared", tag=tag, options=options)
+                backend = backends.ours(place.share, run_dir, cache="shared", tag=tag, options=options)
                 shares[tag] = stack.enter_context(backend).socket
             vm = stack.enter_context(boot("qemu-dax", shares=shares))
             for tag in tags:
@@ -86,13 +76,7 @@ def machines() -> Iterator[Machines]:
             vm.put_file("/random_io", assets.compile_static(PROGRAMS / "random_io").read_bytes())
             vm.put_file("/ledger", ledger.read_bytes())
             guests.append(vm)
-        yield Machines(share, guests[0], guests[1], daemon.socket)
-
-
-def remove_all(table: Path) -> None:
-    """Remove a table and what lies beside it."""
-    for left in table.parent.glob(f"{table.name}*"):
-        left.unlink()
+        yield Machines(place.share, guests[0], guests[1], daemon.socket)
 
 
 class Turn:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +15,7 @@ from tests.integration.coherenced_process import eventually
 from tests.lab import assets, backends
 from tests.lab.backends import Backend
 from tests.lab.guest import Guest, boot
-from tests.lab.paths import LabError
-from tests.views import need_views
+from tests.vm.dax_place import dax_place
 from tests.vm.test_dax_transport import Monitor
 
 PROGRAM = Path(__file__).with_name("programs") / "mapped"
@@ -57,21 +54,11 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    need_views()
-    try:
-        assets.qemu_dax()
-    except LabError as error:
-        pytest.skip(str(error))
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vm-")))
-        # On a disk, as what is shared is.
-        share = Path(tempfile.mkdtemp(dir="/var/tmp"))
-        stack.callback(shutil.rmtree, share)
+    with dax_place() as place, ExitStack() as stack:
+        share, folder = place.share, place.folder
         (share / "old").write_bytes(content(0))
-        table = f"/vt-dax-{os.getpid()}"
-        stack.callback(remove, table)
-        daemon = stack.enter_context(backends.daemon(folder, table))
-        options = ["--coherence", f"/dev/shm{table}", "--coherence-socket", str(daemon.socket)]
+        daemon = stack.enter_context(backends.daemon(folder, place.table))
+        options = place.coherence(daemon)
         options += ["--dax", "always", "--dax-window", "32M", "--lease-max", "10"]
         served = {}
         for tag in TAGS:
@@ -83,12 +70,6 @@ def machine() -> Iterator[Machine]:
         monitor = Monitor(folder / "monitor")
         stack.callback(monitor.close)
         yield Machine(vm, share, served, monitor)
-
-
-def remove(table: str) -> None:
-    """Remove what the daemon has left."""
-    for left in Path("/dev/shm").glob(f"{table[1:]}*"):
-        left.unlink()
 
 
 def content(seed: int) -> bytes:
