@@ -56,14 +56,13 @@ class FsDevice:
             self.fs = FileSystem(settings, membership.table, membership.journal, membership.leases)
         self.window_bytes = settings.window_bytes
         self.shared_memory = SharedMemory(settings.window_bytes, loop)
-        self._window: Window | None = None
         if membership is not None:
             self.fs.truncate_with(Truncations(membership.dax, self.fs))
         if membership is not None and view is not None:
-            self._window = Window(settings.window_bytes, self.shared_memory, membership.dax, view, self.fs)
-            self.shared_memory.on_reset = self._window.reset
-            membership.dax.attach(self._window.withdraw, self._window.settle)
-            self.fs.use_window(self._window)
+            window = Window(settings.window_bytes, self.shared_memory, membership.dax, view, self.fs)
+            self.shared_memory.on_reset = window.reset
+            membership.dax.attach(window.withdraw, window.settle)
+            self.fs.use_window(window)
             view.on_end = self.fs.advise_no_dax
         self._settings = settings
         self._loop = loop
@@ -162,8 +161,6 @@ class FsDevice:
         """Stop everything and let go of the guest's memory."""
         self.reset()
         self.shared_memory.disconnect()
-        if self._window is not None:
-            self._window.close()
         self._memory.clear()
 
     def _halt(self, index: int) -> None:

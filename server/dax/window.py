@@ -119,13 +119,6 @@ class Window:
         # Files that another guest is cutting: nothing of them beyond the new end may be mapped.
         self._withdrawn: set[tuple[int, int]] = set()
         self._session = 0
-        self._trash = os.memfd_create("trash", os.MFD_CLOEXEC)
-        os.truncate(self._trash, CHUNK)
-
-    def close(self) -> None:
-        """The guest is gone."""
-        self.reset()
-        os.close(self._trash)
 
     def reset(self) -> None:
         """The device was reset, or the front-end is gone: it has taken everything away."""
@@ -435,9 +428,23 @@ class Window:
         while start < mapping.length:
             trash = start >= kept
             place, length = mapping.place + start, min(CHUNK, mapping.length - start) if trash else kept - start
-            fd, offset = (self._trash, 0) if trash else (view, mapping.offset + start)
-            yield partial(self._map_piece, mapping, fd, offset, place, length)
+            if trash:
+                yield partial(self._map_trash, mapping, place, length)
+            else:
+                yield partial(self._map_piece, mapping, view, mapping.offset + start, place, length)
             start += length
+
+    def _map_trash(self, mapping: Mapping, place: int, length: int, done: Callable[[int], None]) -> None:
+        # New each time: what one of the guest's programs has stored beyond the end of its file no other one loads.
+        try:
+            fd = os.memfd_create("trash", os.MFD_CLOEXEC)
+        except OSError as problem:
+            mapping.refused = problem.errno or errno.EIO
+            done(mapping.refused)
+            return
+        os.truncate(fd, length)
+        self._map_piece(mapping, fd, 0, place, length, done)
+        os.close(fd)
 
     def _map_piece(
         self, mapping: Mapping, fd: int, offset: int, place: int, length: int, done: Callable[[int], None]

@@ -45,16 +45,6 @@ def misplaced(file: int, offset: int, data: bytes) -> list[tuple[int, int]]:
     ]
 
 
-def writer_of(word: int) -> int:
-    """Who wrote it."""
-    return word >> 40 & 0xFF
-
-
-def offset_of(word: int) -> int:
-    """Where it belongs in its file."""
-    return (word & 0xFFFFFFFF) * WORD
-
-
 def _partly(word: int, place: int) -> bool:
     """Whether each byte that tells the place is right, or zero."""
     seen, right = struct.pack("<Q", word), struct.pack("<Q", place)
