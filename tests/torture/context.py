@@ -179,10 +179,7 @@ class Context:
                 text = (
                     f"{look}: {mine.differences(true)}{old}, {await self._until_right(member, look)}, {late}; {story}"
                 )
-                if late:
-                    self._report.late.append(text)
-                else:
-                    self.complain(member, text)
+                self.complain(member, text, late)
 
     async def _until_right(self, member: Member, look: Action) -> str:
         """How long something stays wrong."""
@@ -196,9 +193,10 @@ class Context:
             await asyncio.sleep(0.002)
         return f"still wrong after {_WRONG_SECONDS} s"
 
-    def complain(self, member: Member, text: str) -> None:
-        """Put something wrong into the report."""
-        self._report.stale.append(f"guest {member.number}, {self.root}, change {self._report.changes}: {text}")
+    def complain(self, member: Member, text: str, late: str = "") -> None:
+        """Put something wrong into the report; late: why nothing was promised."""
+        wrong = self._report.late if late else self._report.stale
+        wrong.append(f"guest {member.number}, {self.root}, change {self._report.changes}: {text}")
 
     def verify(self, change: Change, changer: Member, results: Sequence[Result]) -> None:
         """An acknowledged change must have done what it says, built on what was so before it."""
@@ -315,7 +313,8 @@ class Context:
             await asyncio.gather(watching, changing, return_exceptions=True)
         latency = self.acknowledged([told])
         story = (
-            f"guest {changer.number} had done in {1000 * latency:.1f} ms, seen by guest {second.number}: {race.action}"
+            f"guest {changer.number} had done in {1000 * latency:.1f} ms, seen by guest {second.number} as "
+            f"{watched.field(race.field)}, errno {watched.error}: {race.action}"
         )
         if told.error:
             self.complain(changer, f"{race.action}: gave errno {told.error}")
@@ -327,8 +326,10 @@ class Context:
         else:
             self._report.races += 1
             self._report.early_races += early
+            late = self._was_slow(third)
             if seen.field(race.field) == old:
-                self.complain(third, f"{race.look}: {race.field.name} is still {old}; {story}")
+                right = await self._until_right(third, race.look)
+                self.complain(third, f"{race.look}: {race.field.name} is still {old}, {right}, {late}; {story}", late)
         for member in (second, third):
             await self.look(member, [race.look], story)
 

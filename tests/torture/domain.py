@@ -21,8 +21,8 @@ from tests.lab.guest import Guest, boot
 from tests.torture.actions import Action, Result, Watch
 from tests.torture.port import Actor, Lost, Port
 
-NOT_SERVED = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENXIO}
-"""What a guest's kernel may say when its backend is gone; or it says nothing, and waits for ever."""
+NOT_SERVED = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENXIO, errno.EFAULT}
+"""What a guest's kernel says when its backend is gone, EFAULT of a mapped page; or nothing, and waits for ever."""
 READY_SECONDS = 20.0
 MEMORY = {"qemu": 160, "uml": 128}
 """Of a guest, in MiB."""
