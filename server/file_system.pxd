@@ -41,6 +41,7 @@ cdef class FileSystem:
     cdef dax_t dax
     cdef uint64_t dax_min_size
     cdef bint woken
+    cdef bint awaiting         # some request waits for the host watch
     cdef bint abandoning       # requests that are parked cannot wait for others: the loop does not go on meanwhile
     cdef bint opens_nothing
     cdef uint64_t interrupted[INTERRUPTED_MAX]
@@ -72,6 +73,7 @@ cdef class FileSystem:
     cdef int end(self, uint64_t unique)
     cdef int serve_rarely(self, request_t *request)
     cdef bint make_room(self) noexcept
+    cdef bint awaits_watch(self, const inode_t *directory) noexcept
     cdef int reach(self, inode_t *inode, uint64_t size)
     cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size)
     cdef void end_truncation(self, uint64_t unique)

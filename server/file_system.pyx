@@ -309,6 +309,13 @@ cdef class FileSystem:
         """Look at parked requests again, whenever they are due."""
         self.woken = True
 
+    def watched(self, nodeid: int, ok: bool) -> None:
+        """The host watch answers what it was asked for an inode."""
+        self.inodes.watched(nodeid, ok)
+        if self.awaiting:
+            self.awaiting = False
+            self.wake()
+
     def credentials(self, uid: int, gid: int):
         """A block in which things are created as this user."""
         return credentials.acting_for(uid, gid)
@@ -384,6 +391,14 @@ cdef class FileSystem:
         if path_fd < 0 and self.make_room():
             path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
         return path_fd if path_fd >= 0 else -errno
+
+    cdef bint awaits_watch(self, const inode_t *directory) noexcept:
+        """Whether a request is to be parked, as what it tells of a directory can be kept in a moment."""
+        if self.abandoning or not self.validity.awaits_watch(directory):
+            return False
+        self.awaiting = True
+        self.changes.due = directory.watch_due
+        return True
 
     cdef int reach(self, inode_t *inode, uint64_t size):
         """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there,

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport SEEK_SET, lseek
 
+from server.changes cimport PARK
 from server.file_system cimport FileSystem
 from server.fuse.wire cimport FUSE_READDIRPLUS, fuse_dirent, fuse_direntplus, fuse_read_in
 from server.handles cimport HandleTable, handle_t
@@ -37,6 +38,8 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
     if handle == NULL:
         return EBADF
     room = min(min(<size_t>ask.size, request.room_size), <size_t>REPLY_ROOM)
+    if plus and fs.awaits_watch(parent):
+        return PARK
     if plus and ask.offset == 0:
         fs.listings.begin(parent)
     error = go_to(handle, ask.offset)

@@ -140,6 +140,8 @@ cdef int look_up(FileSystem fs, request_t *request):
     error = named(request, 0, &name, &length)
     if error == 0:
         fs.validity.ask_watch(parent)
+        if fs.awaits_watch(parent):
+            return PARK
         error = fs.look_up(parent, name, &inode, &stx)
     if error == 0:
         error = fs.reach(inode, stx.stx_size)

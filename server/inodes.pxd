@@ -31,6 +31,7 @@ cdef struct inode_t:
     uint64_t index         # in the array of records
     # Whether the host watch sees changes of it (server.validity).
     watch_t watch
+    uint64_t watch_due     # when a reply no longer waits for the answer (CLOCK_MONOTONIC, microseconds)
     uint64_t cover         # the epoch in which its directory was watched; 0 for none
     bint uncovered         # its directory cannot be watched
     # The attributes that the guest was told last (server.validity).

@@ -61,9 +61,9 @@ def _serve(options: Options) -> None:
             raise _not_shared(options.shared_dir, error) from None
         stack.enter_context(closing(device))
         if membership is not None:
-            inodes = device.fs.inodes
-            membership.attach(loop, lambda: _counters(device), watched=inodes.watched, forgotten=inodes.unwatch)
-            device.fs.validity.watch_with(membership.watch)
+            fs = device.fs
+            membership.attach(loop, lambda: _counters(device), watched=fs.watched, forgotten=fs.inodes.unwatch)
+            fs.validity.watch_with(membership.watch)
         if options.socket_path is not None:
             listener = stack.enter_context(listen(options.socket_path, options.socket_group))
         else:

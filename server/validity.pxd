@@ -29,6 +29,7 @@ cdef class Validity:
     cdef void end_change(self) noexcept
     cdef bint too_late(self) noexcept
     cdef void ask_watch(self, inode_t *inode) noexcept
+    cdef bint awaits_watch(self, const inode_t *inode) noexcept
     cdef void cover(self, const inode_t *parent, inode_t *inode, const statx_t *stx) noexcept
     cdef uint64_t of_name(
         self, inode_t *parent, const char *name, size_t length, int64_t born_sec, int64_t born_nsec

@@ -30,6 +30,7 @@ cdef enum:
     RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
     BLIP_US = 200_000
     BLIP_MAX = 7
+    ANSWER_US = 5_000          # of coherenced, to which replies wait that could not be kept without
     S_IFMT = 0o170000
     S_IFREG = 0o100000
     S_IFDIR = 0o040000
@@ -89,8 +90,15 @@ cdef class Validity:
         try:
             if self.watcher(inode.fd, inode.nodeid):
                 inode.watch = ASKED
+                inode.watch_due = lt_now() + ANSWER_US
         except Exception:
             log.exception("the host watch cannot be asked")
+
+    cdef bint awaits_watch(self, const inode_t *inode) noexcept:
+        """Whether the host watch was just asked for a directory, so that what is told of it can be kept in a moment."""
+        if inode.watch != ASKED or not (self.aware or (self.leases is not None and self.lease_max)):
+            return False
+        return lt_now() < inode.watch_due
 
     cdef void cover(self, const inode_t *parent, inode_t *inode, const statx_t *stx) noexcept:
         """An inode was found in a directory, whose watch sees changes of it unless it has other links, too."""

@@ -25,8 +25,8 @@ def requests_of(guest: Guest, look: Callable[[], object]) -> Counter[Opcode]:
 def warm_up(guest: Guest, look: Callable[[], object]) -> None:
     """Look until the guest needs no request for it any more.
 
-    Nothing from a directory may be kept until coherenced has said that it watches it on the host; the first replies
-    do not wait for that.
+    Nothing from a directory may be kept until coherenced has said that it watches it on the host; replies wait for that
+    for a moment only.
     """
     eventually(lambda: not requests_of(guest, look))
 

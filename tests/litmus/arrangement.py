@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ SETTLE = {
     Mode.DAX: LEASE_MAX + SLACK,
 }
 """Seconds after which a guest has seen a change made on the host; `always` never has."""
+OLD_ENOUGH = 4 * LEASE_MAX + 0.1
+"""Seconds after which leases on something are as long as they can be: a quarter of its age (docs/leases.md)."""
 LEASES = (Mode.SHARED, Mode.MIXED, Mode.DAX)
 """Modes in which changes wait for leases."""
 LANES, SETTLE_LANES = 4, 64
@@ -149,7 +152,10 @@ def perform(
     # All places at once: while one mode is played, those of the next become old enough for long leases.
     for mode in modes:
         prepare(arena.root / mode / folder, tests, rounds)
+    prepared = time.monotonic()
     for mode in modes:
+        if mode in LEASES:
+            time.sleep(max(0.0, prepared + OLD_ENOUGH - time.monotonic()))
         settle = SETTLE[mode] if arrangement is Arrangement.HOST_CHANGED else 0.0
         run = Run(
             side=arena.side,

@@ -267,6 +267,7 @@ def test_an_aware_guest_keeps_no_data_of_what_is_not_watched(domain: LeaseDomain
     with domain.guest() as guest:
         fs = guest.device.fs
         fs.prove_aware(domain.table.domain)
+        directory, file = find(guest, "d"), find(guest, "d/f")
         fs.validity.watch_with(lambda fd, nodeid: True)
 
         def flags(opcode: Opcode, nodeid: int) -> int:
@@ -274,10 +275,9 @@ def test_an_aware_guest_keeps_no_data_of_what_is_not_watched(domain: LeaseDomain
             assert error == 0
             return int(OPEN_OUT.unpack(reply)[1])
 
-        directory, file = find(guest, "d"), find(guest, "d/f")
         assert flags(Opcode.OPEN, file) & (OpenFlag.DIRECT_IO | OpenFlag.KEEP_CACHE) == OpenFlag.DIRECT_IO
         assert flags(Opcode.OPENDIR, directory) == 0
-        fs.inodes.watched(directory, True)
+        fs.watched(directory, True)
         look_up(guest, directory, "f")
         assert flags(Opcode.OPEN, file) & (OpenFlag.DIRECT_IO | OpenFlag.KEEP_CACHE) == OpenFlag.KEEP_CACHE
         assert flags(Opcode.OPENDIR, directory) == OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
