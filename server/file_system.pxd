@@ -44,6 +44,7 @@ cdef class FileSystem:
     cdef bint awaiting         # some request waits for the host watch
     cdef bint abandoning       # requests that are parked cannot wait for others: the loop does not go on meanwhile
     cdef bint opens_nothing
+    cdef bint expects_new      # the next LOOKUP is expected to find an inode that is not known
     cdef uint64_t interrupted[INTERRUPTED_MAX]
     cdef unsigned interrupted_count
     cdef dict operations

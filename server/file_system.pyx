@@ -460,8 +460,16 @@ cdef class FileSystem:
         return self.inodes.close_some(1)
 
     cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept:
-        """Find a name in a directory and count the lookup: 0 or an errno. The name is one component."""
+        """Find a name in a directory and count the lookup: 0 or an errno. The name is one component.
+
+        Who goes through a tree for the first time finds one new inode after the other: to expect that saves a call.
+        """
         cdef inode_t *inode
+        cdef int error
+        if self.expects_new:
+            error = open_and_adopt(self, parent, name, found, stx)
+            if error != EMFILE and error != ENFILE:
+                return error
         if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, stx) < 0:
             return errno
         inode = self.inodes.find(stx)
@@ -488,6 +496,7 @@ cdef class FileSystem:
             close(fd)
             return error
         inode = self.inodes.find(stx)
+        self.expects_new = inode == NULL or inode.fd < 0
         if inode != NULL and inode.fd >= 0:
             close(fd)
             self.inodes.revive(inode)

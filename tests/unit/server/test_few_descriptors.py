@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -120,3 +121,16 @@ def test_the_directory_of_a_listing_stays_open(guest: RawGuest) -> None:
             seen += ENTRY_OUT.unpack_from(reply, at)[0] != 0
             at = head + (24 + length + 7) // 8 * 8
     assert seen == FILES + 1
+
+
+def test_what_is_known_is_found_without_a_free_descriptor(guest: RawGuest) -> None:
+    """Also right after new files, when the next one is expected to be new, too."""
+    *_, last = [lookup(guest, f"f{i}") for i in range(5)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # However many are free: no new one may be as low as that.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        found = lookup(guest, "f4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == last
