@@ -17,13 +17,15 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from tests.lab import assets, backends
-from tests.lab.guest import Guest, boot
+from tests.lab.guest import Guest, GuestError, boot
 from tests.torture.actions import Action, Result, Watch
 from tests.torture.port import Actor, Lost, Port
 
 NOT_SERVED = {errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENXIO, errno.EFAULT}
 """What a guest's kernel says when its backend is gone, EFAULT of a mapped page; or nothing, and waits for ever."""
 READY_SECONDS = 20.0
+_STATE_SECONDS = 20.0
+_STACKS = "for s in /proc/[0-9]*/task/*/stack; do head -n 6 $s | tr '\\n' ' '; echo; done | sort | uniq -c | sort -rn"
 MEMORY = {"qemu": 160, "uml": 128}
 """Of a guest, in MiB."""
 
@@ -131,6 +133,14 @@ class Member:
         guest = self._guest
         if self.alive.is_set() and guest is not None and not Path(f"/proc/{guest.pid}").exists():
             raise RuntimeError(f"guest {self.number} has ended: {guest.console[-3000:]}")
+
+    async def state(self) -> str:
+        """What it does, for people: where its threads wait, and how many there."""
+        guest, stacks = self._guest, b""
+        if guest is not None:
+            with contextlib.suppress(GuestError, TimeoutError):
+                stacks = (await asyncio.to_thread(guest.run, _STACKS, timeout=_STATE_SECONDS)).output
+        return f"guest {self.number}: {self.actor}\n{stacks.decode(errors='replace')}"
 
     def logs(self) -> str:
         """What its backends and its guest wrote."""
@@ -249,6 +259,11 @@ class Domain:
         """Each backend's counters, by guest."""
         found = await asyncio.gather(*(asyncio.to_thread(center.counters) for center in self.centers))
         return {guest: counters for one in found for guest, counters in one.items()}
+
+    async def state(self) -> str:
+        """What all do now."""
+        states = [await member.state() for member in self.members]
+        return "\n".join([*states, str(await self.counters())])
 
     def logs(self) -> str:
         """What the daemon, the backends and the guests wrote."""

@@ -113,6 +113,12 @@ class Actor:
             raise RuntimeError(f"{len(results)} results of {len(actions)} actions")
         return results
 
+    def __str__(self) -> str:
+        """What is under way, for people."""
+        awaited = sorted(context for context, answer in self._answers.items() if not answer.done())
+        bytes_ = f"{self._sent - self._consumed} bytes under way, {len(self._queue)} requests not sent"
+        return f"answers awaited of contexts {awaited}, {bytes_}, {len(self._input)} bytes of an answer read"
+
     def lose(self, why: str) -> None:
         """Give up: every answer that is waited for is lost."""
         if self._lost:

@@ -129,4 +129,5 @@ async def _watch(domain: Domain, report: Report, stop: asyncio.Event, say: Calla
         if report.changes > last:
             last, since = report.changes, time.monotonic()
         elif time.monotonic() - since > _ALL_GOES_ON:
-            raise TimeoutError(f"no change was acknowledged for {_ALL_GOES_ON:.0f} s\n{domain.logs()}")
+            account = f"{domain.logs()}\n{await domain.state()}"
+            raise TimeoutError(f"no change was acknowledged for {_ALL_GOES_ON:.0f} s\n{account}")
