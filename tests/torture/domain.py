@@ -135,12 +135,15 @@ class Member:
             raise RuntimeError(f"guest {self.number} has ended: {guest.console[-3000:]}")
 
     async def state(self) -> str:
-        """What it does, for people: where its threads wait, and how many there."""
-        guest, stacks = self._guest, b""
-        if guest is not None:
+        """What it does, for people: where its threads wait, how many there, and whether one more request helps."""
+        told = [f"guest {self.number}: {self.actor}"]
+        for command in (_STACKS, "ls /mnt"):
             with contextlib.suppress(GuestError, TimeoutError):
-                stacks = (await asyncio.to_thread(guest.run, _STACKS, timeout=_STATE_SECONDS)).output
-        return f"guest {self.number}: {self.actor}\n{stacks.decode(errors='replace')}"
+                if self._guest is not None:
+                    result = await asyncio.to_thread(self._guest.run, command, timeout=_STATE_SECONDS)
+                    told.append(result.output.decode(errors="replace"))
+        told.append(f"then: {self.actor}")
+        return "\n".join(told)
 
     def logs(self) -> str:
         """What its backends and its guest wrote."""

@@ -1,0 +1,76 @@
+"""What a stock guest in mode shared need not ask for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.coherenced_process import eventually
+from tests.lab import backends
+from tests.lab.guest import Guest, boot
+
+FOLDERS, FILES = 3, 100
+"""Folders, and files in each."""
+LOOK = "stat > /dev/null /mnt/first"
+OPTIONS = ["--lease-max", "10", "--lease-margin", "0.1"]
+"""What is a few seconds old has leases for a second; the longest come when it is forty."""
+
+
+@dataclass
+class Alone:
+    """A guest that has a tree of files at /mnt; its backend's daemon counts its requests.
+
+    Attributes:
+        control: the daemon's socket.
+    """
+
+    vm: Guest
+    control: Path
+
+    def requests(self, command: str) -> int:
+        """How many requests a command in the guest takes."""
+        before = self._count()
+        self.vm.check(command)
+        return self._count() - before
+
+    def _count(self) -> int:
+        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.control)]
+        status = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return int(status["backends"][0]["counters"]["requests"])
+
+
+@pytest.fixture
+def alone(kind: str, share: Path, run_dir: Path) -> Iterator[Alone]:
+    for number in range(FOLDERS * FILES):
+        folder = share / f"d{number % FOLDERS}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"f{number}").write_text(str(number))
+    for number in range(20):
+        (share / f"first{number}").mkdir()
+        (share / f"first{number}/f").touch()
+    table = f"/vt-{run_dir.name}"
+    with ExitStack() as stack:
+        stack.callback(backends.remove_table, table)
+        daemon = stack.enter_context(backends.daemon(run_dir, table))
+        options = ["--coherence", f"/dev/shm{table}", "--coherence-socket", str(daemon.socket), *OPTIONS]
+        backend = stack.enter_context(backends.ours(share, run_dir, cache="shared", options=options))
+        vm = stack.enter_context(boot(kind, shares={"share": backend.socket}))
+        vm.mount("share", "/mnt")
+        yield Alone(vm, daemon.socket)
+
+
+@pytest.mark.parametrize("kind", ["uml"], indirect=True)
+def test_what_is_listed_or_looked_at_is_kept(alone: Alone) -> None:
+    forget = "echo 2 > /proc/sys/vm/drop_caches"
+    walk = "test $(ls -lR /mnt/d* | grep -c ' f[0-9]*$') = 300"
+    # Lists bring attributes: with them nobody asks for the files one by one. And they are kept, while leases last.
+    eventually(lambda: alone.requests(f"{forget}; {walk}") < FOLDERS * FILES // 2)
+    eventually(lambda: alone.requests(f"{walk} && {walk}") < 10)
+    # So is what was looked at only once, and the first time in its directory, unless the host watch was too slow.
+    assert any(alone.requests(f"{LOOK}{number}/f") and not alone.requests(f"{LOOK}{number}/f") for number in range(20))
