@@ -11,6 +11,7 @@ from typing import Any, cast
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from coherence.connection import Connection, Full
 from coherence.dax import shrinks
@@ -94,7 +95,7 @@ class Member:
     Attributes:
         mapped: by place; what it was granted and has not given back.
         asked: claims and shrinks without an answer, by token.
-        shrinking: those that were answered, by token.
+        shrinking: those that were answered, by token: file, and when.
         pending: Withdraws without an answer, by token: file, size, and how many shrinks had begun by then.
         answered: the same of those with an answer.
         deaf: whether its socket is full.
@@ -105,7 +106,7 @@ class Member:
         self.world = world
         self.mapped = mapped
         self.asked: dict[int, Claim | Wanted] = {}
-        self.shrinking: dict[int, File] = {}
+        self.shrinking: dict[int, tuple[File, float]] = {}
         self.pending: dict[int, Wanted] = {}
         self.answered: set[Wanted] = set()
         self.withdrawn: set[File] = set()
@@ -119,6 +120,8 @@ class Member:
     def send(self, message: ToBackend) -> None:
         """As Connection.send."""
         if self.deaf:
+            # Until it has answered another one it counts as late.
+            self.excused |= isinstance(message, Withdraw)
             raise Full("it does not read its messages")
         self.world.check(self, message)
 
@@ -139,8 +142,8 @@ class World(RuleBasedStateMachine):
         self.fds = [os.memfd_create(f"f{number}") for number in range(FILES)]
         self.files = [(status.st_dev, status.st_ino) for status in map(os.fstat, self.fds)]
         self.slots = Slots()
-        self.overdue = False
         self.shrinks = 0
+        self.begun_at: dict[int, float] = {}
 
     @initialize()
     def begin(self) -> None:
@@ -173,21 +176,24 @@ class World(RuleBasedStateMachine):
                 if not message.error:
                     file = claim.device, claim.inode
                     others = (other for other in self.members.values() if other is not member)
-                    assert not any(file in other.shrinking.values() for other in others), "while it is cut"
-                    assert message.place not in member.mapped
-                    member.mapped[message.place] = Mapping(
-                        *file, claim.offset, claim.length, message.place, claim.writable
-                    )
+                    cut = {file for other in others for file, _ in other.shrinking.values()}
+                    assert file not in cut, "while it is cut"
+                    granted = Mapping(*file, claim.offset, claim.length, message.place, claim.writable)
+                    # What is there already may become writable.
+                    before = member.mapped.get(message.place)
+                    assert before is None or (granted.writable and before == replace(granted, writable=False))
+                    member.mapped[message.place] = granted
             case Shrinkable():
                 shrink = member.asked.pop(message.token)
                 assert isinstance(shrink, tuple)
                 file, size, begun = shrink
+                overdue = self.is_over(self.begun_at[begun], shrinks.WITHDRAW_SECONDS)
                 for other in self.members.values():
                     beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
-                    if other is not member and beyond and not (other.excused or other.deaf or self.overdue):
+                    if other is not member and beyond and not (other.excused or other.deaf or overdue):
                         assert file in other.withdrawn
                         assert any(a[0] == file and a[1] <= size and a[2] >= begun for a in other.answered)
-                member.shrinking[message.token] = file
+                member.shrinking[message.token] = file, self.loop.now
             case Withdraw():
                 file = message.device, message.inode
                 member.pending[message.token] = file, message.size, self.shrinks
@@ -277,13 +283,14 @@ class World(RuleBasedStateMachine):
         if member is not None and not member.deaf:
             member.token += 1
             self.shrinks += 1
+            self.begun_at[self.shrinks] = self.loop.now
             member.asked[member.token] = self.files[file], size, self.shrinks
             self.handle(member, Shrink(member.token, size), [self.fds[file]])
 
     @rule(number=backends)
     def withdraw(self, number: int) -> None:
         member = self.members.get(number)
-        if member is not None:
+        if member is not None and member.pending:
             while member.pending:
                 token = next(iter(member.pending))
                 member.answered.add(member.pending.pop(token))
@@ -320,16 +327,19 @@ class World(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 0.1, 3.0, 11.0]))
     def time_passes(self, seconds: float) -> None:
         """Who did not answer in time is not waited for."""
-        if seconds > shrinks.WITHDRAW_SECONDS:
-            self.overdue = True
-            for member in self.members.values():
-                member.excused |= bool(member.pending)
-        if seconds > shrinks.SHRUNK_SECONDS:
-            for member in self.members.values():
-                member.shrinking.clear()
         self.loop.now += seconds
+        asked = [one for member in self.members.values() for one in member.asked.values() if isinstance(one, tuple)]
+        overdue = any(self.is_over(self.begun_at[begun], shrinks.WITHDRAW_SECONDS) for _, _, begun in asked)
+        for member in self.members.values():
+            member.excused |= overdue and bool(member.pending)
+            for token, (_, granted) in list(member.shrinking.items()):
+                if self.is_over(granted, shrinks.SHRUNK_SECONDS):
+                    del member.shrinking[token]
         self.loop.do(self.allocator.sweep)
-        self.overdue = False
+
+    def is_over(self, since: float, seconds: float) -> bool:
+        """Whether so much time has passed, as the loop's timers have it."""
+        return since + seconds < self.loop.now + 1e-6
 
     @invariant()
     def what_is_known_is_what_is_mapped(self) -> None:
