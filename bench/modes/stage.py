@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -111,10 +109,7 @@ class Stage:
         """Counters of the looker's backend; none where the mode has no domain."""
         if mode not in self.daemons:
             return {}
-        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.daemons[mode])]
-        status = subprocess.run(command, check=True, capture_output=True)
-        members = json.loads(status.stdout)["backends"]
-        return next(member["counters"] or {} for member in members if member["guest"] == "looker")
+        return backends.counters(self.daemons[mode])["looker"]
 
     def make_files(self, folder: str, count: int) -> None:
         """Make a folder of the share with the files that most loops go over."""

@@ -426,12 +426,13 @@ class Window:
         for place, length in reversed(old):
             yield partial(self._front_end.unmap, place, length, replaced=place == mapping.place + start)
         while start < mapping.length:
-            trash = start >= kept
-            place, length = mapping.place + start, min(CHUNK, mapping.length - start) if trash else kept - start
-            if trash:
-                yield partial(self._map_trash, mapping, place, length)
-            else:
+            place = mapping.place + start
+            if start < kept:
+                length = kept - start
                 yield partial(self._map_piece, mapping, view, mapping.offset + start, place, length)
+            else:
+                length = min(CHUNK, mapping.length - start)
+                yield partial(self._map_trash, mapping, place, length)
             start += length
 
     def _map_trash(self, mapping: Mapping, place: int, length: int, done: Callable[[int], None]) -> None:

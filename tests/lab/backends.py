@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -134,6 +136,13 @@ def daemon(folder: Path, table: str) -> Iterator[Backend]:
     command = [console_script("coherenced"), "--table", table, "--socket", str(socket)]
     with _serve(command, socket, "") as backend:
         yield backend
+
+
+def counters(control: Path) -> dict[str, dict[str, int]]:
+    """What the backends of a domain count, by guest; control: the socket of its daemon."""
+    command = [console_script("coherencectl"), "status", "--json", "--socket", str(control)]
+    status = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {backend["guest"]: backend["counters"] or {} for backend in status["backends"]}
 
 
 def remove_table(table: str) -> None:

@@ -326,8 +326,8 @@ class Context:
         else:
             self._report.races += 1
             self._report.early_races += early
-            late = self._was_slow(third)
             if seen.field(race.field) == old:
+                late = self._was_slow(third)
                 right = await self._until_right(third, race.look)
                 self.complain(third, f"{race.look}: {race.field.name} is still {old}, {right}, {late}; {story}", late)
         for member in (second, third):

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -210,11 +208,6 @@ class _Center:
         self._life.close()
         backends.remove_table(self.table)
 
-    def counters(self) -> dict[str, dict[str, int]]:
-        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.socket)]
-        status = subprocess.run(command, check=True, capture_output=True)
-        return {backend["guest"]: backend["counters"] or {} for backend in json.loads(status.stdout)["backends"]}
-
     def log(self) -> str:
         return self._daemon.process.output()
 
@@ -260,7 +253,7 @@ class Domain:
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """Each backend's counters, by guest."""
-        found = await asyncio.gather(*(asyncio.to_thread(center.counters) for center in self.centers))
+        found = await asyncio.gather(*(asyncio.to_thread(backends.counters, center.socket) for center in self.centers))
         return {guest: counters for one in found for guest, counters in one.items()}
 
     async def state(self) -> str:

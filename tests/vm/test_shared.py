@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,9 +38,8 @@ class Alone:
         return self._count() - before
 
     def _count(self) -> int:
-        command = [backends.console_script("coherencectl"), "status", "--json", "--socket", str(self.control)]
-        status = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        return int(status["backends"][0]["counters"]["requests"])
+        (counters,) = backends.counters(self.control).values()
+        return counters["requests"]
 
 
 @pytest.fixture

@@ -606,6 +606,24 @@ def test_a_withdrawal_waits_for_no_claim(bench: Bench) -> None:
     bench.consistent()
 
 
+def test_a_withdrawal_is_answered_where_there_can_be_no_trash(
+    bench: Bench, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_log("the virtual machine does not map a file")
+
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    bench.map(length=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", refuse)
+        bench.withdraw(CHUNK)
+        bench.go_on()
+    assert bench.withdrawals == 1
+    # Nothing of the file is left beyond its end.
+    assert bench.mapped == [(0, 1, "a")]
+
+
 def test_a_withdrawal_is_answered_whatever_the_front_end_does(bench: Bench, expect_log: ExpectLog) -> None:
     expect_log("the virtual machine does not map a file")
     bench.map(length=2)
