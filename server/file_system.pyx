@@ -102,8 +102,8 @@ cdef class FileSystem:
             self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(f"/proc/self/fd: {error.strerror}: vfs-backend needs /proc mounted") from None
-        self.inodes = InodeTable(settings.root_fd, table)
         self.handles = HandleTable()
+        self.inodes = InodeTable(settings.root_fd, table, self.handles)
         self.data_files = DataFiles(self.handles)
         self.window = self.truncations = None
         self.dax_min_size = settings.dax_min_size
@@ -625,6 +625,7 @@ cdef class FileSystem:
             if handle == NULL:
                 return ENOMEM
             fh[0] = handle.fh
+            self.inodes.keep_to_limit()
             return 0
         fh[0] = 0
         flags = fcntl(fd, F_GETFL)

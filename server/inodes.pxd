@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from coherence.table cimport Table
+from server.handles cimport HandleTable
 from server.libc cimport file_handle, statx_t, statx_timestamp
 
 cdef enum watch_t:
@@ -63,6 +64,7 @@ cdef struct list_t:
 
 cdef class InodeTable:
     cdef Table table
+    cdef HandleTable handles
     cdef unsigned slot_bits
     cdef inode_t root
     cdef inode_t **records
@@ -75,7 +77,7 @@ cdef class InodeTable:
     cdef list_t open_ones      # live, and open
     cdef uint32_t tick
     cdef uint64_t tick_began
-    cdef public uint64_t max_open
+    cdef public uint64_t max_open    # and handles
     cdef int mount_fd
     cdef uint64_t request
 
@@ -89,6 +91,7 @@ cdef class InodeTable:
     cdef bint reunite(self, inode_t *inode, int fd) noexcept
     cdef bint reopen(self, inode_t *inode) noexcept
     cdef void set_open(self, inode_t *inode, int fd) noexcept
+    cdef void keep_to_limit(self) noexcept
     cdef bint set_closed(self, inode_t *inode) noexcept
     cdef bint close_some(self, uint64_t wanted) noexcept
     cdef void unhash(self, inode_t *inode) noexcept

@@ -1,9 +1,10 @@
 from coherence.table import Table
+from server.handles import HandleTable
 
 class InodeTable:
     live: int
     max_open: int
-    def __init__(self, root_fd: int, table: Table | None) -> None: ...
+    def __init__(self, root_fd: int, table: Table | None, handles: HandleTable) -> None: ...
     @property
     def idle(self) -> int: ...
     @property

@@ -14,12 +14,13 @@ are closed, and found again by file handle (open_by_handle_at(2)), where the fil
 """
 
 from libc.errno cimport EMFILE, ENFILE, errno
-from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp
 from posix.unistd cimport close
 
 from coherence.table cimport Table, vt_inode_hash
+from server.handles cimport HandleTable
 from server.libc cimport (
     AT_EMPTY_PATH, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, STATX_NLINK,
     file_handle, name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
@@ -33,6 +34,7 @@ cdef enum:
     MAX_IDLE = 4096
     IDLE_NS = 1_000_000_000
     SEARCH = 128           # open inodes that are looked at for some to close
+    OTHER_OPEN = 512       # descriptors for all but inodes and handles: queues, memory, a system call or two
     LEAST_OPEN = 32
     S_IFMT = 0o170000
     ROOT_NODEID = 1
@@ -44,14 +46,17 @@ cdef class InodeTable:
     Args:
         root_fd: O_PATH descriptor of the share's root; it is duplicated.
         table: the version table of the domain, or None.
+        handles: what the guest has open, which takes descriptors, too.
 
     Raises:
         OSError: the root cannot be read.
     """
 
-    def __cinit__(self, int root_fd, Table table):
+    def __cinit__(self, int root_fd, Table table, HandleTable handles not None):
         cdef statx_t stx
+        cdef int64_t limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.table = table
+        self.handles = handles
         self.slot_bits = table.vt.bits if table is not None else 0
         self.bucket_count = 1024
         self.buckets = <inode_t **>calloc(self.bucket_count, sizeof(void *))
@@ -69,8 +74,7 @@ cdef class InodeTable:
         self.root.dev, self.root.ino, self.root.mnt_id = statx_dev(&stx), stx.stx_ino, stx.stx_mnt_id
         self.root.type = stx.stx_mode & S_IFMT
         identify(self, &self.root, &stx)
-        # The other half is for what the guest opens.
-        self.max_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, LEAST_OPEN)
+        self.max_open = max(limit - OTHER_OPEN, limit // 2, LEAST_OPEN)
         self.mount_fd = open_for_handles(self.root.fd)
 
     def __dealloc__(self):
@@ -248,11 +252,17 @@ cdef class InodeTable:
         inode.used = True
         inode.request = self.request
         append(&self.open_ones, inode)
-        if self.open_ones.count + self.idle_ones.count > self.max_open:
-            if self.idle_ones.count:
-                self.drop_idle(self.idle_ones.oldest)
-            else:
-                self.close_some(self.open_ones.count - self.max_open)
+        self.keep_to_limit()
+
+    cdef void keep_to_limit(self) noexcept:
+        """Another inode or handle was opened: close inodes where that is too many."""
+        cdef uint64_t count = self.open_ones.count + self.idle_ones.count + self.handles.live
+        if count <= self.max_open:
+            return
+        if self.idle_ones.count:
+            self.drop_idle(self.idle_ones.oldest)
+        else:
+            self.close_some(count - self.max_open)
 
     cdef bint set_closed(self, inode_t *inode) noexcept:
         """Keep only the handle of an inode; false where there is none to be had, or it would lead nowhere."""

@@ -123,6 +123,16 @@ def test_the_directory_of_a_listing_stays_open(guest: RawGuest) -> None:
     assert seen == FILES + 1
 
 
+def test_open_files_take_descriptors_from_inodes(guest: RawGuest) -> None:
+    inodes, nodeids = guest.device.fs.inodes, [lookup(guest, f"f{i}") for i in range(OPEN)]
+    handles = OPEN // 2
+    for nodeid in nodeids[:handles]:
+        error, _ = guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDONLY, 0))
+        assert error == 0
+    assert inodes.open <= OPEN - handles + 1
+    assert [content(guest, nodeid) for nodeid in nodeids] == [str(i).encode() for i in range(OPEN)]
+
+
 def test_what_is_known_is_found_without_a_free_descriptor(guest: RawGuest) -> None:
     """Also right after new files, when the next one is expected to be new, too."""
     *_, last = [lookup(guest, f"f{i}") for i in range(5)]
