@@ -1,7 +1,8 @@
 """How long after a write on the host the bump comes, and what the daemon's share of a processor is in a flood.
 
 A real coherenced watches a directory for a member; this process writes and looks at the slot in its own mapping of
-the table. The bars are for a machine that is idle otherwise.
+the table. The bars are for a machine that is idle otherwise: where its hypervisor gives the processors to others, the
+measurement is repeated until it did so hardly, and the one is judged in which it did so least.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from coherence.table import Table
 from tests.integration.coherenced_process import Coherenced
 
 ROUNDS = 3000
+TURNS = 10
+IDLE = 0.02
+"""The share of the processors that a hypervisor may take from a machine that is called idle."""
 MEDIAN_SECONDS = 100e-6
 P99_SECONDS = 1e-3
 PAUSE_SECONDS = 1e-3
@@ -131,18 +135,29 @@ def test_from_a_write_to_its_bump(daemon: Coherenced, share: Path, tmp_path: Pat
     seen, unseen = share / "f", tmp_path / "f"
     seen.touch()
     unseen.touch()
-    stolen, ticks = processor_ticks()
+    measured = []
     with contextlib.closing(Table.open(daemon.places.table, writable=True)) as table:
-        with bumper(table, unseen):
-            least = seconds_until_bumped(table, unseen)
-        times = seconds_until_bumped(table, seen)
-    stolen, ticks = processor_ticks()[0] - stolen, processor_ticks()[1] - ticks
-    print(f"\nmeanwhile a hypervisor took {stolen / ticks:.1%} of the processors away: bars are for an idle machine")
-    for who, each in (("a process that only bumps", least), ("coherenced", times)):
-        shown = (each[0], each[ROUNDS // 2], each[ROUNDS * 99 // 100])
-        print("\n{}: least {:.0f} us, median {:.0f} us, p99 {:.0f} us".format(who, *(each * 1e6 for each in shown)))
-    assert times[ROUNDS // 2] <= MEDIAN_SECONDS
-    assert times[ROUNDS * 99 // 100] <= P99_SECONDS
+        for _ in range(TURNS):
+            stolen, ticks = processor_ticks()
+            with bumper(table, unseen):
+                least = seconds_until_bumped(table, unseen)
+            times = seconds_until_bumped(table, seen)
+            taken = (processor_ticks()[0] - stolen) / (processor_ticks()[1] - ticks)
+            print(f"\nwhile a hypervisor took {taken:.1%} of the processors away:")
+            for who, each in (("a process that only bumps", least), ("coherenced", times)):
+                shown = (1e6 * seconds for seconds in three(each))
+                print("- {}: least {:.0f} us, median {:.0f} us, p99 {:.0f} us".format(who, *shown))
+            measured.append((taken, times))
+            if taken <= IDLE:
+                break
+    _, median, p99 = three(min(measured)[1])
+    assert median <= MEDIAN_SECONDS
+    assert p99 <= P99_SECONDS
+
+
+def three(times: Sequence[float]) -> tuple[float, float, float]:
+    """The least of ascending times, the median, and the 99th percentile."""
+    return times[0], times[len(times) // 2], times[len(times) * 99 // 100]
 
 
 def cpu_seconds(pid: int) -> float:
