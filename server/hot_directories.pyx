@@ -20,6 +20,7 @@ cdef enum:
     ENTRIES_ROOM = 32 << 10
     BUFFERS_MAX = 1024     # handles that keep what was read ahead; more would take memory without end
     DIRENT_NAME = 19       # offset of d_name in struct linux_dirent64
+    DT_DIR = 4
 
 
 cdef int readdir(FileSystem fs, request_t *request) noexcept:
@@ -131,7 +132,7 @@ cdef bint add_plus(
 ) noexcept:
     """Append an entry with its attributes, counting a lookup; false when it does not fit.
 
-    '.', '..', what vanished meanwhile, and all of a list that is to bring no attributes go without a node id
+    '.', '..', what vanished meanwhile, and files in a list that is to have names only go without a node id
     (fuse_direntplus_link() of the kernel).
     """
     cdef size_t length = strnlen(entry.d_name, entry.d_reclen - DIRENT_NAME)
@@ -141,11 +142,13 @@ cdef bint add_plus(
     cdef inode_t *inode = NULL
     cdef statx_t stx
     cdef bint dots = entry.d_name[0] == c"." and (length == 1 or (length == 2 and entry.d_name[1] == c"."))
-    cdef bint bare = dots or not fs.listings.brings(parent)
+    cdef bint bare = dots or (entry.d_type != DT_DIR and not fs.listings.brings(parent))
     if request.reply_size + size > room:
         return False
     memset(at + size - 8, 0, 8)
     memset(&out.entry_out, 0, sizeof(out.entry_out))
+    if not bare and fs.listings.probes and fs.inodes.find_ino(parent, entry.d_ino) == NULL:
+        bare = fs.listings.tries(parent, entry.d_ino, entry.d_type)
     if not bare and fs.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
         if inode.withdrawn != 0 and stx.stx_size >= inode.withdrawn:
             # The guest has to ask for it by itself, as that may have to wait.

@@ -45,6 +45,7 @@ cdef struct inode_t:
     # Directories (server.listings).
     uint64_t listed_at     # when READDIRPLUS of it began last; 0 for never
     bint singly            # its files are looked up one by one
+    uint64_t probe         # inode number of the file that went without attributes in its list; 0 for none
     # The descriptor for a guest that does not open files (server.data_files): a handle, 0 for none.
     uint64_t data_fh
     bint data_writable

@@ -114,7 +114,7 @@ cdef class InodeTable:
             self.buckets[i] = NULL
         self.record_count = 2
         self.root.told_stamp = self.root.data_fh = self.root.blip = 0
-        self.root.listed_at = self.root.singly = 0
+        self.root.listed_at = self.root.singly = self.root.probe = 0
         self.free_records = NULL
         self.idle_ones = self.open_ones = list_t(NULL, NULL, 0)
         self.live = 0
@@ -197,6 +197,7 @@ cdef class InodeTable:
         inode.blip = 0
         inode.listed_at = 0
         inode.singly = False
+        inode.probe = 0
         inode.dax_flag = UNKNOWN
         inode.withdrawn = inode.reached = 0
         inode.generation += 1

@@ -53,7 +53,7 @@ def old_ones(pool: Path) -> list[Path]:
         share = pool / str(number)
         (share / "d").mkdir(parents=True)
         (share / "e").mkdir()
-        for name in ("d/f", "d/g", "e/h"):
+        for name in ("d/f", "d/g", "e/h", "e/i"):
             (share / name).write_bytes(b"content")
         (share / "link").symlink_to("d/f")
         os.mkfifo(share / "fifo")

@@ -130,6 +130,9 @@ def test_a_listing_with_attributes_gives_leases_on_all_of_it(domain: LeaseDomain
     with domain.guest(lease_margin=SLOW_MARGIN) as guest, domain.guest() as other:
         (domain.share / "d/young").touch()
         nodeid = find(guest, "d")
+        # Now it is known to look at what it lists (server.listings).
+        plus(guest, nodeid)
+        look_up(guest, nodeid, "f")
         entries: dict[str, EntryOut] = {}
 
         def listed() -> bool:

@@ -26,6 +26,8 @@ from tests.unit.server.test_leases import entries_of
 
 KEPT = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
 READ_ANEW = OpenFlag.CACHE_DIR
+PROBES, RESTS = 4, 7
+FOLDERS = {"d", "e"}
 NEVER_OVER = 3600.0
 """--lease-max, seconds, of a guest whose lists come with leases that last for the whole test."""
 
@@ -50,14 +52,32 @@ def read(guest: RawGuest, nodeid: int, fh: int) -> dict[str, EntryOut]:
     return entries_of(reply)
 
 
-def brought(guest: RawGuest, nodeid: int) -> bool:
-    """Whether a list brings attributes, of all that is in it or of nothing."""
+def listed(guest: RawGuest, nodeid: int) -> tuple[set[str], set[str]]:
+    """The files in a directory that come with attributes, and those without; directories always do."""
     fh, _ = open_directory(guest, nodeid)
     entries = read(guest, nodeid, fh)
     assert guest.request(Opcode.RELEASEDIR, nodeid, RELEASE_IN.pack(fh, 0, 0, 0)) == (0, b"")
-    with_attributes = {name for name, out in entries.items() if out.nodeid}
-    assert with_attributes in (set(), entries.keys() - {".", ".."})
+    folders = {name for name in entries if name in FOLDERS or name.startswith("folder")}
+    assert all(entries[name].nodeid for name in folders)
+    with_attributes = {name for name, out in entries.items() if out.nodeid} - folders
+    return with_attributes, entries.keys() - folders - with_attributes - {".", ".."}
+
+
+def brought(guest: RawGuest, nodeid: int) -> bool:
+    """Whether a list brings attributes, of all that is in it, but perhaps a probe, or of nothing."""
+    with_attributes, without = listed(guest, nodeid)
+    assert not with_attributes or len(without) <= 1
     return bool(with_attributes)
+
+
+def folders(domain: LeaseDomain, count: int) -> list[str]:
+    """Make directories of two files each."""
+    names = [f"folder{number}" for number in range(count)]
+    for name in names:
+        (domain.share / name).mkdir()
+        for file in ("one", "two"):
+            (domain.share / name / file).touch()
+    return names
 
 
 @pytest.mark.parametrize(("cache", "always"), [("shared", True), ("auto", False), ("always", False)])
@@ -104,6 +124,33 @@ def test_where_files_are_looked_up_after_a_list_the_next_one_brings_attributes(d
         assert brought(guest, find(guest, "e"))
         look_up(guest, nodeid, "f")
         assert not brought(guest, nodeid)
+
+
+def test_one_file_of_a_list_goes_without_attributes_until_it_was_asked_for(domain: LeaseDomain) -> None:
+    first, *others = folders(domain, 1 + RESTS + 1)
+    with domain.guest() as guest:
+        nodeid = find(guest, first)
+        with_attributes, without = listed(guest, nodeid)
+        assert len(with_attributes) == len(without) == 1
+        # Perhaps only after other directories were opened.
+        assert brought(guest, 1)
+        look_up(guest, nodeid, *without)
+        assert [len(listed(guest, find(guest, name))[1]) for name in others] == [0] * RESTS + [1]
+        assert brought(guest, nodeid)
+
+
+def test_where_nobody_asks_for_files_lists_have_names_only(domain: LeaseDomain) -> None:
+    *unlooked, last, another, looked = folders(domain, PROBES + 3)
+    with domain.guest(lease_max=0.1) as guest:
+        assert all(brought(guest, find(guest, name)) for name in unlooked)
+        nodeid = find(guest, last)
+        assert not brought(guest, nodeid)
+        guest.wait(lambda: flags(guest, nodeid) == KEPT)
+        # Looked up by name alone, as by git status: that says nothing of lists.
+        look_up(guest, find(guest, another), "one")
+        assert not brought(guest, nodeid)
+        look_up(guest, nodeid, "one")
+        assert brought(guest, find(guest, looked))
 
 
 def test_directories_and_what_is_missing_say_nothing(domain: LeaseDomain) -> None:
