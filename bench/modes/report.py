@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from bench.modes.loops import CHANGE_MODES, CHANGES, GAIN_MODES, LEASE_MODES, LOOKS, SETS, LoopResults, mean
 from bench.modes.stage import AUTO, NEVER, NONE, SHARED, Loop
-from bench.modes.trees import MODES, TOOLS, TreeResults
+from bench.modes.trees import MODES, SHOW_SIZES, TOOLS, TreeResults
 from tests.lab import assets
 
 
@@ -161,7 +161,7 @@ def _walks(files: int, results: TreeResults) -> str:
 
 def _missed(results: TreeResults) -> str:
     rows = []
-    for tool in TOOLS:
+    for tool in SHOW_SIZES:
         cells = []
         for mode in MODES:
             missed = results.missed[tool, mode]
