@@ -35,6 +35,7 @@ cdef class Changes:
     cdef uint64_t due
     cdef uint64_t stamp
     cdef uint64_t number, first
+    cdef bint leased
     cdef readonly uint64_t held
 
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept

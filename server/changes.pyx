@@ -54,7 +54,8 @@ cdef class Changes:
         due: after begin() said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
         stamp: after acknowledge(): one that is no older than this change, and no newer than another's.
         made: changes made so far.
-        held: how often a change had to wait for leases.
+        leased: whether the request that is served was kept waiting by leases; whoever serves it resets it before.
+        held: changes that had to wait for leases, as who parks them counts.
     """
 
     def __cinit__(self, Table table, Journal journal, Leases leases):
@@ -230,7 +231,7 @@ cdef bint lock(Changes self, change_t *change) noexcept:
     for i in range(change.locked_count):
         lb_close(change.locked[i], self.due + CLOSED_US)
     restore(change)
-    self.held += 1
+    self.leased = True
     return False
 
 

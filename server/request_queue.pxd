@@ -8,6 +8,7 @@ cdef struct parked_t:
     uint16_t head          # of its chain, which the driver gets back when it is served
     uint64_t unique
     uint64_t due           # when to try again; CLOCK_MONOTONIC, nanoseconds
+    bint held              # whether leases have kept it waiting
 
 cdef class RequestQueue:
     cdef readonly Virtqueue ring
@@ -33,6 +34,7 @@ cdef class RequestQueue:
     cdef uint32_t reply(self, int error) noexcept
     cdef void signal(self) noexcept
     cdef void park(self) noexcept
+    cdef void put_off(self, parked_t *parked) noexcept
     cdef int retry(self, uint64_t now) except -1
     cdef int serve_parked(self, int i) except -1
     cdef void release(self, int i, uint32_t moved) noexcept

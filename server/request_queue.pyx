@@ -190,9 +190,17 @@ cdef class RequestQueue:
         """Keep the chain that was popped for later."""
         cdef parked_t *parked = &self.waiting[self.parked_count]
         parked.head = self.ring.head
+        parked.held = False
+        self.put_off(parked)
+        self.parked_count += 1
+
+    cdef void put_off(self, parked_t *parked) noexcept:
+        """A request that was just served has to wait."""
         parked.unique = self.request.header.unique
         parked.due = self.fs.changes.due * 1000
-        self.parked_count += 1
+        if self.fs.changes.leased and not parked.held:
+            parked.held = True
+            self.fs.changes.held += 1
 
     cdef int retry(self, uint64_t now) except -1:
         """Serve what is parked and due."""
@@ -215,8 +223,7 @@ cdef class RequestQueue:
             # It may have failed before it came to what it had begun; or the guest has made another request of it.
             self.fs.forget_request(unique)
         if moved == PARKED:
-            self.waiting[i].unique = self.request.header.unique
-            self.waiting[i].due = self.fs.changes.due * 1000
+            self.put_off(&self.waiting[i])
             return 0
         self.release(i, moved)
         return 1
@@ -308,6 +315,7 @@ cdef class RequestQueue:
         if gather(ring.readable, ring.n_readable, 0, &request.header, sizeof(fuse_in_header)) < 0:
             return 0
         total = request.header.len
+        self.fs.changes.leased = False
         request.reply_size = 0
         request.room_size = 0
         request.room_count = 0

@@ -23,7 +23,7 @@ BACKEND_GAUGES = {
     "inodes": ("inodes", "Inodes that the guest knows."),
     "handles": ("handles", "Files and directories that the guest has open."),
     "aware": ("aware", "1 for a guest that checks the version table, 0 for any other."),
-    "parked": ("parked_requests", "Requests of the guest that wait for leases of other guests now."),
+    "parked": ("parked_requests", "Requests of the guest that wait now, for others' leases or for the host watch."),
 }
 # A guest may have several backends, one for each share: the process tells them apart.
 LABELS = ("guest", "pid")
