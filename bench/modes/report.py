@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from bench.modes.loops import CHANGE_MODES, CHANGES, GAIN_MODES, LEASE_MODES, LOOKS, SETS, LoopResults, mean
@@ -24,22 +25,17 @@ def account(kind: str, rounds: int, files: int, loops: LoopResults | None, trees
     """
     kernel = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
     guest = {"uml": "User-Mode Linux", "qemu": "QEMU without KVM"}[kind]
-    isolation = (
-        """
-The guests have no page table isolation (`pti=off`): in software it makes each system call take five times as long, and
-processors since 2019 need none (`tests/lab/accel.py`)."""
-        if kind == "qemu"
-        else ""
-    )
-    parts = [
-        f"""\
+    how = f"""
 Two guests ({guest}, Linux {kernel.modules.name}) share a directory in tmpfs and have it mounted once in each mode; both
 and all backends are pinned to one processor, coherenced to another, and the modes take turns in one run: {rounds}
-rounds, medians of them.{isolation}
-Rust virtiofsd is 1.13. What is looked at is some seconds old. Host: Linux {platform.release()}, Python
-{platform.python_version()}. Measured with `python -m bench.modes --write-docs`.
-"""
-    ]
+rounds, medians of them. Rust virtiofsd is 1.13. What is looked at is some seconds old.
+Host: Linux {platform.release()}, Python {platform.python_version()}.
+Measured with `python -m bench.modes --kind {kind} --write-docs`."""
+    if kind == "qemu":
+        how += """
+The guests have no page table isolation (`pti=off`): in software it makes each system call take five times as long, and
+processors since 2019 need none (`tests/lab/accel.py`)."""
+    parts = [textwrap.fill(how.strip(), 120, break_on_hyphens=False) + "\n"]
     if loops is not None:
         parts += [_looks(loops), _changes(loops), _waits(loops), _sets(loops)]
     if trees is not None:
