@@ -7,7 +7,7 @@ import itertools
 import secrets
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.litmus.report import Groups, account
 from tests.litmus.side_channel import LANES, SideChannel
 
 DOCUMENT = CHECKOUT / "docs/litmus.md"
+PARTIES = ("guests", "host")
 KINDS = {
     "user-space": "User-space guests",
     "uml": "User-Mode Linux 6.12",
@@ -55,17 +56,31 @@ def say(line: str) -> None:
 
 
 def play(
-    kind: str, rounds: int, seed: int, only: frozenset[str], modes: Collection[Mode], lanes: int
+    kind: str,
+    rounds: Mapping[Arrangement, int],
+    seed: int,
+    only: frozenset[str],
+    modes: Collection[Mode],
+    lanes: int,
 ) -> Iterator[Record]:
-    """Play everything that a kind of guests can; with the host as a party a tenth of the rounds, as they wait."""
+    """Play what a kind of guests can, so many rounds of each arrangement."""
     user_space = kind == "user-space"
     with user_space_guests(LEASE_OPTIONS, modes) if user_space else stock_guests(kind, LEASE_OPTIONS, modes) as arena:
-        for arrangement in Arrangement:
-            count = rounds if arrangement is Arrangement.GUESTS else max(rounds // 10, 3)
+        for arrangement, count in rounds.items():
             start = time.monotonic()
             for one in perform(arena, arrangement, rounds=count, seed=seed, only=only, lanes=lanes):
                 say(f"{kind}, {arrangement.value}, {one.mode}: {time.monotonic() - start:.0f} s")
                 yield record(kind, seed, one)
+
+
+def rounds_of(parties: Collection[str], rounds: int) -> dict[Arrangement, int]:
+    """How often each arrangement is played: with the host they wait long, so beside others a tenth is enough."""
+    with_host = rounds if "guests" not in parties else max(rounds // 10, 3)
+    return {
+        one: rounds if one is Arrangement.GUESTS else with_host
+        for one in Arrangement
+        if ("guests" if one is Arrangement.GUESTS else "host") in parties
+    }
 
 
 def write_document(chapter: Chapter, text: str) -> None:
@@ -112,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tests", default="", help="only these, comma-separated names")
     parser.add_argument("--modes", default="", help="only these, comma-separated (default: all that the guests have)")
     parser.add_argument(
+        "--parties",
+        default=",".join(PARTIES),
+        help="guests: among themselves; host: it takes part, a tenth of the rounds if both are played "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--lanes",
         type=int,
         default=0,
@@ -127,10 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     kinds, only, modes = _words(options.kinds), frozenset(_words(options.tests)), _words(options.modes)
+    parties = _words(options.parties)
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"no guests {', '.join(sorted(unknown))}: use {', '.join(KINDS)}")
     if unknown := set(modes) - set(Mode):
         parser.error(f"no mode {', '.join(sorted(unknown))}: use {', '.join(Mode)}")
+    if unknown := set(parties) - set(PARTIES):
+        parser.error(f"no parties {', '.join(sorted(unknown))}: use {', '.join(PARTIES)}")
     tests = [chapter.tests for chapter in CHAPTERS if not chapter.kinds.isdisjoint(kinds)]
     if missing := only - {test.name for test in itertools.chain.from_iterable(tests)}:
         parser.error(f"no test {', '.join(sorted(missing))} for these guests")
@@ -145,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         records = load(options.keep, TESTS) if options.keep and options.keep.exists() else []
         for kind in kinds if options.rounds else ():
-            for one in play(kind, options.rounds, seed, only, chosen, options.lanes):
+            for one in play(kind, rounds_of(parties, options.rounds), seed, only, chosen, options.lanes):
                 records.append(one)
                 if options.keep:
                     keep(options.keep, one)
