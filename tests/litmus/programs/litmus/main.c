@@ -68,8 +68,8 @@ static void random_delay(const struct round *round, uint64_t *state)
 /* The other parties need not wait. */
 static void give_up(const char *what)
 {
-	atomic_store(&side->failed, 1);
 	fprintf(stderr, "litmus: %s: %s\n", what, strerror(errno));
+	atomic_store(&side->failed, 1);
 	exit(1);
 }
 
@@ -77,10 +77,11 @@ static void await(const struct round *round, _Atomic uint32_t *word, uint32_t nu
 {
 	if (side_channel_wait(side, word, number, round->moment))
 		return;
-	/* Of those who wait for each other, the first one says it. */
-	if (!atomic_exchange(&side->failed, 1))
+	/* Of those who wait for each other, the first one says it: before others know, as one of them ends us all. */
+	if (!atomic_load(&side->failed))
 		fprintf(stderr, "litmus: party %d did not come on in round %d of %s\n", other + 1, round->number,
 			round->test->name);
+	atomic_store(&side->failed, 1);
 	exit(1);
 }
 
