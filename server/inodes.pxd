@@ -78,7 +78,7 @@ cdef class InodeTable:
     cdef list_t open_ones      # live, and open
     cdef uint32_t tick
     cdef uint64_t tick_began
-    cdef public uint64_t max_open    # and handles
+    cdef public uint64_t max_open    # inodes and handles together
     cdef int mount_fd
     cdef uint64_t request
 

@@ -64,17 +64,17 @@ cdef class Listings:
 
     cdef void looked_up(self, inode_t *parent, const inode_t *inode) noexcept:
         """A LOOKUP found an inode."""
-        cdef bint probe = inode.ino == parent.probe
         if inode.type == S_IFDIR:
             return
-        if probe:
+        if inode.ino == parent.probe:
             parent.probe = 0
         else:
             parent.singly = parent.nodeid != self.opened
-        if probe or not parent.singly:
-            self.rests = RESTS
-            self.unanswered = 0
-            self.probes = self.awaits = False
+            if parent.singly:
+                return
+        self.rests = RESTS
+        self.unanswered = 0
+        self.probes = self.awaits = False
 
     cdef bint brings(self, const inode_t *inode) noexcept:
         """Whether the list of a directory brings attributes of its files."""
