@@ -36,8 +36,10 @@ cdef class Changes:
     cdef uint64_t stamp
     cdef uint64_t number, first
     cdef bint leased
+    cdef bint abandoning       # requests cannot wait for others: the loop does not go on meanwhile
     cdef readonly uint64_t held
 
+    cdef int put_off(self, uint64_t due) noexcept
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept
     cdef void add_inode(self, change_t *change, uint64_t hash, bint data) noexcept
     cdef void add_known(self, change_t *change, inode_t *inode, bint data) noexcept

@@ -6,7 +6,7 @@ An operation that changes something names it with add_name() and add_inode(), ca
 call, and acknowledge() or withdraw() right after it.
 """
 
-from libc.errno cimport EACCES, EDQUOT, EEXIST, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
+from libc.errno cimport EACCES, EDQUOT, EEXIST, EINTR, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 from posix.unistd cimport usleep
@@ -51,7 +51,7 @@ cdef class Changes:
         leases: the lease table; goes with the table.
 
     Attributes:
-        due: after begin() said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
+        due: after an operation said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
         stamp: after acknowledge(): one that is no older than this change, and no newer than another's.
         made: changes made so far.
         leased: whether the request that is served was kept waiting by leases; whoever serves it resets it before.
@@ -68,6 +68,15 @@ cdef class Changes:
     @property
     def made(self) -> int:
         return self.number - self.first
+
+    cdef int put_off(self, uint64_t due) noexcept:
+        """The request that is served has to wait for somebody: PARK, or EINTR where it cannot.
+
+        Args:
+            due: when to try again, if it is not woken before (CLOCK_MONOTONIC, microseconds).
+        """
+        self.due = due
+        return EINTR if self.abandoning else PARK
 
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept:
         """Count a name as changed. Names come first: see acknowledge()."""

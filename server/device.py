@@ -57,13 +57,13 @@ class FsDevice:
         self.window_bytes = settings.window_bytes
         self.shared_memory = SharedMemory(settings.window_bytes, loop)
         if membership is not None:
-            self.fs.truncate_with(Truncations(membership.dax, self.fs))
+            self.fs.mapped.truncate_with(Truncations(membership.dax, self.fs))
         if membership is not None and view is not None:
             window = Window(settings.window_bytes, self.shared_memory, membership.dax, view, self.fs)
             self.shared_memory.on_reset = window.reset
             membership.dax.attach(window.withdraw, window.settle)
-            self.fs.use_window(window)
-            view.on_end = self.fs.advise_no_dax
+            self.fs.mapped.use_window(window)
+            view.on_end = self.fs.mapped.advise_no_dax
         self._settings = settings
         self._loop = loop
         self._memory = GuestMemory()

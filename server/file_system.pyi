@@ -4,10 +4,10 @@ from contextlib import AbstractContextManager
 from coherence.leases import Leases
 from coherence.table import Journal, Table
 from server.changes import Changes
-from server.dax.truncations import Truncations
 from server.dax.window import Window
 from server.handles import HandleTable
 from server.inodes import InodeTable
+from server.mapped_files import MappedFiles
 from server.settings import Settings
 from server.validity import Validity
 
@@ -40,10 +40,9 @@ class FileSystem:
         journal: Journal | None = None,
         leases: Leases | None = None,
     ) -> None: ...
-    window: Window | None
-    def use_window(self, window: Window) -> None: ...
-    def advise_no_dax(self) -> None: ...
-    def truncate_with(self, truncations: Truncations) -> None: ...
+    mapped: MappedFiles
+    @property
+    def window(self) -> Window | None: ...
     def reset(self) -> None: ...
     def prove_aware(self, value: bytes) -> None: ...
     @property

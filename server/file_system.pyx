@@ -6,7 +6,7 @@ The operations themselves are elsewhere: server.hot_operations and server.hot_di
 compiled, server.operations the others; all of them work on this.
 """
 
-from libc.errno cimport EBADF, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ERANGE, ESTALE, errno
+from libc.errno cimport EBADF, EINVAL, EIO, ENOMEM, ENOSYS, ERANGE, ESTALE
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -17,32 +17,30 @@ from coherence.leases cimport Leases, lt_now
 from coherence.table cimport Journal, Table
 from server.changes cimport PARK, Changes, change_t
 from server.data_files cimport DataFiles
-from server.fuse.wire cimport fuse_attr, fuse_attr_out, fuse_entry_out, fuse_open_out
+from server.fuse.wire cimport fuse_attr_out, fuse_entry_out, fuse_open_out
 from server.handles cimport HandleTable, handle_t
-from server.inodes cimport ABSENT, PRESENT, UNKNOWN, InodeTable, inode_t
-from server.libc cimport (
-    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath,
-    has_dax_flag, openat, snprintf, statx, statx_t,
-)
+from server.inodes cimport InodeTable, inode_t
+from server.libc cimport AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, STATX_MNT_ID, statx, statx_t
 from server.listings cimport Listings
+from server.lookups cimport Lookups
+from server.mapped_files cimport MappedFiles
+from server.replies cimport Replies
 from server.request cimport REPLY_ROOM, request_t
 from server.validity cimport Validity
 
 import contextlib
 import os
 
-from coherence.errors import UserError
 from coherence.log import get_logger
 from server import credentials
 from server.fuse.init import negotiate
-from server.fuse.protocol import AttrFlag, InitFlag, Opcode, OpenFlag
+from server.fuse.protocol import InitFlag, Opcode, OpenFlag
 from server.operations import OPERATIONS
 from server.operations.request import Parked
 
 log = get_logger(__name__)
 
 cdef enum:
-    WOKEN_US = 50_000          # after which a request that somebody wakes is looked at anyway
     STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
     S_IFREG = 0o100000
     S_IFDIR = 0o040000
@@ -50,7 +48,6 @@ cdef enum:
 
 
 cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
-cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
 
 
 cdef class Request:
@@ -97,42 +94,17 @@ cdef class FileSystem:
         self.validity = Validity(settings, table, leases, self.changes)
         self.listings = Listings(settings)
         self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
-        self.proc_fd = -1
-        try:
-            self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError(f"/proc/self/fd: {error.strerror}: vfs-backend needs /proc mounted") from None
         self.handles = HandleTable()
         self.inodes = InodeTable(settings.root_fd, table, self.handles)
+        self.lookups = Lookups(self.inodes, settings.writeback)
         self.data_files = DataFiles(self.handles)
-        self.window = self.truncations = None
-        self.dax_min_size = settings.dax_min_size
+        self.mapped = MappedFiles(settings, self.lookups, self.changes, self.validity)
+        self.replies = Replies(self.validity, self.mapped, settings.writeback)
         self.adopt_policy()
-
-    def __dealloc__(self):
-        if self.proc_fd >= 0:
-            close(self.proc_fd)
-
-    def use_window(self, window) -> None:
-        """From now on the guest may map files: server.dax.window.Window."""
-        self.window = window
-        self.validity.maps = True
-        self.dax = {"never": DAX_NEVER, "always": DAX_ALWAYS, "inode": DAX_INODE, "auto": DAX_AUTO}[self.settings.dax]
-
-    def advise_no_dax(self) -> None:
-        """Nothing new can be mapped from now on: a guest that leaves it to us maps no file that it meets."""
-        self.dax = DAX_NEVER
-
-    def truncate_with(self, truncations) -> None:
-        """From now on others may have mapped the files that are made smaller: server.dax.truncations.Truncations."""
-        self.truncations = truncations
 
     def reset(self) -> None:
         """End the guest's session: nothing that it opened or looked up remains."""
-        if self.window is not None:
-            self.window.begin_session()
-        if self.truncations is not None:
-            self.truncations.clear()
+        self.mapped.reset()
         self.data_files.clear()
         self.handles.clear()
         self.inodes.clear()
@@ -153,7 +125,7 @@ cdef class FileSystem:
     def initialize(self, body: bytes) -> bytes:
         """Answer an INIT: a new session begins, whatever was before; the encoded fuse_init_out."""
         self.reset()
-        agreement = negotiate(body, self.settings, dax=self.window is not None)
+        agreement = negotiate(body, self.settings, dax=self.mapped.window is not None)
         self.initialized = True
         self.opens_nothing = InitFlag.NO_OPEN_SUPPORT in agreement.flags
         log.info("guest attached", tag=self.settings.tag, fuse=f"7.{agreement.minor}", flags=hex(agreement.flags))
@@ -178,6 +150,11 @@ cdef class FileSystem:
 
     # --- for the operations in Python -------------------------------------------------------------
 
+    @property
+    def window(self):
+        """The guest's DAX window, if it has one: server.dax.window.Window."""
+        return self.mapped.window
+
     def fd(self, nodeid: int) -> int:
         """The O_PATH descriptor of an inode; OSError(ESTALE) where the guest was not given it."""
         return live(self, nodeid).fd
@@ -197,7 +174,7 @@ cdef class FileSystem:
         """Look a name up, counting the lookup: the encoded fuse_entry_out."""
         cdef inode_t *found = NULL
         cdef statx_t stx
-        cdef int error = self.look_up(live(self, parent), name, &found, &stx)
+        cdef int error = self.lookups.look_up(live(self, parent), name, &found, &stx)
         if error:
             raise oserror(error)
         return encode_entry(self, live(self, parent), found, &stx, name)
@@ -210,8 +187,8 @@ cdef class FileSystem:
         """
         cdef inode_t *found = NULL
         cdef statx_t stx
-        cdef int path_fd = self.path_fd(fd)
-        cdef int error = self.adopt(path_fd, &found, &stx) if path_fd >= 0 else -path_fd
+        cdef int path_fd = self.lookups.path_fd(fd)
+        cdef int error = self.lookups.adopt(path_fd, &found, &stx) if path_fd >= 0 else -path_fd
         if error:
             raise oserror(error)
         return encode_entry(self, live(self, parent) if parent else NULL, found, &stx, name)
@@ -219,7 +196,7 @@ cdef class FileSystem:
     def attr_out(self, nodeid: int) -> bytes:
         """The attributes of an inode after a SETATTR: an encoded fuse_attr_out."""
         cdef fuse_attr_out out
-        cdef int error = self.fill_attr_out(&out, live(self, nodeid), False)
+        cdef int error = self.replies.fill_attr_out(&out, live(self, nodeid), False)
         if error:
             raise failure(error)
         return (<char *>&out)[:sizeof(out)]
@@ -234,7 +211,7 @@ cdef class FileSystem:
 
     def reopen(self, nodeid: int, flags: int) -> int:
         """Open an inode anew, with these open(2) flags: a descriptor that the caller closes."""
-        cdef int fd = self.reopen_fd(live(self, nodeid), flags)
+        cdef int fd = self.lookups.reopen_fd(live(self, nodeid), flags)
         if fd < 0:
             raise oserror(-fd)
         return fd
@@ -252,7 +229,7 @@ cdef class FileSystem:
 
     def reaches(self, nodeid: int, size: int) -> None:
         """A file is about to have at least this size; Parked until what the guest has mapped of it is the file."""
-        cdef int error = self.reach(live(self, nodeid), size)
+        cdef int error = self.mapped.reach(live(self, nodeid), size)
         if error:
             raise failure(error)
 
@@ -265,12 +242,12 @@ cdef class FileSystem:
             OSError: on entry: nobody can be asked.
         """
         cdef inode_t *inode = live(self, nodeid)
-        cdef int error = self.reach(inode, size)
+        cdef int error = self.mapped.reach(inode, size)
         if error:
             # What it waits for may be another's truncation of this file, which is not over before ours is.
-            self.end_truncation(unique)
+            self.mapped.end_truncation(unique)
             raise failure(error)
-        error = self.begin_truncation(unique, inode, size)
+        error = self.mapped.begin_truncation(unique, inode, size)
         if error:
             raise failure(error)
         try:
@@ -279,10 +256,10 @@ cdef class FileSystem:
             # It begins again, and nobody maps that meanwhile.
             raise
         except BaseException:
-            self.end_truncation(unique)
+            self.mapped.end_truncation(unique)
             raise
         else:
-            self.end_truncation(unique)
+            self.mapped.end_truncation(unique)
 
     def reached(self, nodeid: int) -> int:
         """The largest size of a file that the guest may know of."""
@@ -362,227 +339,13 @@ cdef class FileSystem:
 
     # --- for the compiled operations --------------------------------------------------------------
 
-    cdef int host_flags(self, int flags) noexcept:
-        """The flags to open a file with on the host, for a guest that opens it with these."""
-        if self.writeback:
-            # The guest's kernel reads to fill pages of files that are open for writing, and places appends.
-            if flags & O_ACCMODE == O_WRONLY:
-                flags = flags & ~O_ACCMODE | O_RDWR
-            flags &= ~O_APPEND
-        return flags
-
-    cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept:
-        """A new descriptor of an inode, or a negative errno."""
-        cdef char number[16]
-        cdef int fd
-        flags = self.host_flags(flags)
-        snprintf(number, sizeof(number), b"%d", inode.fd)
-        fd = openat(self.proc_fd, number, (flags & ~O_NOFOLLOW) | O_CLOEXEC)
-        if fd < 0 and self.make_room():
-            fd = openat(self.proc_fd, number, (flags & ~O_NOFOLLOW) | O_CLOEXEC)
-        return fd if fd >= 0 else -errno
-
-    cdef int path_fd(self, int fd) noexcept:
-        """An O_PATH descriptor of what a descriptor is open on, or a negative errno."""
-        cdef char number[16]
-        cdef int path_fd
-        snprintf(number, sizeof(number), b"%d", fd)
-        path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
-        if path_fd < 0 and self.make_room():
-            path_fd = openat(self.proc_fd, number, O_PATH | O_CLOEXEC)
-        return path_fd if path_fd >= 0 else -errno
-
     cdef bint awaits_watch(self, const inode_t *directory) noexcept:
         """Whether a request is to be parked, as what it tells of a directory can be kept in a moment."""
-        if self.abandoning or not self.validity.awaits_watch(directory):
+        if self.changes.abandoning or not self.validity.awaits_watch(directory):
             return False
         self.awaiting = True
         self.changes.due = directory.watch_due
         return True
-
-    cdef int reach(self, inode_t *inode, uint64_t size):
-        """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there,
-        EINTR where it cannot wait for that."""
-        if inode.withdrawn != 0 and size >= inode.withdrawn:
-            # Where nothing has to be mapped that is done at once.
-            self.window.restore(inode.nodeid, size)
-        if inode.withdrawn == 0 or size < inode.withdrawn:
-            inode.reached = max(inode.reached, size)
-            return 0
-        self.changes.due = lt_now() + WOKEN_US
-        return EINTR if self.abandoning else PARK
-
-    cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
-        """A request is about to make a file smaller: 0, an errno, or PARK while others have mapped what is beyond."""
-        cdef change_t change
-        # Nothing else is mapped; and to open a FIFO may take for ever.
-        if self.truncations is None or inode.type != S_IFREG:
-            return 0
-        if self.truncations.is_new(unique):
-            # Leases first: as long as this waits for those, others have the file as it is.
-            memset(&change, 0, sizeof(change))
-            self.changes.add_known(&change, inode, True)
-            if self.changes.begin(&change) == PARK:
-                return PARK
-            self.changes.withdraw(&change, ENOENT)
-        try:
-            if self.truncations.begin(unique, inode.nodeid, size):
-                return 0
-        except OSError as error:
-            return error.errno or EIO
-        self.changes.due = lt_now() + WOKEN_US
-        return EINTR if self.abandoning else PARK
-
-    cdef void end_truncation(self, uint64_t unique):
-        """It has done that, or failed."""
-        if self.truncations is not None:
-            self.truncations.end(unique)
-
-    cdef uint32_t attr_flags(self, inode_t *inode, const statx_t *stx) noexcept:
-        """Whether the guest is to map a file, where it leaves that to us."""
-        cdef int fd
-        if inode.type != S_IFREG or self.dax == DAX_NEVER or (self.dax == DAX_AUTO and stx.stx_size < self.dax_min_size):
-            return 0
-        if self.dax == DAX_INODE and inode.dax_flag == UNKNOWN:
-            fd = self.reopen_fd(inode, O_RDONLY)
-            inode.dax_flag = PRESENT if fd >= 0 and has_dax_flag(fd) else ABSENT
-            if fd >= 0:
-                close(fd)
-        return 0 if self.dax == DAX_INODE and inode.dax_flag == ABSENT else ATTR_DAX
-
-    cdef bint make_room(self) noexcept:
-        """After a system call: whether it failed for want of descriptors and, as some could be closed, may succeed."""
-        if errno not in (EMFILE, ENFILE):
-            return False
-        if self.inodes.idle_ones.count:
-            self.inodes.drop_all_idle()
-            return True
-        return self.inodes.close_some(1)
-
-    cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept:
-        """Find a name in a directory and count the lookup: 0 or an errno. The name is one component.
-
-        Who goes through a tree for the first time finds one new inode after the other: to expect that saves a call.
-        """
-        cdef inode_t *inode
-        cdef int error
-        if self.expects_new:
-            error = open_and_adopt(self, parent, name, found, stx)
-            if error != EMFILE and error != ENFILE:
-                return error
-        if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, stx) < 0:
-            return errno
-        inode = self.inodes.find(stx)
-        if inode != NULL and inode.fd >= 0:
-            self.inodes.revive(inode)
-            found[0] = inode
-            return 0
-        return open_and_adopt(self, parent, name, found, stx)
-
-    cdef int look_up_entry(
-        self, inode_t *parent, const char *name, uint64_t ino, inode_t **found, statx_t *stx
-    ) noexcept:
-        """look_up() for a directory entry, whose inode number is known beforehand: saves a call for new inodes."""
-        if self.inodes.find_ino(parent, ino) != NULL:
-            return self.look_up(parent, name, found, stx)
-        return open_and_adopt(self, parent, name, found, stx)
-
-    cdef int adopt(self, int fd, inode_t **found, statx_t *stx) noexcept:
-        """Count a lookup of what an O_PATH descriptor is open on, which it takes: 0 or an errno."""
-        cdef inode_t *inode
-        cdef int error
-        if statx(fd, b"", AT_EMPTY_PATH, STATX_WANTED, stx) < 0:
-            error = errno
-            close(fd)
-            return error
-        inode = self.inodes.find(stx)
-        self.expects_new = inode == NULL or inode.fd < 0
-        if inode != NULL and inode.fd >= 0:
-            close(fd)
-            self.inodes.revive(inode)
-        elif inode != NULL and self.inodes.reunite(inode, fd):
-            self.inodes.revive(inode)
-        else:
-            inode = self.inodes.refer(stx, fd)
-            if inode == NULL:
-                return ENOMEM
-        found[0] = inode
-        return 0
-
-    cdef void fill_attr(self, fuse_attr *attr, const statx_t *stx) noexcept:
-        attr.ino = stx.stx_ino
-        attr.size = stx.stx_size
-        attr.blocks = stx.stx_blocks
-        attr.atime, attr.atimensec = stx.stx_atime.tv_sec, stx.stx_atime.tv_nsec
-        attr.mtime, attr.mtimensec = stx.stx_mtime.tv_sec, stx.stx_mtime.tv_nsec
-        attr.ctime, attr.ctimensec = stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec
-        attr.mode = stx.stx_mode
-        attr.nlink = stx.stx_nlink
-        attr.uid = stx.stx_uid
-        attr.gid = stx.stx_gid
-        # As new_encode_dev() of the kernel has it.
-        attr.rdev = (
-            (stx.stx_rdev_minor & 0xFF) | (stx.stx_rdev_major << 8) | ((stx.stx_rdev_minor & ~<uint32_t>0xFF) << 12)
-        )
-        attr.blksize = stx.stx_blksize
-        attr.flags = 0
-
-    cdef void fill_entry(
-        self, fuse_entry_out *entry, inode_t *parent, inode_t *inode, const statx_t *stx, const char *name,
-        size_t length
-    ) noexcept:
-        """The reply of a lookup that found an inode; parent: NULL where it has no name."""
-        cdef uint64_t attr_valid, entry_valid = 0
-        cdef bint told
-        entry.nodeid = inode.nodeid
-        entry.generation = 0
-        self.fill_attr(&entry.attr, stx)
-        entry.attr.flags = self.attr_flags(inode, stx)
-        inode.reached = max(inode.reached, stx.stx_size)
-        told = self.validity.tell(inode, stx, &entry.attr, True)
-        if parent != NULL:
-            self.validity.cover(parent, inode, stx)
-        attr_valid = self.validity.of_attributes(inode, stx) if told else 0
-        # A rename in the guest takes the name's validity along to another name, on which it has no lease: then its
-        # lease on the inode has to do.
-        if attr_valid:
-            entry_valid = self.validity.of_name(parent, name, length, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec)
-        set_valid(&entry.entry_valid, &entry.entry_valid_nsec, min(entry_valid, attr_valid))
-        set_valid(&entry.attr_valid, &entry.attr_valid_nsec, attr_valid)
-
-    cdef int fill_negative(self, fuse_entry_out *entry, inode_t *parent, const char *name, size_t length) noexcept:
-        """The reply of a lookup that found nothing: 0, or ENOENT where the guest may not keep that."""
-        cdef statx_t stx
-        cdef uint64_t valid
-        if not self.validity.shared or statx(parent.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0:
-            return ENOENT
-        valid = self.validity.of_name(parent, name, length, stx.stx_mtime.tv_sec, stx.stx_mtime.tv_nsec)
-        if valid == 0:
-            return ENOENT
-        memset(entry, 0, sizeof(fuse_entry_out))
-        set_valid(&entry.entry_valid, &entry.entry_valid_nsec, valid)
-        return 0
-
-    cdef int fill_attr_out(self, fuse_attr_out *out, inode_t *inode, bint compared):
-        """The reply of a GETATTR, or of a SETATTR, which the guest does not compare with what it has: 0, an errno or
-        PARK."""
-        cdef statx_t stx
-        cdef bint told
-        cdef int error
-        if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
-            return errno
-        error = self.reach(inode, stx.stx_size)
-        if error:
-            return error
-        if not compared and not self.writeback:
-            # A guest that delays writes goes on with the size that it has, whatever it is told.
-            inode.reached = stx.stx_size
-        memset(out, 0, sizeof(fuse_attr_out))
-        self.fill_attr(&out.attr, &stx)
-        out.attr.flags = self.attr_flags(inode, &stx)
-        told = self.validity.tell(inode, &stx, &out.attr, compared)
-        set_valid(&out.attr_valid, &out.attr_valid_nsec, self.validity.of_attributes(inode, &stx) if told else 0)
-        return 0
 
     cdef int file_fd(self, uint64_t nodeid, uint64_t fh, bint writable) noexcept:
         """The descriptor for a request on an open file, or a negative errno."""
@@ -600,7 +363,7 @@ cdef class FileSystem:
             return -EINVAL
         handle = self.data_files.find(inode, writable)
         if handle == NULL:
-            fd = self.reopen_fd(inode, O_RDWR if writable else O_RDONLY)
+            fd = self.lookups.reopen_fd(inode, O_RDWR if writable else O_RDONLY)
             if fd < 0:
                 return fd
             handle = self.data_files.keep(inode, fd, writable)
@@ -636,24 +399,12 @@ cdef class FileSystem:
         self.data_files.keep(inode, fd, flags & O_ACCMODE == O_RDWR)
         return 0
 
-    cdef void hold(self, const statx_t *stx) noexcept:
-        """An inode is about to lose a name, perhaps its last: where it is known, it must be open from now on."""
-        cdef inode_t *inode = self.inodes.find(stx)
-        if inode != NULL and inode.fd < 0 and inode.nlookup:
-            self.inodes.reopen(inode)
-
     cdef void evict(self, const statx_t *stx) noexcept:
         """A name of this inode is gone: if it was the last one, its blocks are to be freed."""
         cdef inode_t *inode = self.inodes.find(stx)
         if inode != NULL:
             self.data_files.drop(inode)
             self.inodes.evict(inode)
-
-    cdef void forget_request(self, uint64_t unique):
-        """A request that was parked is over: nothing that was begun for it remains."""
-        if self.window is not None:
-            self.window.forget(unique)
-        self.end_truncation(unique)
 
     cdef void interrupt(self, uint64_t unique) noexcept:
         """The guest gives up waiting for a request."""
@@ -662,10 +413,8 @@ cdef class FileSystem:
             self.interrupted_count += 1
 
     cdef int end(self, uint64_t unique):
-        """The guest ends its session: 0, or PARK as long as something is mapped in its window."""
-        # A machine that resets its device, and has something mapped there, may not survive that (docs/vhost-user.md).
-        if self.window is not None and not self.abandoning and not self.window.emptied(unique):
-            self.changes.due = lt_now() + WOKEN_US
+        """The guest ends its session: 0, or PARK."""
+        if self.mapped.end_session(unique) == PARK:
             return PARK
         self.reset()
         return 0
@@ -692,8 +441,7 @@ cdef class FileSystem:
             return error.errno or EIO
         except Parked as parked:
             if parked.args:
-                self.changes.due = lt_now() + <uint64_t>(1_000_000 * parked.args[0])
-                return EINTR if self.abandoning else PARK
+                return self.changes.put_off(lt_now() + <uint64_t>(1_000_000 * parked.args[0]))
             return PARK
         except Exception:
             log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
@@ -723,24 +471,8 @@ cdef object failure(int error):
 cdef bytes encode_entry(FileSystem fs, inode_t *parent, inode_t *inode, const statx_t *stx, bytes name):
     cdef fuse_entry_out entry
     memset(&entry, 0, sizeof(entry))
-    fs.fill_entry(&entry, parent, inode, stx, name, len(name))
+    fs.replies.fill_entry(&entry, parent, inode, stx, name, len(name))
     return (<char *>&entry)[:sizeof(entry)]
-
-
-cdef void set_valid(uint64_t *seconds, uint32_t *nanoseconds, uint64_t valid) noexcept:
-    seconds[0] = valid // 1_000_000_000
-    nanoseconds[0] = valid % 1_000_000_000
-
-
-cdef int open_and_adopt(
-    FileSystem fs, const inode_t *parent, const char *name, inode_t **found, statx_t *stx
-) noexcept:
-    cdef int fd = open_beneath(parent.fd, name, O_PATH, 0)
-    if fd < 0 and fs.make_room():
-        fd = open_beneath(parent.fd, name, O_PATH, 0)
-    if fd < 0:
-        return errno
-    return fs.adopt(fd, found, stx)
 
 
 cdef void add_occupant(FileSystem fs, change_t *change, const inode_t *parent, const char *name) noexcept:
@@ -748,4 +480,4 @@ cdef void add_occupant(FileSystem fs, change_t *change, const inode_t *parent, c
     cdef statx_t stx
     if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx) == 0:
         fs.changes.add_inode(change, fs.inodes.hash_of(&stx), (stx.stx_mode & S_IFMT) == S_IFDIR)
-        fs.hold(&stx)
+        fs.lookups.hold(&stx)

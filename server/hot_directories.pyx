@@ -149,13 +149,13 @@ cdef bint add_plus(
     memset(&out.entry_out, 0, sizeof(out.entry_out))
     if not bare and fs.listings.probes and fs.inodes.find_ino(parent, entry.d_ino) == NULL:
         bare = fs.listings.tries(parent, entry.d_ino, entry.d_type)
-    if not bare and fs.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
+    if not bare and fs.lookups.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
         if inode.withdrawn != 0 and stx.stx_size >= inode.withdrawn:
             # The guest has to ask for it by itself, as that may have to wait.
             fs.inodes.forget(inode.nodeid, 1)
             inode = NULL
         else:
-            fs.fill_entry(&out.entry_out, parent, inode, &stx, entry.d_name, length)
+            fs.replies.fill_entry(&out.entry_out, parent, inode, &stx, entry.d_name, length)
     if inode == NULL:
         out.entry_out.attr.ino = entry.d_ino
         out.entry_out.attr.mode = <unsigned>entry.d_type << 12

@@ -142,17 +142,17 @@ cdef int look_up(FileSystem fs, request_t *request):
         fs.validity.ask_watch(parent)
         if fs.awaits_watch(parent):
             return PARK
-        error = fs.look_up(parent, name, &inode, &stx)
+        error = fs.lookups.look_up(parent, name, &inode, &stx)
     if error == 0:
-        error = fs.reach(inode, stx.stx_size)
+        error = fs.mapped.reach(inode, stx.stx_size)
         if error:
             fs.inodes.forget(inode.nodeid, 1)
             return error
     if error == ENOENT:
-        error = fs.fill_negative(out, parent, name, length)
+        error = fs.replies.fill_negative(out, parent, name, length)
     elif error == 0:
         fs.listings.looked_up(parent, inode)
-        fs.fill_entry(out, parent, inode, &stx, name, length)
+        fs.replies.fill_entry(out, parent, inode, &stx, name, length)
     if error:
         return error
     request.reply_size = sizeof(fuse_entry_out)
@@ -181,7 +181,7 @@ cdef int getattr_(FileSystem fs, request_t *request):
     if inode == NULL:
         return ESTALE
     request.reply_size = sizeof(fuse_attr_out)
-    return fs.fill_attr_out(<fuse_attr_out *>request.reply, inode, True)
+    return fs.replies.fill_attr_out(<fuse_attr_out *>request.reply, inode, True)
 
 
 cdef int opened(FileSystem fs, inode_t *inode, int fd, uint32_t flags, fuse_open_out *out) noexcept:
@@ -208,7 +208,7 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
     cdef bint truncate = flags & O_TRUNC
     cdef int error
     if truncate:
-        error = fs.begin_truncation(request.header.unique, inode, 0)
+        error = fs.mapped.begin_truncation(request.header.unique, inode, 0)
         if error:
             return error
         memset(&change, 0, sizeof(change))
@@ -217,12 +217,12 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
             return PARK
         if kill:
             drop_fsetid()
-    fd[0] = fs.reopen_fd(inode, flags)
+    fd[0] = fs.lookups.reopen_fd(inode, flags)
     if truncate:
         if kill:
             restore_fsetid()
         fs.changes.acknowledge(&change)
-        fs.end_truncation(request.header.unique)
+        fs.mapped.end_truncation(request.header.unique)
         if fd[0] >= 0:
             inode.reached = 0
     return -fd[0] if fd[0] < 0 else 0
@@ -281,7 +281,7 @@ cdef int flush(FileSystem fs, request_t *request) noexcept:
     if handle == NULL:
         return EBADF
     copy = dup(handle.fd)
-    if copy < 0 and fs.make_room():
+    if copy < 0 and fs.lookups.make_room():
         copy = dup(handle.fd)
     if copy < 0 or close(copy) < 0:
         return errno
@@ -370,7 +370,7 @@ cdef int write(FileSystem fs, request_t *request):
         return -fd
     if ask.offset > <uint64_t>INT64_MAX - ask.size:
         return EINVAL
-    error = fs.reach(inode, ask.offset + ask.size)
+    error = fs.mapped.reach(inode, ask.offset + ask.size)
     if error:
         return error
     kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
@@ -425,7 +425,7 @@ cdef int create(FileSystem fs, request_t *request):
         return error
     if fs.readonly:
         return EROFS
-    flags = fs.host_flags(allowed_flags(fs, ask.flags))
+    flags = fs.lookups.host_flags(allowed_flags(fs, ask.flags))
     # An ordinary user does not make a file that runs with a group he is not in (inode_init_owner() of the kernel).
     kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
     memset(&change, 0, sizeof(change))
@@ -440,15 +440,15 @@ cdef int create(FileSystem fs, request_t *request):
     if kill:
         drop_fsetid()
     fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
-    if fd < 0 and fs.make_room():
+    if fd < 0 and fs.lookups.make_room():
         fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
     error = errno if fd < 0 else 0
     if kill:
         restore_fsetid()
     come_back()
     if error == 0:
-        path_fd = fs.path_fd(fd)
-        error = fs.adopt(path_fd, &inode, &stx) if path_fd >= 0 else -path_fd
+        path_fd = fs.lookups.path_fd(fd)
+        error = fs.lookups.adopt(path_fd, &inode, &stx) if path_fd >= 0 else -path_fd
         if inode != NULL:
             fs.changes.add_inode(&change, inode.hash, True)
         fs.changes.acknowledge(&change)
@@ -457,10 +457,10 @@ cdef int create(FileSystem fs, request_t *request):
         fs.changes.withdraw(&change, error)
         if error == EEXIST and not ask.flags & O_EXCL:
             # What vanished again since is for the guest's kernel to try once more, too.
-            if request.header.uid or fs.look_up(parent, name, &inode, &stx):
+            if request.header.uid or fs.lookups.look_up(parent, name, &inode, &stx):
                 error = ESTALE
             else:
-                error = fs.reach(inode, stx.stx_size)
+                error = fs.mapped.reach(inode, stx.stx_size)
     if inode != NULL and fd < 0 and error == 0:
         if inode.type != S_IFREG:
             error = EISDIR if inode.type == S_IFDIR else EINVAL
@@ -478,7 +478,7 @@ cdef int create(FileSystem fs, request_t *request):
     if error:
         fs.inodes.forget(inode.nodeid, 1)
         return error
-    fs.fill_entry(entry, parent, inode, &stx, name, length)
+    fs.replies.fill_entry(entry, parent, inode, &stx, name, length)
     request.reply_size = sizeof(fuse_entry_out) + sizeof(fuse_open_out)
     return 0
 
@@ -507,7 +507,7 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
     ) == 0
     if known:
         fs.changes.add_inode(&change, fs.inodes.hash_of(&stx), False)
-        fs.hold(&stx)
+        fs.lookups.hold(&stx)
     if fs.changes.begin(&change) == PARK:
         return PARK
     error = errno if unlinkat(parent.fd, name, 0) < 0 else 0

@@ -107,7 +107,7 @@ cdef class RequestQueue:
         """Serve what is parked, waiting for it: the driver keeps the ring, but not the account of what we have."""
         cdef uint64_t now
         # What needs the loop to go on will not come: requests that wait for that fail with EINTR.
-        self.fs.abandoning = True
+        self.fs.changes.abandoning = True
         try:
             while self.parked_count and self.enabled:
                 now = monotonic_ns()
@@ -115,7 +115,7 @@ cdef class RequestQueue:
                     usleep(min((self.waiting[0].due - now) // 1000 + 1, <uint64_t>999_999))
                 self.serve_parked(0)
         finally:
-            self.fs.abandoning = False
+            self.fs.changes.abandoning = False
 
     def close(self) -> None:
         """Close the descriptors, telling the driver first what it has not been told."""
@@ -221,7 +221,7 @@ cdef class RequestQueue:
         moved = self.serve_chain()
         if moved != PARKED or self.request.header.unique != unique:
             # It may have failed before it came to what it had begun; or the guest has made another request of it.
-            self.fs.forget_request(unique)
+            self.fs.mapped.forget_request(unique)
         if moved == PARKED:
             self.put_off(&self.waiting[i])
             return 0
@@ -256,7 +256,7 @@ cdef class RequestQueue:
             elif self.ring.walk(self.waiting[i].head) < 0:
                 return self.give_up()
             else:
-                self.fs.forget_request(self.waiting[i].unique)
+                self.fs.mapped.forget_request(self.waiting[i].unique)
                 self.request.header.unique = self.waiting[i].unique
                 self.release(i, self.reply(EINTR))
         if self.unsignalled and self.enabled and not self.patient:

@@ -144,8 +144,8 @@ class Window:
 def guest(domain: LeaseDomain, allocator: Allocator) -> Iterator[RawGuest]:
     """A guest on a share with d/f (7 bytes), d/g and fifo."""
     with domain.guest() as guest:
-        guest.device.fs.truncate_with(Truncations(allocator, guest.device.fs))
-        guest.device.fs.use_window(Window())  # type: ignore[arg-type]  # what is used of it
+        guest.device.fs.mapped.truncate_with(Truncations(allocator, guest.device.fs))
+        guest.device.fs.mapped.use_window(Window())  # type: ignore[arg-type]  # what is used of it
         yield guest
     assert not allocator.shrinks
 
