@@ -4,7 +4,7 @@ from server.handles cimport HandleTable, handle_t
 from server.inodes cimport inode_t
 
 cdef enum:
-    ROOM = 1024
+    MOST = 1024
 
 cdef struct kept_t:
     inode_t *inode
@@ -13,8 +13,8 @@ cdef struct kept_t:
 
 cdef class DataFiles:
     cdef HandleTable handles
-    cdef kept_t kept[ROOM]
-    cdef unsigned count
+    cdef kept_t kept[MOST]
+    cdef unsigned count, room
     cdef uint64_t uses, uses_at_tick
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept

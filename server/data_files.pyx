@@ -13,10 +13,16 @@ from server.inodes cimport inode_t
 
 
 cdef class DataFiles:
-    """The files that one guest uses without having opened them; their descriptors are handles that it cannot name."""
+    """The files that one guest uses without having opened them; their descriptors are handles that it cannot name.
 
-    def __cinit__(self, HandleTable handles):
+    Args:
+        handles: where they are.
+        max_open: inodes and handles that may be open together; these are half of them at most.
+    """
+
+    def __cinit__(self, HandleTable handles, uint64_t max_open):
         self.handles = handles
+        self.room = max(<uint64_t>1, min(<uint64_t>MOST, max_open // 2))
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept:
         """The descriptor of an inode, NULL where it has none that will do."""
@@ -29,7 +35,7 @@ cdef class DataFiles:
         """Keep a descriptor, which it takes, in place of what the inode has; NULL: no memory."""
         cdef handle_t *handle
         self.drop(inode)
-        if self.count == ROOM:
+        if self.count == self.room:
             close_at(self, least_used(self))
         handle = self.handles.open(inode.nodeid, fd)
         if handle == NULL:

@@ -97,7 +97,7 @@ cdef class FileSystem:
         self.handles = HandleTable()
         self.inodes = InodeTable(settings.root_fd, table, self.handles)
         self.lookups = Lookups(self.inodes, settings.writeback)
-        self.data_files = DataFiles(self.handles)
+        self.data_files = DataFiles(self.handles, self.inodes.max_open)
         self.mapped = MappedFiles(settings, self.lookups, self.changes, self.validity)
         self.replies = Replies(self.validity, self.mapped, settings.writeback)
         self.adopt_policy()

@@ -19,6 +19,7 @@ cdef class HandleTable:
 
     cdef handle_t *open(self, uint64_t nodeid, int fd) noexcept
     cdef handle_t *get(self, uint64_t nodeid, uint64_t fh) noexcept
+    cdef bint holds(self, uint64_t nodeid) noexcept
     cdef void close(self, handle_t *handle) noexcept
     cdef bint take_buffer(self, handle_t *handle, size_t size) noexcept
     cdef void drop_entries(self, handle_t *handle) noexcept

@@ -65,6 +65,14 @@ cdef class HandleTable:
             return NULL
         return &self.records[i]
 
+    cdef bint holds(self, uint64_t nodeid) noexcept:
+        """Whether any handle is of this inode; looks at all."""
+        cdef int64_t i
+        for i in range(self.count):
+            if self.records[i].fd >= 0 and self.records[i].nodeid == nodeid:
+                return True
+        return False
+
     cdef void close(self, handle_t *handle) noexcept:
         close(handle.fd)
         self.drop_entries(handle)

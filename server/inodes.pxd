@@ -25,6 +25,7 @@ cdef struct inode_t:
     file_handle *handle    # NULL until the descriptor was closed once
     bint hashed            # false once another inode has taken the number
     bint used              # since the clock came by
+    bint unnamed           # since then, the guest took a name from it: if that was the last one, it has it open
     uint64_t request       # the last one that used it
     uint32_t type          # S_IFMT bits
     uint32_t generation
@@ -81,6 +82,7 @@ cdef class InodeTable:
     cdef public uint64_t max_open    # inodes and handles together
     cdef int mount_fd
     cdef uint64_t request
+    cdef bint gave_up
 
     cdef uint64_t hash_of(self, const statx_t *stx) noexcept
     cdef void begin_request(self) noexcept
@@ -94,7 +96,8 @@ cdef class InodeTable:
     cdef void set_open(self, inode_t *inode, int fd) noexcept
     cdef void keep_to_limit(self) noexcept
     cdef bint set_closed(self, inode_t *inode) noexcept
-    cdef bint close_some(self, uint64_t wanted) noexcept
+    cdef bint give_up(self, inode_t *inode) noexcept
+    cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept
     cdef void unhash(self, inode_t *inode) noexcept
     cdef void free_record(self, inode_t *inode) noexcept
     cdef void revive(self, inode_t *inode) noexcept

@@ -10,7 +10,9 @@ A forgotten inode stays open, idle, for a moment: a guest that caches nothing fo
 use and looks it up again at once.
 
 A guest that caches much may know more inodes than we may have descriptors. Then those that it has not used for long
-are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may.
+are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may. Deleted
+ones have to stay open for that; a guest that knows very many which others deleted does not know it, and would leave no
+descriptor for what is new. So they are given up then: it gets ESTALE for them.
 """
 
 from libc.errno cimport EMFILE, ENFILE, errno
@@ -29,12 +31,17 @@ from server.libc cimport (
 import os
 import resource
 
+from coherence.log import get_logger
+
+log = get_logger(__name__)
+
 cdef enum:
     INDEX_BITS = 28
     MAX_IDLE = 4096
     IDLE_NS = 1_000_000_000
     SEARCH = 128           # open inodes that are looked at for some to close
     OTHER_OPEN = 512       # descriptors for all but inodes and handles: queues, memory, a system call or two
+    OVERDRAWN = 64         # of these are used for inodes before deleted ones are given up
     LEAST_OPEN = 32
     S_IFMT = 0o170000
     ROOT_NODEID = 1
@@ -190,6 +197,7 @@ cdef class InodeTable:
         identify(self, inode, stx)
         inode.type = stx.stx_mode & S_IFMT
         inode.nlookup = 1
+        inode.unnamed = False
         inode.handle = NULL
         inode.watch = UNASKED
         inode.cover = inode.told_stamp = inode.data_fh = 0
@@ -241,7 +249,7 @@ cdef class InodeTable:
         if inode.handle == NULL:
             return False
         fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        if fd < 0 and errno in (EMFILE, ENFILE) and self.close_some(1):
+        if fd < 0 and errno in (EMFILE, ENFILE) and self.close_some(1, True):
             fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         if fd < 0:
             return False
@@ -263,13 +271,17 @@ cdef class InodeTable:
         if self.idle_ones.count:
             self.drop_idle(self.idle_ones.oldest)
         else:
-            self.close_some(count - self.max_open)
+            self.close_some(count - self.max_open, count > self.max_open + OVERDRAWN)
 
     cdef bint set_closed(self, inode_t *inode) noexcept:
         """Keep only the handle of an inode; false where there is none to be had, or it would lead nowhere."""
         cdef statx_t stx
+        # Those of other mounts cannot be opened by handle from the root's.
+        if self.mount_fd < 0 or inode.mnt_id != self.root.mnt_id:
+            return False
         if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_NLINK, &stx) < 0 or stx.stx_nlink == 0:
             return False
+        inode.unnamed = False
         if inode.handle == NULL:
             inode.handle = handle_of(inode.fd)
         if inode.handle == NULL:
@@ -279,20 +291,45 @@ cdef class InodeTable:
         inode.fd = -1
         return True
 
-    cdef bint close_some(self, uint64_t wanted) noexcept:
+    cdef bint give_up(self, inode_t *inode) noexcept:
+        """Close an inode that others have deleted; false where it is another one, or the guest has it open.
+
+        A guest that deletes what it has not open forgets it at once. Whatever else it knows that is gone, it has in
+        its cache only, unless it reads it now and then, or opens it by OPEN.
+        """
+        cdef statx_t stx
+        if inode.unnamed or statx(inode.fd, b"", AT_EMPTY_PATH, STATX_NLINK, &stx) < 0 or stx.stx_nlink != 0:
+            return False
+        if self.handles.holds(inode.nodeid):
+            return False
+        if inode.hashed:
+            self.unhash(inode)
+        free(inode.handle)
+        inode.handle = NULL
+        remove(&self.open_ones, inode)
+        close(inode.fd)
+        inode.fd = -1
+        if not self.gave_up:
+            self.gave_up = True
+            log.warning("descriptors are short, deleted files are given up: raise --rlimit-nofile", limit=self.max_open)
+        return True
+
+    cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept:
         """Close so many open inodes, or fewer where that would take long: the oldest that were not used since they
-        were looked at the last time. False when none was closed."""
+        were looked at the last time. False when none was closed.
+
+        Args:
+            desperate: give up deleted ones as well.
+        """
         cdef uint64_t closed = 0, i
         cdef inode_t *inode
-        if self.mount_fd < 0:
-            return False
         for i in range(min(2 * self.open_ones.count, <uint64_t>SEARCH)):
             if closed == wanted or self.open_ones.count == 0:
                 break
             inode = self.open_ones.oldest
-            # The current request needs its own; those of other mounts cannot be opened by handle from the root's.
-            if not inode.used and inode.request != self.request and inode.mnt_id == self.root.mnt_id:
-                if self.set_closed(inode):
+            # The current request needs its own.
+            if not inode.used and inode.request != self.request:
+                if self.set_closed(inode) or (desperate and self.give_up(inode)):
                     closed += 1
                     continue
             inode.used = False

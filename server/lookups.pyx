@@ -121,12 +121,15 @@ cdef class Lookups:
         if self.inodes.idle_ones.count:
             self.inodes.drop_all_idle()
             return True
-        return self.inodes.close_some(1)
+        return self.inodes.close_some(1, True)
 
     cdef void hold(self, const statx_t *stx) noexcept:
         """An inode is about to lose a name, perhaps its last: where it is known, it must be open from now on."""
         cdef inode_t *inode = self.inodes.find(stx)
-        if inode != NULL and inode.fd < 0 and inode.nlookup:
+        if inode == NULL or inode.nlookup == 0:
+            return
+        inode.unnamed = True
+        if inode.fd < 0:
             self.inodes.reopen(inode)
 
 

@@ -7,16 +7,19 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from server.fuse.protocol import ENTRY_OUT, FORGET_IN, OPEN_IN, OPEN_OUT, READ_IN, Opcode
+from tests.unit.server.leased import lease_domain
 from tests.unit.server.raw_guest import RawGuest, raw_guest
 
 FILES = 300
 OPEN = 40
+OVERDRAWN = 64
+"""Beyond that, for deleted files."""
 
 
 @pytest.fixture
@@ -131,6 +134,53 @@ def test_open_files_take_descriptors_from_inodes(guest: RawGuest) -> None:
         assert error == 0
     assert inodes.open <= OPEN - handles + 1
     assert [content(guest, nodeid) for nodeid in nodeids] == [str(i).encode() for i in range(OPEN)]
+
+
+def delete_behind(guest: RawGuest, share: Path, first: int) -> list[int]:
+    """The host deletes each file right after the guest has looked it up."""
+    nodeids = []
+    for i in range(first, FILES):
+        nodeids.append(lookup(guest, f"f{i}"))
+        (share / f"f{i}").unlink()
+    return nodeids
+
+
+def test_what_others_deleted_leaves_room_for_what_is_new(
+    guest: RawGuest, share: Path, expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    expect_log("raise --rlimit-nofile")
+    nodeids = delete_behind(guest, share, 0)
+    assert guest.device.fs.inodes.open <= OPEN + OVERDRAWN + 1
+    assert content(guest, lookup(guest, "inner", lookup(guest, "d"))) == b"inner"
+    errors = [guest.request(Opcode.GETATTR, nodeid, bytes(16))[0] for nodeid in nodeids]
+    assert set(errors) == {0, errno.ESTALE}
+    assert errors[-1] == 0
+    assert OPEN // 2 <= errors.count(0) <= OPEN + OVERDRAWN + 1
+    for nodeid in nodeids:
+        guest.tell(Opcode.FORGET, nodeid, FORGET_IN.pack(1))
+    assert caplog.text.count("raise --rlimit-nofile") == 1
+
+
+def test_what_is_open_is_not_given_up(guest: RawGuest, share: Path, expect_log: Callable[[str], None]) -> None:
+    expect_log("raise --rlimit-nofile")
+    nodeid = lookup(guest, "f0")
+    error, reply = guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDONLY, 0))
+    assert error == 0
+    (share / "f0").unlink()
+    delete_behind(guest, share, 1)
+    assert guest.request(Opcode.GETATTR, nodeid, bytes(16))[0] == 0
+    assert guest.request(Opcode.READ, nodeid, READ_IN.pack(OPEN_OUT.unpack(reply)[0], 0, 100, 0, 0, 0)) == (0, b"0")
+
+
+def test_what_the_guest_deleted_itself_is_not_given_up(share: Path, expect_log: Callable[[str], None]) -> None:
+    """In shared it may open nothing; but what it deletes, and does not forget, it uses."""
+    expect_log("raise --rlimit-nofile")
+    with lease_domain(share).guest() as guest:
+        guest.device.fs.inodes.max_open = OPEN
+        nodeid = lookup(guest, "f0")
+        assert guest.request(Opcode.UNLINK, 1, b"f0\0")[0] == 0
+        delete_behind(guest, share, 1)
+        assert guest.request(Opcode.GETATTR, nodeid, bytes(16))[0] == 0
 
 
 def test_what_is_known_is_found_without_a_free_descriptor(guest: RawGuest) -> None:
