@@ -59,7 +59,7 @@ class Generator:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._number = 0
+        self._values = 0
         self._makers = list(_MAKERS)
         self._weights = list(_MAKERS.values())
 
@@ -70,7 +70,6 @@ class Generator:
             world: What there is.
             held: What the guest that will make the change holds open, by slot.
         """
-        self._number += 1
         while True:
             maker = self._rng.choices(self._makers, self._weights)[0]
             try:
@@ -79,8 +78,9 @@ class Generator:
                 continue
 
     def value(self) -> int:
-        """What the next change writes: each is different."""
-        return self._number << 8 | self._rng.randrange(256)
+        """What the next change writes: each is different, also from that of a race."""
+        self._values += 1
+        return self._values << 8 | self._rng.randrange(256)
 
     def create(self, world: World, held: Mapping[int, Held]) -> Change:
         if len(world.files) >= _MOST_FILES:
