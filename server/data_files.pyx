@@ -22,7 +22,7 @@ cdef class DataFiles:
 
     def __cinit__(self, HandleTable handles, uint64_t max_open):
         self.handles = handles
-        self.room = max(<uint64_t>1, min(<uint64_t>MOST, max_open // 2))
+        self.room = min(<uint64_t>MOST, max_open // 2)
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept:
         """The descriptor of an inode, NULL where it has none that will do."""

@@ -33,6 +33,7 @@ class FileSystem:
     handles: HandleTable
     changes: Changes
     validity: Validity
+    mapped: MappedFiles
     def __init__(
         self,
         settings: Settings,
@@ -40,7 +41,6 @@ class FileSystem:
         journal: Journal | None = None,
         leases: Leases | None = None,
     ) -> None: ...
-    mapped: MappedFiles
     @property
     def window(self) -> Window | None: ...
     def reset(self) -> None: ...

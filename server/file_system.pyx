@@ -191,6 +191,9 @@ cdef class FileSystem:
         cdef int error = self.lookups.adopt(path_fd, &found, &stx) if path_fd >= 0 else -path_fd
         if error:
             raise oserror(error)
+        if not parent:
+            # No name but the one that the guest may give it.
+            found.unnamed = True
         return encode_entry(self, live(self, parent) if parent else NULL, found, &stx, name)
 
     def attr_out(self, nodeid: int) -> bytes:
@@ -263,18 +266,18 @@ cdef class FileSystem:
 
     def reached(self, nodeid: int) -> int:
         """The largest size of a file that the guest may know of."""
-        cdef inode_t *inode = self.inodes.get(nodeid)
+        cdef inode_t *inode = self.inodes.record(nodeid)
         return 0 if inode == NULL else inode.reached
 
     def told_again(self, nodeid: int, size: int) -> None:
         """The guest was told sizes so often since it knew of a larger one that it goes by this one."""
-        cdef inode_t *inode = self.inodes.get(nodeid)
+        cdef inode_t *inode = self.inodes.record(nodeid)
         if inode != NULL:
             inode.reached = size
 
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
         """What the guest has mapped of a file beyond this size, too, is not the file any more; None: all is again."""
-        cdef inode_t *inode = self.inodes.get(nodeid)
+        cdef inode_t *inode = self.inodes.record(nodeid)
         if inode == NULL:
             return
         if size is None:
@@ -326,14 +329,14 @@ cdef class FileSystem:
             inode = live(self, nodeid)
             self.changes.add_known(&change, inode, data or inode.type == S_IFDIR)
         for nodeid, name in names:
-            add_occupant(self, &change, live(self, nodeid), name)
+            add_occupant(self, &change, live(self, nodeid), name, True)
         if self.changes.begin(&change) == PARK:
             raise Parked
         try:
             yield
         finally:
             for nodeid, name in names:
-                add_occupant(self, &change, live(self, nodeid), name)
+                add_occupant(self, &change, live(self, nodeid), name, False)
             self.changes.acknowledge(&change)
             self.validity.end_change()
 
@@ -475,9 +478,14 @@ cdef bytes encode_entry(FileSystem fs, inode_t *parent, inode_t *inode, const st
     return (<char *>&entry)[:sizeof(entry)]
 
 
-cdef void add_occupant(FileSystem fs, change_t *change, const inode_t *parent, const char *name) noexcept:
-    """Count the inode behind a name as changed, if there is one."""
+cdef void add_occupant(
+    FileSystem fs, change_t *change, const inode_t *parent, const char *name, bint before
+) noexcept:
+    """Count the inode behind a name as changed, if there is one; before: the change, or after it."""
     cdef statx_t stx
     if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx) == 0:
         fs.changes.add_inode(change, fs.inodes.hash_of(&stx), (stx.stx_mode & S_IFMT) == S_IFDIR)
-        fs.lookups.hold(&stx)
+        if before:
+            fs.lookups.hold(&stx)
+        else:
+            fs.lookups.release(&stx)

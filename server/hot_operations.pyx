@@ -5,7 +5,7 @@
 Each takes a request and gives 0 with the reply's body in place, or an errno.
 """
 
-from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOMEM, ENOSYS, EPERM, EROFS, ESTALE, errno
+from libc.errno cimport EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, EPERM, EROFS, ESTALE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -281,7 +281,7 @@ cdef int flush(FileSystem fs, request_t *request) noexcept:
     if handle == NULL:
         return EBADF
     copy = dup(handle.fd)
-    if copy < 0 and fs.lookups.make_room():
+    if copy < 0 and fs.inodes.make_room():
         copy = dup(handle.fd)
     if copy < 0 or close(copy) < 0:
         return errno
@@ -440,7 +440,7 @@ cdef int create(FileSystem fs, request_t *request):
     if kill:
         drop_fsetid()
     fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
-    if fd < 0 and fs.lookups.make_room():
+    if fd < 0 and fs.inodes.make_room():
         fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
     error = errno if fd < 0 else 0
     if kill:

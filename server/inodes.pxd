@@ -25,7 +25,7 @@ cdef struct inode_t:
     file_handle *handle    # NULL until the descriptor was closed once
     bint hashed            # false once another inode has taken the number
     bint used              # since the clock came by
-    bint unnamed           # since then, the guest took a name from it: if that was the last one, it has it open
+    bint unnamed           # the guest took a name from it, or it never had one: if it has none, the guest has it open
     uint64_t request       # the last one that used it
     uint32_t type          # S_IFMT bits
     uint32_t generation
@@ -95,9 +95,9 @@ cdef class InodeTable:
     cdef bint reopen(self, inode_t *inode) noexcept
     cdef void set_open(self, inode_t *inode, int fd) noexcept
     cdef void keep_to_limit(self) noexcept
-    cdef bint set_closed(self, inode_t *inode) noexcept
-    cdef bint give_up(self, inode_t *inode) noexcept
+    cdef bint set_closed(self, inode_t *inode, bint desperate) noexcept
     cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept
+    cdef bint make_room(self) noexcept
     cdef void unhash(self, inode_t *inode) noexcept
     cdef void free_record(self, inode_t *inode) noexcept
     cdef void revive(self, inode_t *inode) noexcept

@@ -10,13 +10,13 @@ A forgotten inode stays open, idle, for a moment: a guest that caches nothing fo
 use and looks it up again at once.
 
 A guest that caches much may know more inodes than we may have descriptors. Then those that it has not used for long
-are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may. Deleted
-ones have to stay open for that; a guest that knows very many which others deleted does not know it, and would leave no
-descriptor for what is new. So they are given up then: it gets ESTALE for them.
+are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may. A deleted
+one cannot be found again and stays open; but a guest may know very many that others have deleted, and they would leave
+no descriptor for what is new. So they are given up then: it gets ESTALE for them.
 """
 
 from libc.errno cimport EMFILE, ENFILE, errno
-from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp
 from posix.unistd cimport close
@@ -35,11 +35,17 @@ from coherence.log import get_logger
 
 log = get_logger(__name__)
 
+cdef extern from *:
+    """
+    #define set_errno(error) (errno = (error))
+    """
+    void set_errno(int error) noexcept
+
 cdef enum:
     INDEX_BITS = 28
     MAX_IDLE = 4096
     IDLE_NS = 1_000_000_000
-    SEARCH = 128           # open inodes that are looked at for some to close
+    SEARCH = 128           # open inodes that were not used and are looked at for some to close
     OTHER_OPEN = 512       # descriptors for all but inodes and handles: queues, memory, a system call or two
     OVERDRAWN = 64         # of these are used for inodes before deleted ones are given up
     LEAST_OPEN = 32
@@ -249,7 +255,7 @@ cdef class InodeTable:
         if inode.handle == NULL:
             return False
         fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        if fd < 0 and errno in (EMFILE, ENFILE) and self.close_some(1, True):
+        if fd < 0 and self.make_room():
             fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
         if fd < 0:
             return False
@@ -258,7 +264,7 @@ cdef class InodeTable:
 
     cdef void set_open(self, inode_t *inode, int fd) noexcept:
         inode.fd = fd
-        inode.used = True
+        inode.used = False
         inode.request = self.request
         append(&self.open_ones, inode)
         self.keep_to_limit()
@@ -273,45 +279,42 @@ cdef class InodeTable:
         else:
             self.close_some(count - self.max_open, count > self.max_open + OVERDRAWN)
 
-    cdef bint set_closed(self, inode_t *inode) noexcept:
-        """Keep only the handle of an inode; false where there is none to be had, or it would lead nowhere."""
-        cdef statx_t stx
-        # Those of other mounts cannot be opened by handle from the root's.
-        if self.mount_fd < 0 or inode.mnt_id != self.root.mnt_id:
-            return False
-        if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_NLINK, &stx) < 0 or stx.stx_nlink == 0:
-            return False
-        inode.unnamed = False
-        if inode.handle == NULL:
-            inode.handle = handle_of(inode.fd)
-        if inode.handle == NULL:
-            return False
-        remove(&self.open_ones, inode)
-        close(inode.fd)
-        inode.fd = -1
-        return True
+    cdef bint set_closed(self, inode_t *inode, bint desperate) noexcept:
+        """Close an inode, to be found again by its handle; false where it has to stay open.
 
-    cdef bint give_up(self, inode_t *inode) noexcept:
-        """Close an inode that others have deleted; false where it is another one, or the guest has it open.
+        A guest that deletes what it has not open forgets it at once. What others have deleted it has in its cache only,
+        unless it has a handle of it, or reads it now and then.
 
-        A guest that deletes what it has not open forgets it at once. Whatever else it knows that is gone, it has in
-        its cache only, unless it reads it now and then, or opens it by OPEN.
+        Args:
+            desperate: give up what others have deleted.
         """
         cdef statx_t stx
-        if inode.unnamed or statx(inode.fd, b"", AT_EMPTY_PATH, STATX_NLINK, &stx) < 0 or stx.stx_nlink != 0:
+        if statx(inode.fd, b"", AT_EMPTY_PATH, STATX_NLINK, &stx) < 0:
             return False
-        if self.handles.holds(inode.nodeid):
+        if stx.stx_nlink != 0:
+            inode.unnamed = False
+            # Those of other mounts cannot be opened by handle from the root's.
+            if self.mount_fd < 0 or inode.mnt_id != self.root.mnt_id:
+                return False
+            if inode.handle == NULL:
+                inode.handle = handle_of(inode.fd)
+            if inode.handle == NULL:
+                return False
+        elif not desperate or inode.unnamed or self.handles.holds(inode.nodeid):
             return False
-        if inode.hashed:
-            self.unhash(inode)
-        free(inode.handle)
-        inode.handle = NULL
+        else:
+            if not self.gave_up:
+                self.gave_up = True
+                log.warning(
+                    "descriptors are short, deleted files are given up: raise --rlimit-nofile", limit=self.max_open
+                )
+            if inode.hashed:
+                self.unhash(inode)
+            free(inode.handle)
+            inode.handle = NULL
         remove(&self.open_ones, inode)
         close(inode.fd)
         inode.fd = -1
-        if not self.gave_up:
-            self.gave_up = True
-            log.warning("descriptors are short, deleted files are given up: raise --rlimit-nofile", limit=self.max_open)
         return True
 
     cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept:
@@ -321,21 +324,36 @@ cdef class InodeTable:
         Args:
             desperate: give up deleted ones as well.
         """
-        cdef uint64_t closed = 0, i
+        cdef uint64_t closed = 0, examined = 0, i
         cdef inode_t *inode
-        for i in range(min(2 * self.open_ones.count, <uint64_t>SEARCH)):
-            if closed == wanted or self.open_ones.count == 0:
+        for i in range(2 * self.open_ones.count):
+            if closed == wanted or examined == SEARCH or self.open_ones.count == 0:
                 break
             inode = self.open_ones.oldest
             # The current request needs its own.
             if not inode.used and inode.request != self.request:
-                if self.set_closed(inode) or (desperate and self.give_up(inode)):
+                examined += 1
+                if self.set_closed(inode, desperate):
                     closed += 1
                     continue
             inode.used = False
             remove(&self.open_ones, inode)
             append(&self.open_ones, inode)
         return closed > 0
+
+    cdef bint make_room(self) noexcept:
+        """After a system call that failed: whether that was for want of descriptors and, as some could be closed, it
+        may succeed. Else errno is as it was."""
+        cdef int error = errno
+        if error not in (EMFILE, ENFILE):
+            return False
+        if self.idle_ones.count:
+            self.drop_all_idle()
+            return True
+        if self.close_some(1, False) or self.close_some(1, True):
+            return True
+        set_errno(error)
+        return False
 
     cdef int grow(self) noexcept:
         """Make one more free record, and more buckets where they have become few."""
@@ -380,6 +398,8 @@ cdef class InodeTable:
         """Count one more lookup of an inode that find() gave."""
         if inode.nodeid == ROOT_NODEID:
             return
+        inode.used = True
+        inode.request = self.request
         if inode.nlookup == 0:
             remove(&self.idle_ones, inode)
             append(&self.open_ones, inode)

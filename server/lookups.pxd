@@ -16,5 +16,5 @@ cdef class Lookups:
     cdef int host_flags(self, int flags) noexcept
     cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept
     cdef int path_fd(self, int fd) noexcept
-    cdef bint make_room(self) noexcept
     cdef void hold(self, const statx_t *stx) noexcept
+    cdef void release(self, const statx_t *stx) noexcept

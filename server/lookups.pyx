@@ -114,30 +114,25 @@ cdef class Lookups:
         """An O_PATH descriptor of what a descriptor is open on, or a negative errno."""
         return open_again(self, fd, O_PATH | O_CLOEXEC)
 
-    cdef bint make_room(self) noexcept:
-        """After a system call: whether it failed for want of descriptors and, as some could be closed, may succeed."""
-        if errno not in (EMFILE, ENFILE):
-            return False
-        if self.inodes.idle_ones.count:
-            self.inodes.drop_all_idle()
-            return True
-        return self.inodes.close_some(1, True)
-
     cdef void hold(self, const statx_t *stx) noexcept:
         """An inode is about to lose a name, perhaps its last: where it is known, it must be open from now on."""
         cdef inode_t *inode = self.inodes.find(stx)
-        if inode == NULL or inode.nlookup == 0:
-            return
-        inode.unnamed = True
-        if inode.fd < 0:
-            self.inodes.reopen(inode)
+        if inode != NULL and inode.nlookup:
+            inode.unnamed = True
+            self.inodes.get(inode.nodeid)
+
+    cdef void release(self, const statx_t *stx) noexcept:
+        """After that: an inode has a name."""
+        cdef inode_t *inode = self.inodes.find(stx)
+        if inode != NULL:
+            inode.unnamed = False
 
 
 cdef int open_and_adopt(
     Lookups self, const inode_t *parent, const char *name, inode_t **found, statx_t *stx
 ) noexcept:
     cdef int fd = open_beneath(parent.fd, name, O_PATH, 0)
-    if fd < 0 and self.make_room():
+    if fd < 0 and self.inodes.make_room():
         fd = open_beneath(parent.fd, name, O_PATH, 0)
     if fd < 0:
         return errno
@@ -150,6 +145,6 @@ cdef int open_again(Lookups self, int fd, int flags) noexcept:
     cdef int again
     snprintf(number, sizeof(number), b"%d", fd)
     again = openat(self.proc_fd, number, flags)
-    if again < 0 and self.make_room():
+    if again < 0 and self.inodes.make_room():
         again = openat(self.proc_fd, number, flags)
     return again if again >= 0 else -errno

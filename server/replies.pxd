@@ -1,6 +1,6 @@
 from libc.stddef cimport size_t
 
-from server.fuse.wire cimport fuse_attr, fuse_attr_out, fuse_entry_out
+from server.fuse.wire cimport fuse_attr_out, fuse_entry_out
 from server.inodes cimport inode_t
 from server.libc cimport statx_t
 from server.mapped_files cimport MappedFiles

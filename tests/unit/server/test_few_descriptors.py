@@ -6,13 +6,23 @@ import errno
 import os
 import resource
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from server.fuse.protocol import ENTRY_OUT, FORGET_IN, OPEN_IN, OPEN_OUT, READ_IN, Opcode
+from server.fuse.protocol import (
+    CREATE_IN,
+    ENTRY_OUT,
+    FORGET_IN,
+    OPEN_IN,
+    OPEN_OUT,
+    READ_IN,
+    RENAME2_IN,
+    Opcode,
+)
 from tests.unit.server.leased import lease_domain
 from tests.unit.server.raw_guest import RawGuest, raw_guest
 
@@ -167,20 +177,70 @@ def test_what_is_open_is_not_given_up(guest: RawGuest, share: Path, expect_log: 
     error, reply = guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDONLY, 0))
     assert error == 0
     (share / "f0").unlink()
-    delete_behind(guest, share, 1)
+    old = delete_behind(guest, share, 1)[0]
+    assert guest.request(Opcode.GETATTR, old, bytes(16))[0] == errno.ESTALE
     assert guest.request(Opcode.GETATTR, nodeid, bytes(16))[0] == 0
     assert guest.request(Opcode.READ, nodeid, READ_IN.pack(OPEN_OUT.unpack(reply)[0], 0, 100, 0, 0, 0)) == (0, b"0")
 
 
-def test_what_the_guest_deleted_itself_is_not_given_up(share: Path, expect_log: Callable[[str], None]) -> None:
-    """In shared it may open nothing; but what it deletes, and does not forget, it uses."""
-    expect_log("raise --rlimit-nofile")
-    with lease_domain(share).guest() as guest:
+@pytest.fixture
+def silent(share: Path) -> Iterator[RawGuest]:
+    """A guest in shared, which opens nothing."""
+    with lease_domain(share).guest(opens=False) as guest:
         guest.device.fs.inodes.max_open = OPEN
-        nodeid = lookup(guest, "f0")
-        assert guest.request(Opcode.UNLINK, 1, b"f0\0")[0] == 0
-        delete_behind(guest, share, 1)
-        assert guest.request(Opcode.GETATTR, nodeid, bytes(16))[0] == 0
+        yield guest
+
+
+def test_what_the_guest_deleted_itself_is_not_given_up(
+    silent: RawGuest, share: Path, expect_log: Callable[[str], None]
+) -> None:
+    """Nor what never had a name: whatever it does not forget, it uses."""
+    expect_log("raise --rlimit-nofile")
+    deleted = lookup(silent, "f0")
+    assert silent.request(Opcode.UNLINK, 1, b"f0\0")[0] == 0
+    body = CREATE_IN.pack(os.O_RDWR | os.O_TMPFILE, stat.S_IFREG | 0o640, 0, 0) + b"/\0"
+    error, reply = silent.request(Opcode.TMPFILE, 1, body)
+    assert error == 0
+    nameless = int(ENTRY_OUT.unpack_from(reply)[0])
+    silent.start_hiprio()  # it closes what was not used for a second or two
+    silent.wait(lambda: silent.device.fs.handles.live == 0)
+    old = delete_behind(silent, share, 1)[0]
+    assert silent.request(Opcode.GETATTR, old, bytes(16))[0] == errno.ESTALE
+    assert silent.request(Opcode.GETATTR, deleted, bytes(16))[0] == 0
+    assert silent.request(Opcode.GETATTR, nameless, bytes(16))[0] == 0
+
+
+def test_what_the_guest_renamed_and_others_deleted_is_given_up(
+    silent: RawGuest, share: Path, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("raise --rlimit-nofile")
+    for i in range(FILES):
+        lookup(silent, f"f{i}")
+        assert silent.request(Opcode.RENAME2, 1, RENAME2_IN.pack(1, 0) + b"f%d\0g%d\0" % (i, i))[0] == 0
+        (share / f"g{i}").unlink()
+    assert silent.device.fs.inodes.open <= OPEN + OVERDRAWN + 1
+
+
+def test_many_that_were_used_are_no_obstacle(guest: RawGuest) -> None:
+    """However many are looked at for one to close, there is one."""
+    guest.device.fs.inodes.max_open = FILES - 10
+    for i in range(FILES):
+        assert guest.request(Opcode.GETATTR, lookup(guest, f"f{i}"), bytes(16))[0] == 0
+        assert guest.device.fs.inodes.open <= FILES - 10 + 1
+
+
+def test_files_that_are_used_without_being_opened_take_half(share: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        with lease_domain(share).guest(opens=False) as guest:
+            assert guest.device.fs.inodes.max_open == 512
+            for i in range(FILES):
+                read = READ_IN.pack(0, 0, 100, 0, 0, os.O_RDONLY)
+                assert guest.request(Opcode.READ, lookup(guest, f"f{i}"), read) == (0, str(i).encode())
+                assert guest.device.fs.handles.live <= 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_what_is_known_is_found_without_a_free_descriptor(guest: RawGuest) -> None:

@@ -77,7 +77,7 @@ static void await(const struct round *round, _Atomic uint32_t *word, uint32_t nu
 {
 	if (side_channel_wait(side, word, number, round->moment))
 		return;
-	/* Of those who wait for each other, the first one says it: before others know, as one of them ends us all. */
+	/* Said before others know of it, as one of them may end us all. */
 	if (!atomic_load(&side->failed))
 		fprintf(stderr, "litmus: party %d did not come on in round %d of %s\n", other + 1, round->number,
 			round->test->name);
