@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from tests.lab.paths import LabError
 from tests.litmus import places
 from tests.litmus.litmus import Litmus, Mode, Party
 from tests.litmus.side_channel import SLOWEST_CHANGE, SLOWEST_LOOK, SideChannel
@@ -111,7 +112,7 @@ def play(run: Run, players: Sequence[Player], root: Path) -> Seen:
     with ThreadPoolExecutor(run.parties) as pool:
         playing = [pool.submit(player.play, run, n) for n, player in enumerate(players[: run.parties], start=1)]
     if errors := [error for played in playing if (error := played.exception())]:
-        raise BaseExceptionGroup(f"mode {run.mode} cannot be played", errors)
+        raise LabError(f"mode {run.mode} cannot be played: {'; '.join(map(str, errors))}") from errors[0]
     seen: Seen = {}
     for position, test in enumerate(run.tests):
         outcomes = seen[test.name] = Outcomes()
