@@ -16,6 +16,7 @@ from coherence.places import Places
 from guest.guest import Guest as UserSpaceGuest
 from tests.lab import backends
 from tests.lab.guest import boot
+from tests.lab.paths import LabError
 from tests.litmus.catalogue import ALL
 from tests.litmus.litmus import Litmus, Mode
 from tests.litmus.mapped import MAPPED
@@ -175,7 +176,8 @@ class _Shared:
 
     def check(self) -> None:
         """No backend has anything to complain about."""
-        assert {backend.process.output() for backend in self._backends} == {""}
+        if complaints := "".join(backend.process.output() for backend in self._backends):
+            raise LabError(f"a backend complained: {complaints.strip()}")
 
 
 @contextmanager
