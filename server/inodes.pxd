@@ -98,7 +98,7 @@ cdef class InodeTable:
     cdef bint set_closed(self, inode_t *inode, bint desperate) noexcept
     cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept
     cdef bint make_room(self) noexcept
-    cdef void unhash(self, inode_t *inode) noexcept
+    cdef void disown(self, inode_t *inode) noexcept
     cdef void free_record(self, inode_t *inode) noexcept
     cdef void revive(self, inode_t *inode) noexcept
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept

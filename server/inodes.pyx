@@ -244,9 +244,7 @@ cdef class InodeTable:
         if same:
             self.set_open(inode, fd)
         else:
-            self.unhash(inode)
-            free(inode.handle)
-            inode.handle = NULL
+            self.disown(inode)
         return same
 
     cdef bint reopen(self, inode_t *inode) noexcept:
@@ -308,10 +306,7 @@ cdef class InodeTable:
                 log.warning(
                     "descriptors are short, deleted files are given up: raise --rlimit-nofile", limit=self.max_open
                 )
-            if inode.hashed:
-                self.unhash(inode)
-            free(inode.handle)
-            inode.handle = NULL
+            self.disown(inode)
         remove(&self.open_ones, inode)
         close(inode.fd)
         inode.fd = -1
@@ -431,20 +426,20 @@ cdef class InodeTable:
         inode.fd = -1
         self.free_record(inode)
 
-    cdef void unhash(self, inode_t *inode) noexcept:
-        """Let find() not give an inode any more."""
+    cdef void disown(self, inode_t *inode) noexcept:
+        """Let find() not give an inode any more, nor reopen() open it."""
         cdef inode_t **link = &self.buckets[bucket_of(self, inode.ino)]
-        while link[0] != inode:
-            link = &link[0].next
-        link[0] = inode.next
-        inode.hashed = False
+        if inode.hashed:
+            while link[0] != inode:
+                link = &link[0].next
+            link[0] = inode.next
+            inode.hashed = False
+        free(inode.handle)
+        inode.handle = NULL
 
     cdef void free_record(self, inode_t *inode) noexcept:
         """Free the record of an inode that the guest has forgotten and that is not open."""
-        if inode.hashed:
-            self.unhash(inode)
-        free(inode.handle)
-        inode.handle = NULL
+        self.disown(inode)
         inode.nodeid = 0
         inode.next = self.free_records
         self.free_records = inode
