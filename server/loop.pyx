@@ -5,6 +5,8 @@
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, itimerspec
 from posix.unistd cimport close
 
 from server.libc cimport monotonic_ns
@@ -30,14 +32,25 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epoll_fd, int op, int fd, epoll_event *event)
     int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout)
 
+cdef extern from "<sys/timerfd.h>" nogil:
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
+        TFD_TIMER_ABSTIME
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+
 cdef enum:
     EVENTS = 32
+
+cdef uint64_t NEVER = <uint64_t>-1
 
 
 cdef class EventLoop:
     """Waits for kicks, sockets and timers, one thread for all."""
 
-    cdef int epoll_fd
+    cdef int epoll_fd, timer_fd
+    cdef uint64_t armed
     cdef dict sources
     cdef list queues
     cdef list timers
@@ -49,13 +62,21 @@ cdef class EventLoop:
         self.queues = []
         self.timers = []
         self.order = itertools.count()
+        self.armed = NEVER
+        self.timer_fd = -1
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             raise OSError(errno, "no epoll descriptor")
+        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        if self.timer_fd < 0:
+            raise OSError(errno, "no timer descriptor")
+        # For edges: it is armed anew without being read.
+        self.watch(self.timer_fd, EPOLLIN | EPOLLET, None)
 
     def __dealloc__(self):
-        if self.epoll_fd >= 0:
-            close(self.epoll_fd)
+        for fd in (self.epoll_fd, self.timer_fd):
+            if fd >= 0:
+                close(fd)
 
     def add_reader(self, fd: int, callback) -> None:
         """Call back whenever the descriptor can be read or has ended."""
@@ -94,13 +115,16 @@ cdef class EventLoop:
         cdef RequestQueue queue
         self.stopping = False
         while not self.stopping:
-            timeout = self.patience()
+            timeout = 0 if self.is_due() else -1
             with nogil:
                 count = epoll_wait(self.epoll_fd, events, EVENTS, timeout)
             if count < 0 and errno != EINTR:
                 raise OSError(errno, os.strerror(errno))
             PyErr_CheckSignals()
             for i in range(count):
+                if events[i].data.fd == self.timer_fd:
+                    self.armed = NEVER
+                    continue
                 source = self.sources.get(events[i].data.fd)
                 if type(source) is RequestQueue:
                     (<RequestQueue>source).kicked()
@@ -112,22 +136,40 @@ cdef class EventLoop:
             self.answer_interrupted()
             self.run_timers()
 
-    cdef int patience(self) except -2:
-        """Milliseconds to wait for events; -1 is for ever."""
+    cdef bint is_due(self) except -1:
+        """Whether there is something to do at once; else the timer rings when there is, unless an event comes first.
+
+        A timer, as what is waited for stays the same over many events: a timeout would be set up for each of them.
+        """
         cdef RequestQueue queue
-        cdef uint64_t now = monotonic_ns()
-        cdef int64_t until, least = -1
+        cdef uint64_t now = monotonic_ns(), due = NEVER
+        cdef int64_t until
         for queue in self.queues:
             if queue.ready:
-                return 0
-            for until in (queue.until_tick(now), queue.until_retry(now)):
-                if until >= 0 and (least < 0 or until < least):
-                    least = until
+                return True
+            until = queue.until_tick(now)
+            if until >= 0:
+                due = min(due, now + until)
+            until = queue.until_retry(now)
+            if until >= 0:
+                due = min(due, now + until)
         if self.timers:
-            until = max(<int64_t>self.timers[0][0] - <int64_t>now, 0)
-            if least < 0 or until < least:
-                least = until
-        return -1 if least < 0 else <int>min((least + 999_999) // 1_000_000, 60_000)
+            due = min(due, <uint64_t>self.timers[0][0])
+        if due <= now:
+            return True
+        if due < self.armed:
+            self.arm(due)
+        return False
+
+    cdef int arm(self, uint64_t due) except -1:
+        cdef itimerspec at
+        memset(&at, 0, sizeof(at))
+        at.it_value.tv_sec = due // 1_000_000_000
+        at.it_value.tv_nsec = due % 1_000_000_000
+        if timerfd_settime(self.timer_fd, TFD_TIMER_ABSTIME, &at, NULL) < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.armed = due
+        return 0
 
     cdef int answer_interrupted(self) except -1:
         """An INTERRUPT may be about a request of any queue; one about what is served already is over."""
