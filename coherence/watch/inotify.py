@@ -120,7 +120,6 @@ class InotifyWatch:
         self._unused: deque[Watched] = deque()
         # Watch descriptors that were removed here, until the kernel's last event of them has been read.
         self._ended: set[int] = set()
-        self._position = 0
         self._batch = 0
         self._changes: dict[tuple[int, int, int, bytes], Change] = {}
         # By cookie: what was moved away, until when it may turn up; the directory it was in; itself, if it is watched.
@@ -305,12 +304,11 @@ class InotifyWatch:
         if self._shared:
             # Markers of changes whose slots have been unlocked meanwhile: they must not be missed.
             self._read()
+            self._look_up()
         self._judge()
         self._end_moves()
         self._listen(not self._shared)
-        if any(not change.looked_up for change in self._changes.values()):
-            self._go_on(None)
-        elif self._shared or self._changes or self._moving:
+        if self._shared or self._changes or self._moving:
             self._go_on(REST_SECONDS)
 
     def _go_on(self, seconds: float | None) -> None:
@@ -336,7 +334,6 @@ class InotifyWatch:
         now = time.monotonic()
         self._batch += 1
         for event in self._queue.read(bumps=not self._changes):
-            self._position += 1
             self._take(event, now)
         self._own.end_batch(self._batch)
 
@@ -350,16 +347,17 @@ class InotifyWatch:
             if event.mask & UNMOUNT:
                 self._domain.uncover()
             else:
-                self._note(watched, event.name, event.mask, event.cookie, now)
+                self._note(watched, event, now)
         elif event.wd in self._journals:
             self._shared = True
-            self._own.mark(self._journals[event.wd], self._position)
+            self._own.mark(self._journals[event.wd], event.positions)
 
-    def _note(self, watched: Watched, name: bytes, mask: int, cookie: int, now: float) -> None:
+    def _note(self, watched: Watched, event: Event, now: float) -> None:
+        name, mask, cookie, position = event.name, event.mask, event.cookie, event.positions[-1]
         key = watched.wd, mask, cookie, name
         change = self._changes.get(key)
         if change is not None:
-            change.position, change.batch = self._position, self._batch
+            change.position, change.batch = position, self._batch
             change.looked_up = False
             return
         name_slot = None
@@ -369,7 +367,7 @@ class InotifyWatch:
             inodes[watched.slot] = True
         elif not name:
             inodes[watched.slot] = mask & MODIFY != 0
-        self._changes[key] = Change(watched, name, mask, self._position, self._batch, now, inodes, name_slot)
+        self._changes[key] = Change(watched, name, mask, position, self._batch, now, inodes, name_slot)
         if mask & MOVED_FROM:
             self._moving[cookie] = now + MOVE_SECONDS, watched, watched.children.get(name)
         elif mask & MOVED_TO and cookie in self._moving:
@@ -430,8 +428,6 @@ class InotifyWatch:
         inodes: dict[int, bool] = {}
         settled: list[tuple[Change, list[Member | None]]] = []
         for key, change in list(self._changes.items()):
-            if not change.looked_up:
-                continue
             busy = any(map(locked, change.slots))
             if busy and now < change.since + LOCK_SECONDS:
                 self._shared = True
@@ -453,7 +449,7 @@ class InotifyWatch:
             self._tell(change, changers)
         waiting = self._changes.values()
         self._own.forget(
-            min((change.position for change in waiting), default=self._position),
+            min((change.position for change in waiting), default=self._queue.position),
             min((change.batch for change in waiting), default=self._batch + 1),
         )
 

@@ -102,9 +102,9 @@ class OwnChanges:
         if self._members.get(member.holder) is member:
             del self._members[member.holder]
 
-    def mark(self, member: Member, position: int) -> None:
-        """A marker of the backend has been read."""
-        member.markers.append(position)
+    def mark(self, member: Member, positions: list[int]) -> None:
+        """Markers of the backend have been read."""
+        member.markers.extend(positions)
         self._marked.add(member)
 
     def end_batch(self, batch: int) -> None:

@@ -1,25 +1,26 @@
 """The events of an inotify instance, and the short way from a write to its bump."""
 
 from collections.abc import Callable, Container
-from typing import NamedTuple
 
 from coherence.watch.domain import Domain
 from coherence.watch.tree import Watched
 
-class Event(NamedTuple):
-    """An event; see inotify(7).
+class Event:
+    """An event, or several equal ones; see inotify(7).
 
     Attributes:
         wd: watch descriptor.
         mask: what has happened.
         cookie: the same for the two events of a rename.
         name: in the directory; empty where the event is of the watched inode itself.
+        positions: where they were in the queue, counted from 1, ascending.
     """
 
     wd: int
     mask: int
     cookie: int
     name: bytes
+    positions: list[int]
 
 class Queue:
     """Reads the queue.
@@ -35,7 +36,12 @@ class Queue:
         holders: numbers of the backends whose changes are told apart.
         tell: called for each write that was bumped, after that, while somebody wants to know of changes.
         left: called by serve() where events are left.
+
+    Attributes:
+        position: of the event that was read last.
     """
+
+    position: int
 
     def __init__(
         self,
@@ -56,5 +62,6 @@ class Queue:
             bumps: whether writes may be bumped at once: nothing that was read before waits to be judged.
 
         Returns:
-            Those that are left to be judged, in their order.
+            Those that are left to be judged, in the order in which the first of equal ones came. A busy guest
+            writes to the same file again and again: to judge that once is enough.
         """

@@ -3,10 +3,10 @@
 """The events of an inotify instance, and the short way from a write to its bump; see queue.pyi."""
 
 import os
-from collections import namedtuple
 
 from coherence.table cimport vt_inode_slot
 from coherence.watch.domain cimport Domain
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport read
@@ -35,7 +35,20 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef enum:
     READ_BYTES = 65536
 
-Event = namedtuple("Event", "wd mask cookie name")
+
+cdef class Event:
+    cdef readonly int wd
+    cdef readonly uint32_t mask, cookie
+    cdef readonly bytes name
+    cdef readonly list positions
+
+
+cdef Event event_of(inotify_event *event):
+    cdef Event one = Event.__new__(Event)
+    one.wd, one.mask, one.cookie = event.wd, event.mask, event.cookie
+    one.name = name_of(event)
+    one.positions = []
+    return one
 
 
 cdef bytes name_of(inotify_event *event):
@@ -48,7 +61,9 @@ cdef class Queue:
     cdef Domain domain
     cdef dict watched
     cdef object holders, tell, left
-    cdef list events
+    cdef readonly long position
+    # What is left for others, by what the kernel wrote of it.
+    cdef dict events
     cdef char buffer[READ_BYTES]
 
     def __init__(self, fd, Domain domain not None, watched, holders, tell, left):
@@ -58,7 +73,8 @@ cdef class Queue:
         self.holders = holders
         self.tell = tell
         self.left = left
-        self.events = []
+        self.position = 0
+        self.events = {}
 
     def serve(self):
         self.read_once(True)
@@ -68,8 +84,8 @@ cdef class Queue:
     def read(self, bumps):
         while self.read_once(bumps) > READ_BYTES // 2:
             pass
-        events, self.events = self.events, []
-        return events
+        events, self.events = self.events, {}
+        return list(events.values())
 
     cdef ssize_t read_once(self, bint bumps) except -1:
         """Returns how many bytes there were."""
@@ -83,9 +99,18 @@ cdef class Queue:
         while end < size:
             event = <inotify_event *>(self.buffer + end)
             end += sizeof(inotify_event) + event.len
+            self.position += 1
             if self.events or not bumps or not self.bumped(event):
-                self.events.append(Event(event.wd, event.mask, event.cookie, name_of(event)))
+                self.leave(event)
         return size
+
+    cdef int leave(self, inotify_event *event) except -1:
+        written = PyBytes_FromStringAndSize(<char *>event, sizeof(inotify_event) + event.len)
+        one = self.events.get(written)
+        if one is None:
+            one = self.events[written] = event_of(event)
+        (<Event>one).positions.append(self.position)
+        return 0
 
     cdef bint bumped(self, inotify_event *event) except -1:
         """Bump a write that is surely the host's; whether it is one."""

@@ -52,6 +52,41 @@ def test_a_host_change_is_seen_although_the_queue_is_left_alone_after_own_ones(w
     asyncio.run(asyncio.wait_for(change_both(), SECONDS))
 
 
+def test_a_backend_that_changes_without_end_does_not_keep_the_daemon_awake(
+    world: World, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+    bumped, own = world.domain.counts.bumped, world.domain.counts.own
+    rounds = 0
+    look_up, judge = world.watch._look_up, world.watch._judge
+
+    def change_meanwhile() -> None:
+        look_up()
+        backend.change(lambda: path.write_text("guest"), world.inode(path))
+
+    def count_rounds() -> None:
+        nonlocal rounds
+        rounds += 1
+        judge()
+
+    async def run() -> None:
+        world.watch.start(asyncio.get_running_loop())
+        backend.change(lambda: path.write_text("guest"), world.inode(path))
+        await asyncio.sleep(25 * inotify.REST_SECONDS)
+        assert world.domain.counts.own > own, "it is judged all the same"
+        monkeypatch.undo()
+        while world.watch.busy:
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(world.watch, "_look_up", change_meanwhile)
+    monkeypatch.setattr(world.watch, "_judge", count_rounds)
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+    assert 1 < rounds <= 26
+    assert world.domain.counts.bumped == bumped
+
+
 def test_a_host_change_after_the_marker_is_bumped(world: World, backend: Backend) -> None:
     path = world.directory / "f"
     path.touch()
