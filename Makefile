@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev strace spin git
 SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
-.PHONY: demo test test-long bench compare modes dax lint build setup lab lab-all clean help
+.PHONY: demo test test-long test-hours bench compare modes dax lint build setup lab lab-all clean help
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -15,10 +15,13 @@ demo: build ## Two virtual machines share a directory: who sees what, after how 
 	$(BIN)/python -m demo
 
 test: build lab-all lint ## Lint, types, and all tests but the slow ones, real guests included
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not hours'
 
 test-long: build lab-all ## The tests that take long: large trees, full user lands, User-Mode Linux
 	$(BIN)/pytest -m slow --timeout 3600
+
+test-hours: build lab-all ## 100,000 random changes in each way, hundreds of rounds of the litmus tests
+	$(BIN)/pytest -m hours
 
 bench: build ## What the version table costs, with pytest-benchmark
 	$(BIN)/pytest bench --benchmark-columns min,median,mean,rounds --benchmark-disable-gc

@@ -35,7 +35,6 @@ cdef extern from "<sys/epoll.h>" nogil:
 cdef extern from "<sys/timerfd.h>" nogil:
     enum:
         TFD_CLOEXEC
-        TFD_NONBLOCK
         TFD_TIMER_ABSTIME
     int timerfd_create(int clock, int flags)
     int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
@@ -62,12 +61,11 @@ cdef class EventLoop:
         self.queues = []
         self.timers = []
         self.order = itertools.count()
-        self.armed = NEVER
         self.timer_fd = -1
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             raise OSError(errno, "no epoll descriptor")
-        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)
         if self.timer_fd < 0:
             raise OSError(errno, "no timer descriptor")
         # For edges: it is armed anew without being read.
@@ -111,20 +109,21 @@ cdef class EventLoop:
     def run(self) -> None:
         """Serve until stop(). Exceptions of callbacks, and of signal handlers, come out of here."""
         cdef epoll_event events[EVENTS]
-        cdef int count, timeout, i
+        cdef uint64_t now, due
+        cdef int count, i
         cdef RequestQueue queue
         self.stopping = False
         while not self.stopping:
-            timeout = 0 if self.is_due() else -1
+            now = monotonic_ns()
+            due = self.due(now)
+            if due > now:
+                self.arm(due, now)
             with nogil:
-                count = epoll_wait(self.epoll_fd, events, EVENTS, timeout)
+                count = epoll_wait(self.epoll_fd, events, EVENTS, 0 if due <= now else -1)
             if count < 0 and errno != EINTR:
                 raise OSError(errno, os.strerror(errno))
             PyErr_CheckSignals()
             for i in range(count):
-                if events[i].data.fd == self.timer_fd:
-                    self.armed = NEVER
-                    continue
                 source = self.sources.get(events[i].data.fd)
                 if type(source) is RequestQueue:
                     (<RequestQueue>source).kicked()
@@ -136,17 +135,14 @@ cdef class EventLoop:
             self.answer_interrupted()
             self.run_timers()
 
-    cdef bint is_due(self) except -1:
-        """Whether there is something to do at once; else the timer rings when there is, unless an event comes first.
-
-        A timer, as what is waited for stays the same over many events: a timeout would be set up for each of them.
-        """
+    cdef uint64_t due(self, uint64_t now) except? 0:
+        """When there is something to do, if no event comes first; now where there is already, or NEVER."""
         cdef RequestQueue queue
-        cdef uint64_t now = monotonic_ns(), due = NEVER
+        cdef uint64_t due = NEVER
         cdef int64_t until
         for queue in self.queues:
             if queue.ready:
-                return True
+                return now
             until = queue.until_tick(now)
             if until >= 0:
                 due = min(due, now + until)
@@ -155,14 +151,16 @@ cdef class EventLoop:
                 due = min(due, now + until)
         if self.timers:
             due = min(due, <uint64_t>self.timers[0][0])
-        if due <= now:
-            return True
-        if due < self.armed:
-            self.arm(due)
-        return False
+        return due
 
-    cdef int arm(self, uint64_t due) except -1:
+    cdef int arm(self, uint64_t due, uint64_t now) except -1:
+        """Let the timer ring then; it may ring before, for something that is not waited for any more.
+
+        A timer, as what is waited for stays the same over many events: a timeout would be set up for each of them.
+        """
         cdef itimerspec at
+        if due == NEVER or now < self.armed <= due:
+            return 0
         memset(&at, 0, sizeof(at))
         at.it_value.tv_sec = due // 1_000_000_000
         at.it_value.tv_nsec = due % 1_000_000_000

@@ -44,7 +44,8 @@ MOVED_FROM, MOVED_TO = int(flags.MOVED_FROM), int(flags.MOVED_TO)
 ISDIR = int(flags.ISDIR)
 Q_OVERFLOW, IGNORED, UNMOUNT = int(flags.Q_OVERFLOW), int(flags.IGNORED), int(flags.UNMOUNT)
 
-# How long a change waits for a lock on its slots to end, to be seen as that backend's; then it is bumped.
+# How long a change waits for a lock on its slots to end, or for a marker, to be seen as that backend's; then it is
+# bumped.
 LOCK_SECONDS = 0.01
 # How long a name that was moved away may take to turn up in another watched directory.
 MOVE_SECONDS = 0.002
@@ -428,12 +429,15 @@ class InotifyWatch:
         inodes: dict[int, bool] = {}
         settled: list[tuple[Change, list[Member | None]]] = []
         for key, change in list(self._changes.items()):
-            busy = any(map(locked, change.slots))
-            if busy and now < change.since + LOCK_SECONDS:
+            waits = any(map(locked, change.slots))
+            changers = [None if waits else changer(slot, change.position, change.batch) for slot in change.slots]
+            if None in changers and change.batch == self._batch:
+                # Its marker may come right after what was read last.
+                waits = waits or any(map(self._own.may_be_own, change.slots))
+            if waits and now < change.since + LOCK_SECONDS:
                 self._shared = True
                 continue
             del self._changes[key]
-            changers = [None if busy else changer(slot, change.position, change.batch) for slot in change.slots]
             settled.append((change, changers))
             if None not in changers:
                 continue

@@ -6,21 +6,27 @@ from coherence.watch.domain import Domain
 from coherence.watch.tree import Watched
 
 class Event:
-    """An event, or several equal ones; see inotify(7).
+    """An event, or several equal ones; see inotify(7)."""
 
-    Attributes:
-        wd: watch descriptor.
-        mask: what has happened.
-        cookie: the same for the two events of a rename.
-        name: in the directory; empty where the event is of the watched inode itself.
-        positions: where they were in the queue, counted from 1, ascending.
-    """
+    @property
+    def wd(self) -> int:
+        """Watch descriptor."""
 
-    wd: int
-    mask: int
-    cookie: int
-    name: bytes
-    positions: list[int]
+    @property
+    def mask(self) -> int:
+        """What has happened."""
+
+    @property
+    def cookie(self) -> int:
+        """The same for the two events of a rename."""
+
+    @property
+    def name(self) -> bytes:
+        """In the directory; empty where the event is of the watched inode itself."""
+
+    @property
+    def positions(self) -> list[int]:
+        """Where they were in the queue, counted from 1, ascending."""
 
 class Queue:
     """Reads the queue.
@@ -36,12 +42,7 @@ class Queue:
         holders: numbers of the backends whose changes are told apart.
         tell: called for each write that was bumped, after that, while somebody wants to know of changes.
         left: called by serve() where events are left.
-
-    Attributes:
-        position: of the event that was read last.
     """
-
-    position: int
 
     def __init__(
         self,
@@ -52,6 +53,10 @@ class Queue:
         tell: Callable[[Watched, bytes], None],
         left: Callable[[], None],
     ) -> None: ...
+    @property
+    def position(self) -> int:
+        """That of the event that was read last."""
+
     def serve(self) -> None:
         """Read once, as soon as the descriptor is readable. What is left is kept for read()."""
 

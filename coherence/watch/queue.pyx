@@ -106,10 +106,10 @@ cdef class Queue:
 
     cdef int leave(self, inotify_event *event) except -1:
         written = PyBytes_FromStringAndSize(<char *>event, sizeof(inotify_event) + event.len)
-        one = self.events.get(written)
+        cdef Event one = self.events.get(written)
         if one is None:
             one = self.events[written] = event_of(event)
-        (<Event>one).positions.append(self.position)
+        one.positions.append(self.position)
         return 0
 
     cdef bint bumped(self, inotify_event *event) except -1:

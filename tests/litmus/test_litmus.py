@@ -68,7 +68,7 @@ def test_outcomes(kind: str) -> None:
     play_all(kind, dict.fromkeys(ARRANGEMENTS[kind], ROUNDS[kind]))
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", LONG_ROUNDS)
 def test_outcomes_of_more_rounds(kind: str) -> None:

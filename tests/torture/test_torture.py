@@ -19,7 +19,7 @@ from tests.torture.run import Settings, torture
 CHANGES = int(os.environ.get("TORTURE_CHANGES", "100000"))
 SEED = int(os.environ.get("TORTURE_SEED", "1"))
 KILL_EVERY = float(os.environ.get("TORTURE_KILL_EVERY", "3"))
-LONGEST = 1200
+LONGEST = 3000
 """Seconds of a long test."""
 SHORT = 200
 """Seconds that a short one may take on a slow machine; on a quiet one it takes less than ten."""
@@ -88,7 +88,7 @@ def test_the_same_finds_what_is_stale_when_nobody_waits_for_leases() -> None:
     assert report.cached > 0
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.timeout(LONGEST + 120)
 @pytest.mark.parametrize("leases", [(1.0, 0.2), (0.4, 0.2)], ids=["default leases", "short leases"])
 @pytest.mark.parametrize("kill_every", [0.0, KILL_EVERY], ids=["alive", "killed"])

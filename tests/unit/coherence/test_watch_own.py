@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -84,6 +85,38 @@ def test_a_backend_that_changes_without_end_does_not_keep_the_daemon_awake(
     monkeypatch.setattr(world.watch, "_judge", count_rounds)
     asyncio.run(asyncio.wait_for(run(), SECONDS))
     assert 1 < rounds <= 26
+    assert world.domain.counts.bumped == bumped
+
+
+def test_a_marker_that_comes_right_after_the_last_reading_is_waited_for(
+    world: World, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = world.directory / "f"
+    path.touch()
+    slot = world.inode(path)
+    world.settle()
+    bumped, own = world.domain.counts.bumped, world.domain.counts.own
+    look_up = world.watch._look_up
+
+    def mark_and_bump() -> None:
+        backend.mark(slot)
+        backend.bump(slot)
+
+    # Between the two readings, and after the second one.
+    steps: list[Callable[[], object]] = [lambda: path.write_text("guest"), mark_and_bump]
+
+    def go_on() -> None:
+        look_up()
+        if steps:
+            steps.pop(0)()
+
+    backend.change(lambda: path.write_text("guest"), slot)
+    monkeypatch.setattr(world.watch, "_look_up", go_on)
+    world.watch.process()
+    assert not steps
+    assert world.domain.counts.own == own, "nothing is known of it yet"
+    world.settle()
+    assert world.domain.counts.own == own + 1
     assert world.domain.counts.bumped == bumped
 
 
