@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 from coherence.leases cimport (
     LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
 )
-from coherence.table cimport Table, vt_is_pinned, vt_name_hash, vt_stamp
+from coherence.table cimport VT_WORD_FLOOR, Table, vt_is_pinned, vt_load, vt_name_hash, vt_stamp
 from server.changes cimport Changes
 from server.fuse.wire cimport fuse_attr
 from server.inodes cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
@@ -26,6 +26,7 @@ cdef enum:
     AGE_SHARE = 4              # of its age is a lease long
     LEAST_LEASE_US = 10_000    # for the guest; a shorter one is not worth it
     UNWATCHED_NS = 1_000_000_000   # as in mode auto
+    UNWATCHED_US = 1_000_000
     LATE_US = 10_000           # between a lease and its reply
     RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
     BLIP_US = 200_000
@@ -125,7 +126,7 @@ cdef class Validity:
             return known_for(self, watch)
         if self.leases is None or watch <= ASKED:
             return 0
-        return lease(self, vt_name_hash(&self.table.vt, parent.slot, name, length), born_sec, born_nsec)
+        return lease(self, vt_name_hash(&self.table.vt, parent.slot, name, length), born_sec, born_nsec, watch)
 
     cdef uint64_t of_attributes(self, inode_t *inode, const statx_t *stx) noexcept:
         """For the attributes of an inode."""
@@ -137,7 +138,7 @@ cdef class Validity:
             return known_for(self, watch)
         if self.leases is None or watch <= ASKED:
             return 0
-        return lease(self, inode.hash, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec)
+        return lease(self, inode.hash, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec, watch)
 
     cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr, bint compared) noexcept:
         """Note what a plain guest is told; false where it must ask again.
@@ -163,7 +164,7 @@ cdef class Validity:
             and (inode.type == S_IFDIR or inode.told_size == stx.stx_size)
             # A ctime cannot be set: the same one is no change, but for one in the same tick.
             and (inode.told_racy or not same(&inode.told_ctime, &stx.stx_ctime))
-            and has_new_data(self, inode)
+            and (has_new_data(self, inode) or is_unwatched(inode))
         ):
             self.spoil(inode)
         inode.told_stamp = self.told_by
@@ -196,9 +197,16 @@ cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
     """Whether the data may have changed since the guest was told attributes."""
     return inode.told_stamp != 0 and (
         lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+        # Anything may have changed meanwhile: events were lost, or coherenced was not there to see them.
+        or vt_load(&self.table.vt, VT_WORD_FLOOR) > inode.told_stamp
         # Somebody stores into it; a guest that maps files has no pages of its own.
         or (vt_is_pinned(&self.table.vt, inode.slot) and not self.maps)
     )
+
+
+cdef bint is_unwatched(const inode_t *inode) noexcept:
+    """Whether the host watch sees no changes of the data of a file, or of the list of a directory."""
+    return inode.watch == REFUSED or (inode.type != S_IFDIR and inode.uncovered)
 
 
 cdef bint blip(inode_t *inode, fuse_attr *attr, bint compared) noexcept:
@@ -236,7 +244,7 @@ cdef watch_t watch_of(Validity self, inode_t *inode, const statx_t *stx) noexcep
     return REFUSED if inode.watch == REFUSED or inode.uncovered else ASKED
 
 
-cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born_nsec) noexcept:
+cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born_nsec, watch_t watch) noexcept:
     """A lease on something of that age, as the validity for the guest; 0 where none can be given."""
     cdef uint64_t now = lt_now(), span
     cdef int64_t age = age_ns(born_sec, born_nsec)
@@ -244,6 +252,8 @@ cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born
         return 0
     span = min(<uint64_t>age // 1000, lb_quiet_for(lt_bucket(&self.leases.lt, hash), now)) // AGE_SHARE
     span = min(span, self.lease_max)
+    if watch == REFUSED:
+        span = min(span, <uint64_t>UNWATCHED_US)
     if span < self.lease_margin + LEAST_LEASE_US:
         return 0
     if not lt_grant(&self.leases.lt, &self.table.vt, hash, self.changes.journal.holder, self.stamp, now, now + span):

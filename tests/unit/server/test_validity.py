@@ -118,6 +118,44 @@ def test_times_are_exact_after_each_change_by_the_guest_itself(domain: LeaseDoma
             assert told(guest, nodeid) == truth(domain, "d/f")
 
 
+# --- the host ----------------------------------------------------------------------------------------------------
+
+
+def change_on_the_host(domain: LeaseDomain, path: str) -> None:
+    """Write as much as there is, and set the modification time back."""
+    file = domain.share / path
+    before = truth(domain, path)
+    file.write_bytes(b"CONTENT")
+    os.utime(file, ns=(before, before))
+
+
+def test_what_changed_while_nobody_watched_is_told_by_another_mtime(domain: LeaseDomain) -> None:
+    with domain.guest(opens=False, lease_max=0.0) as guest:
+        changed, other = find(guest, "d/f"), find(guest, "d/g")
+        assert (told(guest, changed), told(guest, other)) == (truth(domain, "d/f"), truth(domain, "d/g"))
+        change_on_the_host(domain, "d/f")
+        # As when events were lost, and when coherenced comes back.
+        domain.table.raise_floor()
+        assert 0 < abs(told(guest, changed) - truth(domain, "d/f")) <= BLIP_MAX
+        assert told(guest, other) == truth(domain, "d/g"), "its ctime is the same"
+        guest.wait(lambda: told(guest, changed) == truth(domain, "d/f"))
+        assert guest.request(Opcode.SETATTR, changed, MODE)[0] == 0
+        assert told(guest, changed) == truth(domain, "d/f"), "that was told already"
+
+
+def test_what_changes_where_nobody_can_watch_is_told_by_another_mtime(domain: LeaseDomain) -> None:
+    with domain.guest(opens=False, lease_max=0.0) as guest:
+        directory = find(guest, "d")
+        guest.device.fs.validity.watch_with(lambda fd, nodeid: True)
+        look_up(guest, directory, "f")
+        guest.device.fs.watched(directory, False)
+        nodeid = look_up(guest, directory, "f")[0].nodeid
+        assert told(guest, nodeid) == truth(domain, "d/f")
+        change_on_the_host(domain, "d/f")
+        assert 0 < abs(told(guest, nodeid) - truth(domain, "d/f")) <= BLIP_MAX
+        guest.wait(lambda: told(guest, nodeid) == truth(domain, "d/f"))
+
+
 # --- two guests --------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from server.fuse.protocol import OPEN_IN, OPEN_OUT, READ_IN, Opcode
-from tests.unit.server.leased import LeaseDomain, attr_valid, entry_valid, find, look_up
+from tests.unit.server.leased import MS, LeaseDomain, attr_valid, entry_valid, find, look_up
 from tests.unit.server.raw_guest import RawGuest
 from tests.unit.server.share import entry
 from tests.unit.server.test_leases import entries_of
@@ -93,6 +93,20 @@ def test_where_it_is_not_watched_or_there_is_no_answer_nothing_is_kept(
         )
         assert served == [0]
         assert out.entry_valid == (0 if answer is None else 1), "a refused one is as in mode auto"
+
+
+def test_a_plain_guest_keeps_what_is_not_watched_for_a_second_at_most(domain: LeaseDomain) -> None:
+    with domain.guest(lease_max=8.0) as guest:
+        fs = guest.device.fs
+        watched, refused = find(guest, "d"), find(guest, "e")
+        fs.validity.watch_with(lambda fd, nodeid: nodeid in (watched, refused))
+        reply_to(guest, Opcode.LOOKUP, watched, b"f\0", lambda: fs.watched(watched, True))
+        reply_to(guest, Opcode.LOOKUP, refused, b"h\0", lambda: fs.watched(refused, False))
+        guest.wait(lambda: attr_valid(look_up(guest, watched, "f")[0]) > 1_100 * MS)
+        for _ in range(2):
+            out, _ = look_up(guest, refused, "h")
+            assert 0 < entry_valid(out) <= 1000 * MS
+            assert 0 < attr_valid(out) <= 1000 * MS
 
 
 def test_a_list_waits_too(domain: LeaseDomain) -> None:
