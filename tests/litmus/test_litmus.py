@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
@@ -11,10 +12,11 @@ import pytest
 from tests.lab import assets
 from tests.lab.paths import LabError
 from tests.litmus.arena import Arena, stock_guests, user_space_guests
-from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, perform
+from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, Played, perform
 from tests.litmus.catalogue import ALL
 from tests.litmus.litmus import Mode, operation
 from tests.litmus.mapped import MAPPED
+from tests.litmus.run import Outcomes
 from tests.litmus.side_channel import SideChannel
 from tests.views import need_views
 
@@ -74,6 +76,19 @@ def test_outcomes(kind: str) -> None:
 def test_outcomes_of_more_rounds(kind: str) -> None:
     rounds = dict.fromkeys(Arrangement, LONG_ROUNDS[kind] // 4)
     play_all(kind, rounds | {Arrangement.GUESTS: LONG_ROUNDS[kind]})
+
+
+def test_what_is_wrong_in_each_mode_is_found_in_disturbed_rounds_too() -> None:
+    test = next(test for test in ALL if test.stale)
+    local, stale = min(test.local), min(test.stale)
+
+    def problems_of(judged: str, disturbed: str) -> list[str]:
+        seen = {test.name: Outcomes(Counter({judged: 1}), Counter({disturbed: 1}))}
+        return Played(Arrangement.GUESTS, Mode.SHARED, (test,), seen).problems()
+
+    assert problems_of(local, stale) == []
+    assert len(problems_of(stale, local)) == 1
+    assert len(problems_of(local, "what nobody can see")) == 1
 
 
 def test_the_catalogue_makes_sense() -> None:
