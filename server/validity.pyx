@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 from coherence.leases cimport (
     LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
 )
-from coherence.table cimport VT_WORD_FLOOR, Table, vt_is_pinned, vt_load, vt_name_hash, vt_stamp
+from coherence.table cimport VT_WORD_FLOOR, Table, vt_distrusted, vt_is_pinned, vt_load, vt_name_hash, vt_stamp
 from server.changes cimport Changes
 from server.fuse.wire cimport fuse_attr
 from server.inodes cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
@@ -197,11 +197,19 @@ cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
     """Whether the data may have changed since the guest was told attributes."""
     return inode.told_stamp != 0 and (
         lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
-        # Anything may have changed meanwhile: events were lost, or coherenced was not there to see them.
-        or vt_load(&self.table.vt, VT_WORD_FLOOR) > inode.told_stamp
+        or was_blind(self, inode)
         # Somebody stores into it; a guest that maps files has no pages of its own.
         or (vt_is_pinned(&self.table.vt, inode.slot) and not self.maps)
     )
+
+
+cdef bint was_blind(Validity self, const inode_t *inode) noexcept:
+    """Whether anything may have changed since: events were lost, or coherenced was away and has come back.
+
+    While it is away nobody would be told of an end.
+    """
+    cdef uint64_t floor = vt_load(&self.table.vt, VT_WORD_FLOOR)
+    return floor > inode.told_stamp and not vt_distrusted(floor)
 
 
 cdef bint is_unwatched(const inode_t *inode) noexcept:
