@@ -26,7 +26,6 @@ cdef enum:
     AGE_SHARE = 4              # of its age is a lease long
     LEAST_LEASE_US = 10_000    # for the guest; a shorter one is not worth it
     UNWATCHED_NS = 1_000_000_000   # as in mode auto
-    UNWATCHED_US = 1_000_000
     LATE_US = 10_000           # between a lease and its reply
     RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
     BLIP_US = 200_000
@@ -261,7 +260,7 @@ cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born
     span = min(<uint64_t>age // 1000, lb_quiet_for(lt_bucket(&self.leases.lt, hash), now)) // AGE_SHARE
     span = min(span, self.lease_max)
     if watch == REFUSED:
-        span = min(span, <uint64_t>UNWATCHED_US)
+        span = min(span, <uint64_t>(UNWATCHED_NS // 1000))
     if span < self.lease_margin + LEAST_LEASE_US:
         return 0
     if not lt_grant(&self.leases.lt, &self.table.vt, hash, self.changes.journal.holder, self.stamp, now, now + span):

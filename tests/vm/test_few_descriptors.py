@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.lab import backends
-from tests.lab.guest import Guest, boot
+from tests.lab.guest import Guest
+from tests.vm.alone import alone_in_domain
 
 FILES = 800
 LIMIT = 700
@@ -38,16 +37,8 @@ def share() -> Iterator[Path]:
 
 @pytest.fixture
 def guest(kind: str, share: Path, run_dir: Path) -> Iterator[Guest]:
-    table = f"/vt-{run_dir.name}"
-    with ExitStack() as stack:
-        stack.callback(backends.remove_table, table)
-        daemon = stack.enter_context(backends.daemon(run_dir, table))
-        options = ["--coherence", f"/dev/shm{table}", "--coherence-socket", str(daemon.socket)]
-        options += ["--rlimit-nofile", str(LIMIT)]
-        backend = stack.enter_context(backends.ours(share, run_dir, cache="shared", options=options))
-        guest = stack.enter_context(boot(kind, shares={"share": backend.socket}))
-        guest.mount("share", "/mnt")
-        yield guest
+    with alone_in_domain(kind, share, run_dir, "--rlimit-nofile", str(LIMIT)) as alone:
+        yield alone.vm
 
 
 @pytest.mark.parametrize("kind", ["uml"], indirect=True)

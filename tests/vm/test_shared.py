@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.integration.coherenced_process import eventually
-from tests.lab import backends
-from tests.lab.guest import Guest, boot
+from tests.vm.alone import Alone, alone_in_domain
 
 FOLDERS, FILES = 3, 100
 """Folders, and files in each."""
 LOOK = "stat > /dev/null /mnt/first"
 OPTIONS = ["--lease-max", "10", "--lease-margin", "0.1"]
 """What is a few seconds old has leases for a second; the longest come when it is forty."""
-
-
-@dataclass
-class Alone:
-    """A guest that has a tree of files at /mnt; its backend's daemon counts its requests.
-
-    Attributes:
-        control: the daemon's socket.
-    """
-
-    vm: Guest
-    control: Path
-
-    def requests(self, command: str) -> int:
-        """How many requests a command in the guest takes."""
-        before = self._count()
-        self.vm.check(command)
-        return self._count() - before
-
-    def _count(self) -> int:
-        (counters,) = backends.counters(self.control).values()
-        return counters["requests"]
 
 
 @pytest.fixture
@@ -51,15 +26,8 @@ def alone(kind: str, share: Path, run_dir: Path) -> Iterator[Alone]:
     for number in range(20):
         (share / f"first{number}").mkdir()
         (share / f"first{number}/f").touch()
-    table = f"/vt-{run_dir.name}"
-    with ExitStack() as stack:
-        stack.callback(backends.remove_table, table)
-        daemon = stack.enter_context(backends.daemon(run_dir, table))
-        options = ["--coherence", f"/dev/shm{table}", "--coherence-socket", str(daemon.socket), *OPTIONS]
-        backend = stack.enter_context(backends.ours(share, run_dir, cache="shared", options=options))
-        vm = stack.enter_context(boot(kind, shares={"share": backend.socket}))
-        vm.mount("share", "/mnt")
-        yield Alone(vm, daemon.socket)
+    with alone_in_domain(kind, share, run_dir, *OPTIONS) as started:
+        yield started
 
 
 @pytest.mark.parametrize("kind", ["uml"], indirect=True)
