@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from array import array
@@ -49,6 +50,12 @@ class Connection(Generic[Received]):
     def fileno(self) -> int:
         """The socket's descriptor, to wait for."""
         return self._sock.fileno()
+
+    def has_news(self) -> bool:
+        """Whether receive would have something to tell now: a message, or that there will be none."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def settimeout(self, seconds: float | None) -> None:
         """As of a socket: 0 never waits."""

@@ -27,6 +27,8 @@ Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]
 MAX_MAPPINGS = 1024
 # Files in one DaxPage.
 MAX_FILES = 100
+# How long a file can be held by a backend that may make it smaller: then Shrinkable ends by itself.
+SHRUNK_SECONDS = 15.0
 
 
 class Mapping(Struct, frozen=True, array_like=True):
@@ -254,7 +256,7 @@ class Coordinate(Struct, tag="coordinate", frozen=True):
 
 
 class Shrinkable(Struct, tag="shrinkable", frozen=True):
-    """The answer to Shrink: the file may be made smaller now."""
+    """The answer to Shrink: the file may be made smaller now, until SHRUNK_SECONDS after this was sent."""
 
     token: int
 

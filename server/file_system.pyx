@@ -264,6 +264,13 @@ cdef class FileSystem:
         else:
             self.mapped.end_truncation(unique)
 
+    def confirm_truncation(self, unique: int) -> None:
+        """In the block of truncating(), right before the system call: Parked where others may have mapped the file
+        since."""
+        cdef int error = self.mapped.confirm_truncation(unique)
+        if error:
+            raise failure(error)
+
     def reached(self, nodeid: int) -> int:
         """The largest size of a file that the guest may know of."""
         cdef inode_t *inode = self.inodes.record(nodeid)

@@ -215,6 +215,10 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
         fs.changes.add_known(&change, inode, True)
         if fs.changes.begin(&change) == PARK:
             return PARK
+        error = fs.mapped.confirm_truncation(request.header.unique)
+        if error:
+            fs.changes.withdraw(&change, ENOENT)
+            return error
         if kill:
             drop_fsetid()
     fd[0] = fs.lookups.reopen_fd(inode, flags)

@@ -25,6 +25,7 @@ cdef class MappedFiles:
     cdef uint32_t attr_flags(self, inode_t *inode, const statx_t *stx) noexcept
     cdef int reach(self, inode_t *inode, uint64_t size)
     cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size)
+    cdef int confirm_truncation(self, uint64_t unique)
     cdef void end_truncation(self, uint64_t unique)
     cdef void forget_request(self, uint64_t unique)
     cdef int end_session(self, uint64_t unique)

@@ -112,6 +112,12 @@ cdef class MappedFiles:
             return error.errno or EIO
         return self.changes.put_off(lt_now() + WOKEN_US)
 
+    cdef int confirm_truncation(self, uint64_t unique):
+        """Right before the system call: 0, or PARK where what begin_truncation() said is out of date."""
+        if self.truncations is None or self.truncations.is_current(unique):
+            return 0
+        return self.changes.put_off(lt_now())
+
     cdef void end_truncation(self, uint64_t unique):
         """It has done that, or failed."""
         if self.truncations is not None:

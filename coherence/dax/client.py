@@ -7,6 +7,7 @@ what is asked for waits for it, AWAY_SECONDS at most; what is mapped stays mappe
 from __future__ import annotations
 
 import errno
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from coherence.errors import UserError
 from coherence.log import get_logger
 from coherence.messages import (
     MAX_MAPPINGS,
+    SHRUNK_SECONDS,
     Claim,
     Claimed,
     Coordinate,
@@ -41,6 +43,9 @@ log = get_logger(__name__)
 # How long requests wait for coherenced to come back.
 AWAY_SECONDS = 5.0
 AGAIN_SECONDS = 0.01
+# For how long after it was asked for a grant is believed. coherenced counts from when it grants, which is later; what
+# is left is for the time between a last look at the clock and the end of the system call.
+GRANT_SECONDS = SHRUNK_SECONDS - 5.0
 # Unanswered requests: so few answers always find room in the socket, however late they are read.
 MAX_CLAIMS = 64
 MAX_SHRINKS = 16
@@ -69,6 +74,7 @@ class _Shrink:
     message: Shrink
     fd: int
     done: Done
+    asked: float = 0.0
     granted: bool = False
 
 
@@ -177,7 +183,8 @@ class DaxClient:
             fd: a descriptor of the file, open for writing, which the caller goes on owning, and keeps open until
                 it has called shrunk.
             size: that the file will have, bytes.
-            done: called once, also from within this call: make the file smaller now.
+            done: called when the file may be made smaller, also from within this call; again where coherenced has
+                come back meanwhile and grants it anew. See is_granted.
 
         Returns:
             A token, with which shrunk must be called in any case: after the change, whether or not it was possible,
@@ -203,6 +210,21 @@ class DaxClient:
         else:
             self._post(Shrunk(token))
         self._send()
+
+    def is_granted(self, token: int) -> bool:
+        """Whether a file may be made smaller still: coherenced ends what it granted after SHRUNK_SECONDS.
+
+        Where it is not so any more, call shrunk and ask anew.
+        """
+        if not self.coordinates:
+            return True
+        shrink = self._shrinks.get(token)
+        return shrink is not None and shrink.granted and _now() - shrink.asked < GRANT_SECONDS
+
+    @property
+    def has_news(self) -> bool:
+        """Whether coherenced has said something that was not read yet: then what this knows may be out of date."""
+        return self._connection is not None and self._connection.has_news()
 
     @property
     def coordinates(self) -> bool:
@@ -241,6 +263,9 @@ class DaxClient:
         self._outbox.clear()
         self._claims_waiting = deque(self._claims)
         self._shrinks_waiting = deque(self._shrinks)
+        for shrink in self._shrinks.values():
+            # The next daemon does not know of it, and lets others map the file.
+            shrink.granted = False
         self._losses += 1
         if self._timer is not None:
             losses = self._losses
@@ -316,7 +341,7 @@ class DaxClient:
         self._given_up = True
         self._fail_claims(errno.EAGAIN)
         for shrink in list(self._shrinks.values()):
-            self._grant(shrink)
+            shrink.done()
         withdrawn, self._withdrawn = self._withdrawn, set()
         for device, inode in withdrawn:
             self._settle(device, inode)
@@ -338,7 +363,6 @@ class DaxClient:
             claim.done(claim.message.place or 0, error)
 
     def _grant(self, shrink: _Shrink) -> None:
-        # It was granted before, when it was asked for again after coherenced had come back.
         if not shrink.granted:
             shrink.granted = True
             shrink.done()
@@ -364,6 +388,7 @@ class DaxClient:
             self._outbox.append((self._claims[self._claims_waiting.popleft()].message, ()))
         while self._shrinks_waiting and len(self._shrinks) - len(self._shrinks_waiting) < MAX_SHRINKS:
             shrink = self._shrinks[self._shrinks_waiting.popleft()]
+            shrink.asked = _now()
             self._outbox.append((shrink.message, [shrink.fd]))
         self._flush()
 
@@ -385,6 +410,11 @@ class DaxClient:
     def _retry(self) -> None:
         self._retrying = False
         self._flush()
+
+
+def _now() -> float:
+    """Seconds, counted on while this process is stopped and while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _is_shrink(message: FromBackend, token: int) -> bool:

@@ -12,14 +12,12 @@ from coherence.connection import Dropped
 from coherence.dax.peer import Peer
 from coherence.dax.windows import File
 from coherence.log import get_logger
-from coherence.messages import Claim, Shrinkable, Withdraw
+from coherence.messages import SHRUNK_SECONDS, Claim, Shrinkable, Withdraw
 
 log = get_logger(__name__)
 
 # How long who makes a file smaller waits for the others.
 WITHDRAW_SECONDS = 2.0
-# How long a file can be held by one who may make it smaller, and may first wait for leases: claims of it wait.
-SHRUNK_SECONDS = 15.0
 # Of one backend, at a time; ours asks for fewer (coherence.dax.client).
 MAX_SHRINKS = 64
 

@@ -24,6 +24,15 @@ class Allocator(Protocol):
         """The file has its new size, or keeps the old one."""
         ...
 
+    def is_granted(self, token: int) -> bool:
+        """Whether what was granted is so still."""
+        ...
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it was told something that it has not looked at."""
+        ...
+
 
 class Files(Protocol):
     """The files of the guest (server.file_system.FileSystem)."""
@@ -45,7 +54,7 @@ class Truncation:
         fd: of the file.
         nodeid, size: what for.
         token: of the allocator.
-        granted: whether the file may be made smaller now.
+        granted: whether it was granted, which does not last (Allocator.is_granted).
     """
 
     fd: int
@@ -85,9 +94,11 @@ class Truncations:
         """
         under_way = self._under_way.get(unique)
         if under_way is not None:
-            if under_way.nodeid == nodeid and under_way.size <= size:
+            lapsed = under_way.granted and not self._allocator.is_granted(under_way.token)
+            if under_way.nodeid == nodeid and under_way.size <= size and not lapsed:
                 return under_way.granted
-            # A guest that is up to no good; or a file that has changed meanwhile.
+            # It waited for too long, for leases or as this process was stopped; or a file has changed meanwhile, or
+            # a guest is up to no good.
             self.end(unique)
         if not self._allocator.coordinates:
             return True
@@ -103,6 +114,17 @@ class Truncations:
 
         truncation.token = self._allocator.shrink(fd, size, granted)
         return truncation.granted
+
+    def is_current(self, unique: int) -> bool:
+        """Whether what begin said is so still; to be asked right before the change, after whatever may take time.
+
+        If not, the request is to begin again after the next turn of the event loop.
+        """
+        if self._allocator.has_news:
+            # The grant may be over, or the first other window has come.
+            return False
+        under_way = self._under_way.get(unique)
+        return under_way is None or self._allocator.is_granted(under_way.token)
 
     def end(self, unique: int) -> None:
         """The request has made its change, or will not; one that made none smaller may say so, too."""

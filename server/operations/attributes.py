@@ -47,6 +47,7 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
             os.chown(path, uid, gid)
         if valid & FattrFlag.SIZE:
             target = fs.handle_fd(request.nodeid, new.fh, writable=True) if valid & FattrFlag.FH else path
+            fs.confirm_truncation(request.unique)
             if valid & FattrFlag.KILL_SUIDGID:
                 with fs.without_fsetid():
                     _truncate(target, new.size)

@@ -90,6 +90,8 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
         fs.changing(inodes=(request.nodeid,), data=True),
         _as_privileged_as(fs, request),
     ):
+        if shorter:
+            fs.confirm_truncation(request.unique)
         sys_fallocate(fd, mode, offset, length)
     return b""
 

@@ -139,6 +139,10 @@ class FileSystem(Protocol):
         """
         ...
 
+    def confirm_truncation(self, unique: int) -> None:
+        """Right before the system call of a truncating() block: Parked while others may have mapped that again."""
+        ...
+
     def prove_aware(self, value: bytes) -> None:
         """The guest proves that it checks the version table; EPERM when the proof is wrong."""
         ...

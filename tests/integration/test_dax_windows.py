@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,7 @@ from coherence.messages import (
 )
 from tests.integration.coherenced_process import SECONDS, Coherenced
 from tests.integration.test_coherenced_hostile import Client, join
+from tests.integration.user_guests import Backend
 
 WINDOW = 64 * CHUNK
 Value = TypeVar("Value")
@@ -488,3 +490,42 @@ def test_one_who_claims_and_does_not_read(coherenced: Coherenced) -> None:
                 client.connection.send(Claim(token, 1, 2, 0, CHUNK, 0, True))
     assert "it does not read its messages" in coherenced.log()
     assert coherenced.status().status.dax.mappings == 0
+
+
+def test_a_backend_that_was_stopped_asks_again(coherenced: Coherenced, tmp_path: Path) -> None:
+    """It finds the grant when it goes on, and coherenced has ended that long ago."""
+    share = tmp_path / "share"
+    share.mkdir()
+    path = share / "file"
+    path.touch()
+    os.truncate(path, 4 * CHUNK)
+
+    async def play(backend: Backend, file: int) -> None:
+        red = Guest(coherenced, "red")
+        try:
+            await red.claim(file, CHUNK)
+            guest = await asyncio.to_thread(backend.connect)
+            with guest:
+                truncation = asyncio.create_task(asyncio.to_thread(guest.truncate, "/file", 0))
+                *_, done = await within(red.withdrawals.get())
+                assert backend.process is not None
+                backend.process.send_signal(signal.SIGSTOP)
+                done()
+                try:
+                    await within(red.settled.get())
+                    assert "does not say that a file is shrunk" in coherenced.log()
+                    await red.claim(file, 2 * CHUNK)
+                finally:
+                    backend.process.send_signal(signal.SIGCONT)
+                asked = asyncio.create_task(red.withdrawals.get())
+                await within(asyncio.wait({asked, truncation}, return_when=asyncio.FIRST_COMPLETED))
+                assert asked.done(), "cut off what the other has mapped"
+                assert os.fstat(file).st_size == 4 * CHUNK
+                asked.result()[3]()
+                await within(truncation)
+                assert os.fstat(file).st_size == 0
+        finally:
+            red.membership.close()
+
+    with Backend(share, tmp_path, cache="shared", daemon=coherenced) as backend, path.open("r+b") as opened:
+        asyncio.run(play(backend, opened.fileno()))

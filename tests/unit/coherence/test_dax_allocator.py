@@ -20,6 +20,7 @@ from coherence.dax.peer import Peer
 from coherence.dax.pins import Pins
 from coherence.dax.windows import CHUNK
 from coherence.messages import (
+    SHRUNK_SECONDS,
     Claim,
     Claimed,
     Coordinate,
@@ -333,7 +334,7 @@ class World(RuleBasedStateMachine):
         for member in self.members.values():
             member.excused |= overdue and bool(member.pending)
             for token, (_, granted) in list(member.shrinking.items()):
-                if self.is_over(granted, shrinks.SHRUNK_SECONDS):
+                if self.is_over(granted, SHRUNK_SECONDS):
                     del member.shrinking[token]
         self.loop.do(self.allocator.sweep)
 

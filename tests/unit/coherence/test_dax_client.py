@@ -9,9 +9,11 @@ from typing import cast
 import pytest
 
 from coherence.connection import Connection, Dropped, Full
+from coherence.dax import client
 from coherence.dax.client import MAX_CLAIMS, DaxClient
 from coherence.dax.windows import CHUNK
 from coherence.messages import (
+    SHRUNK_SECONDS,
     Claim,
     Claimed,
     FromBackend,
@@ -35,6 +37,7 @@ class Daemon:
         self.sent: list[FromBackend] = []
         self.later: list[Callable[[], None]] = []
         self.full = False
+        self.news = False
         self.client = DaxClient(64 * CHUNK)
         self.client.serve(self)
         self.client.joined(cast(Connection[FromDaemon], self))
@@ -45,6 +48,10 @@ class Daemon:
         if self.full:
             raise Full("it does not read its messages")
         self.sent.append(message)
+
+    def has_news(self) -> bool:
+        """As Connection.has_news."""
+        return self.news
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         """As an event loop's."""
@@ -109,6 +116,70 @@ def test_a_shrink_that_is_not_wanted_any_more(daemon: Daemon) -> None:
     daemon.later.pop()()
     assert daemon.take() == []
     assert granted == []
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client's time, seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(client, "_now", lambda: now[0])
+    return now
+
+
+def test_a_grant_ends_before_the_daemon_ends_it(daemon: Daemon, clock: list[float]) -> None:
+    token = daemon.client.shrink(7, 0, lambda: None)
+    assert not daemon.client.is_granted(token)
+    clock[0] += 3
+    daemon.client.handle(Shrinkable(token))
+    assert daemon.client.is_granted(token)
+    # It may have been granted as soon as it was asked for, and read later.
+    clock[0] += SHRUNK_SECONDS - 3
+    assert not daemon.client.is_granted(token)
+    daemon.client.shrunk(token)
+    assert not daemon.client.is_granted(token)
+    daemon.take()
+    token = daemon.client.shrink(7, 0, lambda: None)
+    clock[0] += SHRUNK_SECONDS
+    daemon.client.handle(Shrinkable(token))
+    assert not daemon.client.is_granted(token)
+
+
+def test_a_grant_ends_with_the_daemon(daemon: Daemon, clock: list[float]) -> None:
+    granted: list[int] = []
+    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
+    daemon.client.handle(Shrinkable(token))
+    daemon.take()
+    daemon.client.lost()
+    assert not daemon.client.is_granted(token)
+    daemon.client.joined(cast(Connection[FromDaemon], daemon))
+    daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
+    assert daemon.take() == [Window(64 * CHUNK), Shrink(token, 0)]
+    assert not daemon.client.is_granted(token)
+    daemon.client.handle(Shrinkable(token))
+    assert daemon.client.is_granted(token)
+    assert granted == [1, 1]
+
+
+def test_without_a_daemon_nothing_is_waited_for(daemon: Daemon, clock: list[float]) -> None:
+    granted: list[int] = []
+    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
+    daemon.client.lost()
+    daemon.later.pop()()
+    assert granted == [1]
+    clock[0] += 100
+    assert daemon.client.is_granted(token)
+    # When it is back it is asked.
+    daemon.client.joined(cast(Connection[FromDaemon], daemon))
+    daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
+    assert not daemon.client.is_granted(token)
+
+
+def test_what_was_said_and_not_read(daemon: Daemon) -> None:
+    assert not daemon.client.has_news
+    daemon.news = True
+    assert daemon.client.has_news
+    daemon.client.lost()
+    assert not daemon.client.has_news
 
 
 def test_a_withdrawal_for_a_daemon_that_is_gone(daemon: Daemon) -> None:

@@ -28,6 +28,7 @@ class Alone:
     """What a device uses of coherence.dax.client.DaxClient, where nobody has a window."""
 
     coordinates: bool = False
+    has_news: bool = False
 
 
 @dataclass

@@ -99,6 +99,9 @@ class Share:
     def truncating(self, unique: int, nodeid: int, size: int) -> AbstractContextManager[None]:
         return self._fs.truncating(unique, nodeid, size)
 
+    def confirm_truncation(self, unique: int) -> None:
+        self._fs.confirm_truncation(unique)
+
     def is_stale(self, nodeid: int) -> bool:
         return self._fs.is_stale(nodeid)
 

@@ -12,7 +12,7 @@ import pytest
 from server.dax.truncations import Truncations
 from server.fuse.protocol import FALLOCATE_IN, FORGET_IN, OPEN_IN, FattrFlag, Opcode
 from tests.unit.server.fake_device import leaked, open_fds
-from tests.unit.server.leased import LeaseDomain, find, get_attributes, look_up, set_attributes, write_body
+from tests.unit.server.leased import LeaseDomain, find, get_attributes, look_up, parked, set_attributes, write_body
 from tests.unit.server.raw_guest import Pending, RawGuest
 
 COLLAPSE = 0x08
@@ -23,6 +23,8 @@ class Allocator:
 
     def __init__(self) -> None:
         self.coordinates = True
+        self.has_news = False
+        self.granted: set[int] = set()
         self.shrinks: dict[int, tuple[str, int, Callable[[], None]]] = {}
         """Those that have not ended: name, size."""
         self._last = 0
@@ -35,7 +37,11 @@ class Allocator:
     def shrunk(self, token: int) -> None:
         del self.shrinks[token]
 
+    def is_granted(self, token: int) -> bool:
+        return not self.coordinates or token in self.granted
+
     def grant(self) -> None:
+        self.granted.update(self.shrinks)
         for _, _, done in list(self.shrinks.values()):
             done()
 
@@ -109,6 +115,31 @@ def test_what_is_granted_is_no_other_file_and_no_smaller_size(allocator: Allocat
     assert allocator.asked == [("b", 40)]
     truncations.clear()
     assert not allocator.shrinks
+
+
+def test_what_was_granted_too_long_ago_is_asked_for_again(allocator: Allocator, files: Files) -> None:
+    truncations = Truncations(allocator, files)
+    truncations.begin(7, 1, 50)
+    allocator.grant()
+    assert truncations.begin(7, 1, 50)
+    assert truncations.is_current(7)
+    allocator.granted.clear()
+    before = set(allocator.shrinks)
+    assert not truncations.is_current(7)
+    assert not truncations.begin(7, 1, 50)
+    assert not truncations.begin(7, 1, 50)
+    assert allocator.asked == [("a", 50)]
+    assert not before & set(allocator.shrinks)
+    allocator.grant()
+    assert truncations.begin(7, 1, 50)
+    assert truncations.is_current(7)
+    truncations.end(7)
+    # Nobody is asked, and nothing was said since.
+    allocator.coordinates = False
+    assert truncations.begin(8, 1, 50)
+    assert truncations.is_current(8)
+    allocator.has_news = True
+    assert not truncations.is_current(8)
 
 
 def test_others_that_cannot_be_asked_are_not_cut_off(allocator: Allocator, files: Files) -> None:
@@ -186,6 +217,56 @@ def test_leases_of_others_are_waited_for_first(domain: LeaseDomain, guest: RawGu
         assert guest.device.parked == 1
         assert not allocator.shrinks
         guest.wait(lambda: bool(allocator.shrinks))
+        allocator.grant()
+        assert outcome(guest, pending) == 0
+    assert size_of(domain) == 0
+
+
+@pytest.mark.parametrize("coordinates", [True, False], ids=["asked", "nobody-to-ask"])
+@pytest.mark.parametrize("opcode", [Opcode.SETATTR, Opcode.OPEN, Opcode.FALLOCATE])
+def test_what_coherenced_has_said_is_heeded_first(
+    domain: LeaseDomain, guest: RawGuest, allocator: Allocator, opcode: Opcode, coordinates: bool
+) -> None:
+    """It may be that the grant is over, or that the first other window has come."""
+    os.truncate(domain.share / "d/f", 8192)
+    nodeid = find(guest, "d/f")
+    _, reply = guest.request(Opcode.OPEN, nodeid, OPEN_IN.pack(os.O_RDWR, 0))
+    fh = int.from_bytes(reply[:8], "little")
+    body = {
+        Opcode.SETATTR: cut(),
+        Opcode.OPEN: OPEN_IN.pack(os.O_TRUNC | os.O_RDWR, 0),
+        Opcode.FALLOCATE: FALLOCATE_IN.pack(fh, 0, 4096, COLLAPSE),
+    }[opcode]
+    allocator.coordinates = coordinates
+    allocator.has_news = True
+    pending = guest.post(opcode, nodeid, body)
+    allocator.grant()
+    for _ in range(3):
+        assert guest.request(Opcode.GETATTR, nodeid, bytes(16))[0] == 0
+        assert guest.device.parked == 1
+    assert size_of(domain) == 8192
+    # This is the news.
+    allocator.coordinates = True
+    allocator.granted.clear()
+    allocator.has_news = False
+    guest.wait(lambda: len(allocator.shrinks) == 1)
+    assert size_of(domain) == 8192
+    allocator.grant()
+    assert outcome(guest, pending) in (0, errno.EOPNOTSUPP)
+
+
+def test_one_that_waited_for_leases_for_too_long(domain: LeaseDomain, guest: RawGuest, allocator: Allocator) -> None:
+    nodeid = find(guest, "d/f")
+    with domain.guest() as other:
+        pending = guest.post(Opcode.SETATTR, nodeid, cut())
+        before = set(allocator.shrinks)
+        assert get_attributes(other, find(other, "d/f"))[0] > 0
+        allocator.grant()
+        assert parked(guest, pending)
+        # Longer than the grant is good for.
+        allocator.granted.clear()
+        guest.wait(lambda: bool(allocator.shrinks) and not before & set(allocator.shrinks))
+        assert size_of(domain) == 7
         allocator.grant()
         assert outcome(guest, pending) == 0
     assert size_of(domain) == 0
