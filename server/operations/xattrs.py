@@ -53,12 +53,21 @@ def getxattr(fs: FileSystem, request: Request) -> bytes:
 
 @operation(Opcode.LISTXATTR)
 def listxattr(fs: FileSystem, request: Request) -> bytes:
-    """The names of all attributes, each with a NUL, or their size where the guest gives no room."""
+    """The names of all attributes, each with a NUL, or their size where the guest gives no room.
+
+    trusted.* is for root alone: the kernel lists it to those with CAP_SYS_ADMIN only, who alone can read it
+    (xattr(7)), and a request tells of no capabilities. security.* is listed to everybody and read by everybody.
+    """
     (size,) = unpack(GETXATTR_IN, request.body)
     if not fs.xattr:
         raise error(errno.ENOSYS)
     names = map(os.fsencode, os.listxattr(proc_path(fs.fd(request.nodeid))))
-    return _sized(b"".join(name + b"\0" for name in names if name not in ACLS), size)
+    return _sized(b"".join(name + b"\0" for name in names if _listed(name, request.uid)), size)
+
+
+def _listed(name: bytes, uid: int) -> bool:
+    """Whether a user is told that an attribute is there."""
+    return name not in ACLS and (uid == 0 or not name.startswith(b"trusted."))
 
 
 @operation(Opcode.REMOVEXATTR)

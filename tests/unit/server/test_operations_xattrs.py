@@ -35,8 +35,8 @@ def get(share: Share, nodeid: int, name: bytes, size: int) -> bytes:
     return share.call(Opcode.GETXATTR, nodeid, GETXATTR_IN.pack(size) + name + b"\0")
 
 
-def list_(share: Share, nodeid: int, size: int) -> bytes:
-    return share.call(Opcode.LISTXATTR, nodeid, GETXATTR_IN.pack(size))
+def list_(share: Share, nodeid: int, size: int, **caller: int) -> bytes:
+    return share.call(Opcode.LISTXATTR, nodeid, GETXATTR_IN.pack(size), **caller)
 
 
 def test_set_get_list_remove(share: Share, nodeid: int, fails: Fails) -> None:
@@ -65,6 +65,17 @@ def test_create_and_replace(share: Share, nodeid: int, fails: Fails) -> None:
         set_(share, nodeid, b"user.none", b"", os.XATTR_REPLACE)
     with fails(errno.EINVAL):
         set_(share, nodeid, NAME, b"", 1 << 31)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root sets trusted.*")
+def test_who_may_not_read_trusted_attributes_is_not_told_of_them(share: Share, nodeid: int) -> None:
+    for name in ("trusted.overlay.origin", "security.colour"):
+        os.setxattr(share.root / "f", name, b"1")
+    everybody = {NAME, b"security.colour"}
+    for uid, wanted in ((0, everybody | {b"trusted.overlay.origin"}), (1000, everybody)):
+        names = list_(share, nodeid, 4096, uid=uid)
+        assert set(names.split(b"\0")) - {b"security.selinux"} == wanted | {b""}
+        assert list_(share, nodeid, 0, uid=uid) == GETXATTR_OUT.pack(len(names))
 
 
 def test_of_a_symbolic_link_itself(share: Share, nodeid: int, fails: Fails) -> None:

@@ -34,6 +34,22 @@ static void extended_attributes(void)
 	refused(setxattr("f", "user.big", value, sizeof(value), 0), E2BIG);
 }
 
+static void trusted_attributes(void)
+{
+	char list[1024];
+	make_file("f", "x");
+	if (setxattr("f", "trusted.one", "1", 1, 0) != 0) {
+		need(errno == EOPNOTSUPP);
+		say("skip", "extended attributes are not served");
+		_exit(SKIPPED);
+	}
+	need(setxattr("f", "user.one", "1", 1, 0) == 0);
+	ssize_t size = listxattr("f", list, sizeof(list));
+	need(size > 0 && memmem(list, size, "trusted.one", 12));
+	as_user(1000, 1000, size = listxattr("f", list, sizeof(list));
+		need(size > 0 && memmem(list, size, "user.one", 9) && !memmem(list, size, "trusted.", 8)););
+}
+
 static void times(void)
 {
 	struct timespec ts[2] = { { 1000000000, 123456789 }, { 1100000000, 987654321 } };
@@ -120,6 +136,7 @@ static void owners_of_created(void)
 
 const struct check attributes_checks[] = {
 	CHECK(extended_attributes),
+	CHECK(trusted_attributes),
 	CHECK(times),
 	CHECK(modes_and_owners),
 	CHECK(write_drops_setuid),
