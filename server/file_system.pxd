@@ -47,6 +47,7 @@ cdef class FileSystem:
     cdef uint32_t flags_of(self, const inode_t *inode) noexcept
     cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept
     cdef void evict(self, const statx_t *stx) noexcept
+    cdef void make_space(self) noexcept
     cdef void interrupt(self, uint64_t unique) noexcept
     cdef int end(self, uint64_t unique)
     cdef int serve_rarely(self, request_t *request)

@@ -416,6 +416,10 @@ cdef class FileSystem:
             self.data_files.drop(inode)
             self.inodes.evict(inode)
 
+    cdef void make_space(self) noexcept:
+        """The share is full: let go of what the guest has forgotten, which others may have deleted since."""
+        self.inodes.drop_all_idle()
+
     cdef void interrupt(self, uint64_t unique) noexcept:
         """The guest gives up waiting for a request."""
         if self.interrupted_count < INTERRUPTED_MAX:

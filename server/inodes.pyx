@@ -7,7 +7,7 @@ version table, so that a guest which checks the table finds it from the node id 
 id of a forgotten inode useless.
 
 A forgotten inode stays open, idle, for a moment: a guest that caches nothing forgets each inode right after its
-use and looks it up again at once.
+use and looks it up again at once. One that has no name any more does not: as long as it is open it takes space.
 
 A guest that caches much may know more inodes than we may have descriptors. Then those that it has not used for long
 are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may. A deleted
@@ -22,10 +22,10 @@ from libc.string cimport memcmp
 from posix.unistd cimport close
 
 from coherence.table cimport Table, vt_inode_hash
-from server.handles cimport HandleTable
+from server.handles cimport HandleTable, handle_t
 from server.libc cimport (
-    AT_EMPTY_PATH, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, STATX_NLINK,
-    file_handle, name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
+    AT_EMPTY_PATH, AT_STATX_DONT_SYNC, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID,
+    STATX_NLINK, file_handle, name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
 )
 
 import os
@@ -50,6 +50,7 @@ cdef enum:
     OVERDRAWN = 64         # of these are used for inodes before deleted ones are given up
     LEAST_OPEN = 32
     S_IFMT = 0o170000
+    S_IFDIR = 0o040000
     ROOT_NODEID = 1
 
 
@@ -402,7 +403,10 @@ cdef class InodeTable:
         inode.nlookup += 1
 
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept:
-        """Take lookups back; with the last one the inode becomes idle. Unknown ids and excess are ignored."""
+        """Take lookups back; with the last one the inode becomes idle, or is closed where nobody can find it again.
+
+        Unknown ids and excess are ignored.
+        """
         cdef inode_t *inode = self.record(nodeid)
         if inode == NULL or nodeid == ROOT_NODEID:
             return
@@ -416,7 +420,9 @@ cdef class InodeTable:
         remove(&self.open_ones, inode)
         append(&self.idle_ones, inode)
         inode.idle_tick = self.tick
-        if self.idle_ones.count > MAX_IDLE:
+        if is_deleted(inode):
+            self.drop_idle(inode)
+        elif self.idle_ones.count > MAX_IDLE:
             self.drop_idle(self.idle_ones.oldest)
 
     cdef void drop_idle(self, inode_t *inode) noexcept:
@@ -439,13 +445,18 @@ cdef class InodeTable:
 
     cdef void free_record(self, inode_t *inode) noexcept:
         """Free the record of an inode that the guest has forgotten and that is not open."""
+        cdef handle_t *handle = self.handles.get(inode.nodeid, inode.data_fh) if inode.data_fh else NULL
+        # What a guest that opens nothing has used of it.
+        if handle != NULL:
+            self.handles.close(handle)
+        inode.data_fh = 0
         self.disown(inode)
         inode.nodeid = 0
         inode.next = self.free_records
         self.free_records = inode
 
     cdef void drop_all_idle(self) noexcept:
-        """Close all idle inodes: descriptors are short."""
+        """Close all idle inodes: descriptors are short, or space."""
         while self.idle_ones.count:
             self.drop_idle(self.idle_ones.oldest)
 
@@ -463,6 +474,17 @@ cdef class InodeTable:
             self.drop_idle(self.idle_ones.oldest)
         self.tick += 1
         return True
+
+
+cdef bint is_deleted(const inode_t *inode) noexcept:
+    """Whether an open inode has no name any more. Directories do not count: an empty one takes next to nothing, and
+    each path brings FORGETs of several."""
+    cdef statx_t stx
+    return (
+        inode.type != S_IFDIR
+        and statx(inode.fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_NLINK, &stx) == 0
+        and stx.stx_nlink == 0
+    )
 
 
 cdef inline inode_t *numbered(InodeTable self, uint64_t nodeid) noexcept:

@@ -63,6 +63,7 @@ cdef extern from *:
     """
     enum:
         AT_EMPTY_PATH
+        AT_STATX_DONT_SYNC
         AT_SYMLINK_NOFOLLOW
         O_PATH
         O_NOFOLLOW

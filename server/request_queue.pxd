@@ -9,6 +9,7 @@ cdef struct parked_t:
     uint64_t unique
     uint64_t due           # when to try again; CLOCK_MONOTONIC, nanoseconds
     bint held              # whether leases have kept it waiting
+    bint full              # whether it waits as the share was full
 
 cdef class RequestQueue:
     cdef readonly Virtqueue ring
@@ -27,6 +28,8 @@ cdef class RequestQueue:
     cdef request_t *request
     cdef parked_t *waiting
     cdef int parked_count
+    cdef bint last_try     # the request that is served is not to wait for space
+    cdef bint full         # the one that was served does
 
     cdef void kicked(self) noexcept
     cdef int process(self) except -1

@@ -4,9 +4,12 @@
 
 A request that changes what is leased to another guest is parked: its chain stays with us, and it is served from its
 beginning when the lease is over. Other requests go on meanwhile.
+
+One that finds the share full is parked, too, once and for a moment: the guest's FORGETs and RELEASEs of what it has
+deleted may be in a ring that was not looked at yet.
 """
 
-from libc.errno cimport EINTR, EINVAL, EIO
+from libc.errno cimport EDQUOT, EINTR, EINVAL, EIO, ENOSPC
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -14,6 +17,7 @@ from libc.string cimport memcpy
 from posix.uio cimport iovec
 from posix.unistd cimport close, read, usleep, write
 
+from coherence.leases cimport lt_now
 from server.file_system cimport FileSystem
 from server.fuse.wire cimport FUSE_READ, FUSE_WRITE, fuse_in_header, fuse_out_header, fuse_write_in
 from server.changes cimport PARK
@@ -31,6 +35,7 @@ cdef enum:
     LONG_TRANSFER = 64 << 10   # bytes after which the driver is told at once, to go on while we do
     POLL_NS = 10_000_000       # how often a patient queue is looked at while it is polled
     IDLE_NS = 1_000_000_000    # how often idle inodes are looked at
+    FULL_US = 1000             # after which a request that found the share full is served once more
 
 
 cdef class RequestQueue:
@@ -151,6 +156,7 @@ cdef class RequestQueue:
                 continue
             if got < 0:
                 return self.give_up()
+            self.last_try = False
             moved = self.serve_chain()
             served += 1
             if moved == PARKED:
@@ -198,6 +204,7 @@ cdef class RequestQueue:
         """A request that was just served has to wait."""
         parked.unique = self.request.header.unique
         parked.due = self.fs.changes.due * 1000
+        parked.full = self.full
         if self.fs.changes.leased and not parked.held:
             parked.held = True
             self.fs.changes.held += 1
@@ -206,7 +213,10 @@ cdef class RequestQueue:
         """Serve what is parked and due."""
         cdef int i = 0
         while i < self.parked_count and self.enabled:
-            if (self.waiting[i].due > now and not self.fs.woken) or self.serve_parked(i) == 0:
+            # Nobody wakes one that waits for space.
+            if self.waiting[i].due > now and (self.waiting[i].full or not self.fs.woken):
+                i += 1
+            elif self.serve_parked(i) == 0:
                 i += 1
         if self.unsignalled and self.enabled:
             self.signal()
@@ -218,6 +228,9 @@ cdef class RequestQueue:
         cdef uint32_t moved
         if self.ring.walk(self.waiting[i].head) < 0:
             return self.give_up()
+        self.last_try = self.waiting[i].full
+        if self.last_try:
+            self.fs.make_space()
         moved = self.serve_chain()
         if moved != PARKED or self.request.header.unique != unique:
             # It may have failed before it came to what it had begun; or the guest has made another request of it.
@@ -341,6 +354,9 @@ cdef class RequestQueue:
             # What is done already does not wait for an operation that may take long.
             self.signal()
         error = serve(self.fs, request)
+        self.full = error in (ENOSPC, EDQUOT) and not (self.last_try or self.fs.changes.abandoning)
+        if self.full:
+            error = self.fs.changes.put_off(lt_now() + FULL_US)
         if error == PARK:
             # It is counted when it is served.
             self.fs.counters[request.header.opcode] -= 1
