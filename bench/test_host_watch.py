@@ -21,7 +21,7 @@ from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
 from coherence.membership import Membership
 from coherence.table import Table
-from tests.integration.coherenced_process import Coherenced
+from tests.integration.coherenced_process import Coherenced, open_directory
 
 ROUNDS = 3000
 TURNS = 10
@@ -38,14 +38,10 @@ class Asker:
     """A member that asks for watches, on an event loop in a thread of its own."""
 
     def __init__(self, daemon: Coherenced, share: Path) -> None:
-        status = share.stat()
-        self.membership = Membership.join(
-            str(daemon.places.table),
-            share_root=(status.st_dev, status.st_ino),
-            guest="bench",
-            cache="shared",
-            socket_path=str(daemon.socket),
-        )
+        with open_directory(share) as root:
+            self.membership = Membership.join(
+                str(daemon.places.table), share_root=root, guest="bench", cache="shared", socket_path=str(daemon.socket)
+            )
         self._loop = asyncio.new_event_loop()
         self._answers: list[bool] = []
         self.membership.attach(self._loop, watched=lambda token, ok: self._answers.append(ok))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -83,6 +84,7 @@ class Handler:
         self._role: str | None = None
         self._key: int | None = None
         self._join: Join | None = None
+        self._root = (0, 0)
         self._since: float | None = None
         self._answer: asyncio.Future[dict[str, int] | None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -118,8 +120,8 @@ class Handler:
             pid=self._pid,
             guest=self._join.guest,
             cache=self._join.cache,
-            device=self._join.device,
-            inode=self._join.inode,
+            device=self._root[0],
+            inode=self._root[1],
             seconds=member_seconds,
             counters=counters,
         )
@@ -180,7 +182,7 @@ class Handler:
             case Hello(), None:
                 self._hello(message)
             case Join(), "backend" if self._join is None:
-                self._grant(message)
+                self._grant(message, fds)
             case Ready(), "backend" if self._key is not None and not self.registered:
                 self._register(self._key, message.window)
             case Watch(), "backend" if self.registered:
@@ -209,11 +211,17 @@ class Handler:
                 f"coherenced speaks protocol {PROTOCOL}, this program {hello.protocol}: install one version of both"
             )
         self._role = hello.role
+        self._connection.fds = 1 if hello.role == "backend" else 0
         self._connection.send(Welcome(PROTOCOL, self._daemon.registry.table.domain))
 
-    def _grant(self, join: Join) -> None:
+    def _grant(self, join: Join, fds: list[int]) -> None:
         registry = self._daemon.registry
-        self._key = registry.grant(self._pid, self._uid, (join.device, join.inode), join.key)
+        # Numbers of a directory prove nothing: whoever has a descriptor of it got at it.
+        root = os.fstat(fds[0]) if fds else None
+        if root is None or not stat.S_ISDIR(root.st_mode):
+            raise UserError("the backend gave no descriptor of its share's directory: report this as a bug")
+        self._root = root.st_dev, root.st_ino
+        self._key = registry.grant(self._pid, self._uid, join.key)
         self._join = join
         fd = journals.open_fd(registry.places, self._key)
         try:
@@ -224,10 +232,9 @@ class Handler:
     def _register(self, key: int, window: bool) -> None:
         assert self._join is not None
         registry = self._daemon.registry
-        registry.register(key, self._pid, window)
+        registry.register(key, self._pid, self._root, window)
         number, journal = registry.holders.get(key, 0), registry.places.journal(key)
         self._daemon.watch.join(key, number, self._join.guest, journal, self._pid)
-        self._connection.fds = 1
         self._since = time.monotonic()
         self._deadline.cancel()
         self._connection.send(Registered())

@@ -81,7 +81,7 @@ class Membership:
     leases: Leases
     journal: Journal
 
-    def __init__(self, table_path: str, socket_path: Path, request: Join, window: int = 0) -> None:
+    def __init__(self, table_path: str, socket_path: Path, share_root: int, request: Join, window: int = 0) -> None:
         self.dax = DaxClient(window)
         self._table_path = table_path
         self._socket_path = socket_path
@@ -103,13 +103,14 @@ class Membership:
             self._directory = os.open(socket_path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise _unreachable(socket_path, error) from None
+        self._share_root = os.dup(share_root)
 
     @classmethod
     def join(
         cls,
         table_path: str,
         *,
-        share_root: tuple[int, int],
+        share_root: int,
         guest: str,
         cache: str,
         socket_path: str | None = None,
@@ -119,7 +120,7 @@ class Membership:
 
         Args:
             table_path: the table's file, such as /dev/shm/vt.
-            share_root: st_dev and st_ino of the shared directory.
+            share_root: an O_PATH descriptor of the shared directory; it is duplicated.
             guest: what people call the guest, at most 64 characters.
             cache: the share's cache mode.
             socket_path: of coherenced; None for the one that belongs to the table.
@@ -128,11 +129,11 @@ class Membership:
         Raises:
             UserError: no coherenced, not permitted, another version of table or protocol, or it refused.
         """
-        device, inode = share_root
         membership = cls(
             table_path,
             Path(socket_path) if socket_path is not None else socket_of(table_path),
-            Join(guest, cache, device, inode),
+            share_root,
+            Join(guest, cache),
             window,
         )
         try:
@@ -198,6 +199,7 @@ class Membership:
         self._disconnect()
         if self._directory >= 0:
             os.close(self._directory)
+            os.close(self._share_root)
             self._directory = -1
 
     def _join(self) -> None:
@@ -267,7 +269,7 @@ class Membership:
         if self._domain is not None and welcome.domain != self._domain:
             self._over = True
             raise UserError(f"coherenced has a new table for {self._table_path}: restart this backend")
-        connection.send(msgspec.structs.replace(self._request, key=self._key))
+        connection.send(msgspec.structs.replace(self._request, key=self._key), [self._share_root])
 
     def _take(self, key: int, table_fd: int, leases_fd: int, journal_fd: int) -> None:
         if self._domain is None:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 UInt = Annotated[int, Meta(ge=0)]
 # Labels are shown on terminals: no control characters.
@@ -56,19 +56,16 @@ class Hello(Struct, tag="hello", frozen=True):
 
 
 class Join(Struct, tag="join", frozen=True):
-    """A backend asks for membership.
+    """With one descriptor, O_PATH: a backend asks for membership, for the share whose root this directory is.
 
     Args:
         guest: how people call the guest.
         cache: the share's cache mode.
-        device, inode: st_dev and st_ino of the share's root.
         key: of the journal that this process holds already, when it comes back to a restarted daemon.
     """
 
     guest: Label
     cache: Label
-    device: UInt
-    inode: UInt
     key: UInt | None = None
 
 
@@ -285,7 +282,12 @@ class Ask(Struct, tag="ask", frozen=True):
 
 
 class Backend(Struct, frozen=True):
-    """One member in the status. `counters` is None when it did not answer in time."""
+    """One member in the status.
+
+    Args:
+        device, inode: st_dev and st_ino of its share's root.
+        counters: None when it did not answer in time.
+    """
 
     pid: int
     guest: str

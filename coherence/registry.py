@@ -8,18 +8,34 @@ but is not connected makes everybody ask until it is back or dead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from coherence import holder, journals
 from coherence.errors import UserError
 from coherence.leases import Leases
 from coherence.log import get_logger
 from coherence.places import Places
-from coherence.table import TRUST_NOTHING, Table
+from coherence.table import ROOT_BITS, TRUST_NOTHING, Table
 
 log = get_logger(__name__)
 
 # Below HOLDER_MAX, so that the number of a dead one, whose leases may run on, is not given out again at once.
 MAX_BACKENDS = 1000
+# Roots that no member has any more: one root in 64 bits of the table makes one change in 64 bump slot 1 needlessly.
+MAX_LEFT_ROOTS = ROOT_BITS // 64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A backend that is a member.
+
+    Args:
+        root: the inode slot of its share's root.
+        root_epoch: of the table when it became one.
+    """
+
+    root: int
+    root_epoch: int
 
 
 class Registry:
@@ -37,8 +53,8 @@ class Registry:
         self.places = places
         # By key: the backend's number in the lease table.
         self.holders: dict[int, int] = {}
-        # By key: how many roots the table had when the backend became a member.
-        self.members: dict[int, int] = {}
+        # By key.
+        self.members: dict[int, Member] = {}
         self.missing: set[int] = set()
         self.trusted = False
         # Whether a member has yet to tell what its guest has mapped: which slots are pinned depends on it.
@@ -58,26 +74,28 @@ class Registry:
             if journal is not None:
                 self.holders[key] = journal.holder
             if holder.holder(key) is None:
-                self._bury(key, 0)
+                self._bury(key)
             else:
                 self.missing.add(key)
         if self.missing:
             log.info("waiting for backends to come back", pids=self.missing_pids())
         self._settle()
 
-    def grant(self, pid: int, uid: int, root: tuple[int, int], held: int | None) -> int:
-        """The journal for a backend that joins, its own if it holds one; its root is in the table then.
+    @property
+    def roots(self) -> set[int]:
+        """The inode slots of the roots of members' shares."""
+        return {member.root for member in self.members.values()}
+
+    def grant(self, pid: int, uid: int, held: int | None) -> int:
+        """The journal for a backend that joins, its own if it holds one.
 
         Args:
             pid, uid: of the backend, from the kernel.
-            root: st_dev and st_ino of its share's root.
             held: the key of the journal that it says it holds.
 
         Returns:
-            The journal's key. UserError when the table has no room for the root, there are MAX_BACKENDS, or no
-            journal can be made.
+            The journal's key. UserError when there are MAX_BACKENDS, or no journal can be made.
         """
-        self.table.add_root(self.table.inode_slot(*root))
         if held is not None and held in self.missing and holder.holder(held) == pid:
             return held
         # Clients are bounded, but one that takes a semaphore and goes, again and again, leaves a journal each time.
@@ -88,12 +106,13 @@ class Registry:
         self.holders[key] = number
         return key
 
-    def register(self, key: int, pid: int, window: bool = False) -> None:
-        """Make the backend a member.
+    def register(self, key: int, pid: int, root: tuple[int, int], window: bool = False) -> None:
+        """Make the backend a member; its root is in the table then.
 
         Args:
             key: of its journal.
             pid: of the backend.
+            root: st_dev and st_ino of its share's root.
             window: whether it will tell of a DAX window: the table is not trusted again before that.
 
         Raises:
@@ -102,15 +121,19 @@ class Registry:
         if holder.holder(key) != pid:
             raise UserError("the journal's semaphore is not held by this backend: report this as a bug")
         self.missing.discard(key)
-        self.members[key] = len(self.table.roots)
+        slot = self.table.inode_slot(*root)
+        self.table.add_root(slot)
+        self.members[key] = Member(slot, self.table.root_epoch)
         if not window:
             self._settle()
 
     def leave(self, key: int) -> None:
         """The connection of the journal's backend is over: it died, or it will have to come back."""
-        roots = self.members.pop(key, len(self.table.roots))
+        member = self.members.pop(key, None)
         if holder.holder(key) is None:
-            self._bury(key, roots)
+            self._bury(key, member)
+            if len(self.table.root_bits) > len(self.roots) + MAX_LEFT_ROOTS:
+                self.raise_floor()
         else:
             self.missing.add(key)
             self._distrust()
@@ -119,7 +142,7 @@ class Registry:
         """See whether a missing backend has died meanwhile, and end a distrust that nobody else will end."""
         for key in [key for key in self.missing if holder.holder(key) is None]:
             self.missing.discard(key)
-            self._bury(key, 0)
+            self._bury(key)
         self._settle()
         if self.trusted and self.table.floor == TRUST_NOTHING:
             # Of a backend that took this daemon for gone and died before it came back.
@@ -133,11 +156,11 @@ class Registry:
         """The daemon ends: nobody watches over the table, so nobody may trust it."""
         self._distrust()
 
-    def _bury(self, key: int, roots: int) -> None:
+    def _bury(self, key: int, member: Member | None = None) -> None:
         journal = journals.read(self.places.journal(key))
         announced = None if journal is None else journal.announced
         number = self.holders.pop(key, 0)
-        if announced and len(self.table.roots) > roots:
+        if announced and (member is None or self.table.root_epoch != member.root_epoch):
             # A directory that has become a root meanwhile has its names under slot 1 as well; it did not know.
             self.raise_floor()
         if announced is None:
@@ -172,3 +195,6 @@ class Registry:
         if self.trusted:
             self.table.raise_floor()
             self.floor_raises += 1
+            # Each living backend is a member now. A guest may outlive its own and go on checking slot 1, but nothing
+            # that it has is good after this, and it can fetch nothing.
+            self.table.keep_roots(self.roots)

@@ -181,7 +181,7 @@ class Service:
             sequence=table.sequence,
             floor=table.floor,
             trusted=registry.trusted,
-            roots=len(table.roots),
+            roots=len(registry.roots),
             missing=registry.missing_pids(),
             bumps_per_second=self._rate,
             floor_raises=registry.floor_raises,

@@ -23,13 +23,13 @@ enum {
     VT_WORD_DOMAIN = 6,  /* 2 words */
     VT_WORD_SEQUENCE = 8,
     VT_WORD_FLOOR = 16,
-    VT_WORD_ROOT_COUNT = 24,
-    VT_WORD_ROOTS = 32,
+    VT_WORD_ROOT_EPOCH = 24,
+    VT_WORD_ROOTS = 32,  /* a bit for each inode slot, which those with the same low bits share */
     VT_WORD_SLOTS = 512, /* byte 4096 */
-    VT_ROOT_MAX = 256,
+    VT_ROOT_BITS = 16384,
     VT_BITS_MIN = 10,
     VT_BITS_MAX = 24,
-    VT_ABI = 1,
+    VT_ABI = 2,
 };
 #define VT_MAGIC UINT64_C(0x004c424154534656) /* the bytes "VFSTABL\0" */
 #define VT_DISTRUST UINT64_MAX
@@ -177,15 +177,29 @@ static inline int vt_valid(const vt_t *vt, uint64_t slot, uint64_t stamp)
            vt_load(vt, VT_WORD_FLOOR) <= stamp;
 }
 
-/* Whether the slot is the inode slot of some share's root: then slot 1 (node id 1) must be bumped too. */
+/*
+ * Whether the slot may be the inode slot of some share's root: then slot 1 (node id 1) must be bumped too. It may be
+ * another's, or that of a share that is no more: a needless bump does no harm.
+ */
 static inline int vt_is_root(const vt_t *vt, uint64_t slot)
 {
-    uint64_t count = vt_load(vt, VT_WORD_ROOT_COUNT);
+    unsigned bit = (unsigned)slot % VT_ROOT_BITS;
 
-    for (uint64_t i = 0; i < count && i < VT_ROOT_MAX; i++)
-        if (vt_load(vt, VT_WORD_ROOTS + (unsigned)i) == slot)
-            return 1;
-    return 0;
+    return vt_load(vt, VT_WORD_ROOTS + bit / 64) >> bit % 64 & 1;
+}
+
+/*
+ * Only coherenced does. The bit comes first: whoever begins a change in the new epoch sees it, and whoever began one in
+ * an older epoch sees that the epoch is another at the end, and cannot know whether slot 1 had to be bumped.
+ */
+static inline void vt_add_root(vt_t *vt, uint64_t slot)
+{
+    unsigned bit = (unsigned)slot % VT_ROOT_BITS;
+
+    if (vt_is_root(vt, slot))
+        return;
+    atomic_fetch_or(&vt->words[VT_WORD_ROOTS + bit / 64], UINT64_C(1) << bit % 64);
+    atomic_fetch_add(&vt->words[VT_WORD_ROOT_EPOCH], 1);
 }
 
 /*

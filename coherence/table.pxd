@@ -14,10 +14,10 @@ cdef extern from "table.h" nogil:
         VT_WORD_DOMAIN
         VT_WORD_SEQUENCE
         VT_WORD_FLOOR
-        VT_WORD_ROOT_COUNT
+        VT_WORD_ROOT_EPOCH
         VT_WORD_ROOTS
         VT_WORD_SLOTS
-        VT_ROOT_MAX
+        VT_ROOT_BITS
         VT_BITS_MIN
         VT_BITS_MAX
         VT_ABI
@@ -57,6 +57,7 @@ cdef extern from "table.h" nogil:
     uint64_t vt_stamp(const vt_t *vt)
     bint vt_valid(const vt_t *vt, uint64_t slot, uint64_t stamp)
     bint vt_is_root(const vt_t *vt, uint64_t slot)
+    void vt_add_root(vt_t *vt, uint64_t slot)
     bint vt_distrusted(uint64_t floor)
     void vt_lift_floor(vt_t *vt)
     void vt_raise_floor(vt_t *vt)

@@ -1,7 +1,7 @@
 """Types of table.pyx."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ SLOTS_OFFSET: int
 DEFAULT_SLOT_COUNT: int
 MIN_SLOT_COUNT: int
 MAX_SLOT_COUNT: int
-MAX_ROOTS: int
+ROOT_BITS: int
 ABI_VERSION: int
 TRUST_NOTHING: int
 JOURNAL_MAX: int
@@ -99,11 +99,21 @@ class Table:
     @property
     def floor(self) -> int: ...
     @property
-    def roots(self) -> tuple[int, ...]:
-        """The inode slots of the domain's share roots."""
+    def root_bits(self) -> frozenset[int]:
+        """The slots of shares' roots, modulo ROOT_BITS; some may be of shares that are no more."""
+
+    @property
+    def root_epoch(self) -> int:
+        """How often a bit was added to root_bits: a change that sees two values may have missed a root."""
 
     def add_root(self, slot: int) -> None:
-        """Add a share's root slot; only coherenced does. UserError when the list is full."""
+        """Let whoever bumps this inode slot bump slot 1 as well; only coherenced does."""
+
+    def keep_roots(self, slots: Iterable[int]) -> None:
+        """Forget all roots but these; only coherenced does, and only after it has raised the floor.
+
+        A guest of a forgotten share whose backend has ended has then nothing left that is good, and can fetch nothing.
+        """
 
     def inode_hash(self, dev: int, ino: int) -> int:
         """The hash of an inode, of whose low bits its slot is made: 64 bits."""
@@ -118,7 +128,7 @@ class Table:
         """SipHash-2-4 under the table's seed of `first`, as 8 little-endian bytes, and `data`: 64 bits."""
 
     def is_root(self, slot: int) -> bool:
-        """Whether the slot is in roots: whoever bumps it bumps slot 1 as well."""
+        """Whether the slot may be that of a share's root: whoever bumps it bumps slot 1 as well."""
 
     def bump(self, slot: int) -> int:
         """Note that what depends on the slot has changed; returns the new sequence.

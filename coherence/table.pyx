@@ -25,7 +25,7 @@ SLOTS_OFFSET = VT_WORD_SLOTS * 8
 DEFAULT_SLOT_COUNT = 1 << 20
 MIN_SLOT_COUNT = 1 << VT_BITS_MIN
 MAX_SLOT_COUNT = 1 << VT_BITS_MAX
-MAX_ROOTS = VT_ROOT_MAX
+ROOT_BITS = VT_ROOT_BITS
 ABI_VERSION = VT_ABI
 TRUST_NOTHING = VT_DISTRUST
 JOURNAL_MAX = VJ_MAX
@@ -212,21 +212,29 @@ cdef class Table:
         return VT_DISTRUST if vt_distrusted(floor) else floor
 
     @property
-    def roots(self):
+    def root_bits(self):
         self.check_open()
-        count = min(vt_load(&self.vt, VT_WORD_ROOT_COUNT), <uint64_t>VT_ROOT_MAX)
-        return tuple(vt_load(&self.vt, VT_WORD_ROOTS + i) for i in range(<unsigned>count))
+        return frozenset([bit for bit in range(VT_ROOT_BITS) if vt_is_root(&self.vt, bit)])
+
+    @property
+    def root_epoch(self):
+        self.check_open()
+        return vt_load(&self.vt, VT_WORD_ROOT_EPOCH)
 
     def add_root(self, slot):
         self.check_writable()
-        cdef uint64_t root = self.checked_slot(slot)
-        cdef uint64_t count = vt_load(&self.vt, VT_WORD_ROOT_COUNT)
-        if vt_is_root(&self.vt, root):
-            return
-        if count >= VT_ROOT_MAX:
-            raise UserError(f"the table has its {VT_ROOT_MAX} shares already: use another table for this one")
-        vt_store(&self.vt, <unsigned>(VT_WORD_ROOTS + count), root)
-        vt_store(&self.vt, VT_WORD_ROOT_COUNT, count + 1)
+        vt_add_root(&self.vt, self.checked_slot(slot))
+
+    def keep_roots(self, slots):
+        self.check_writable()
+        cdef unsigned at
+        kept = [0] * (VT_ROOT_BITS // 64)
+        for slot in slots:
+            bit = self.checked_slot(slot) % VT_ROOT_BITS
+            kept[bit // 64] |= 1 << bit % 64
+        for i, word in enumerate(kept):
+            at = <unsigned>(VT_WORD_ROOTS + i)
+            vt_store(&self.vt, at, vt_load(&self.vt, at) & <uint64_t>word)
 
     def inode_hash(self, uint64_t dev, uint64_t ino):
         return vt_inode_hash(&self.vt, dev, ino)

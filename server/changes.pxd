@@ -14,7 +14,7 @@ cdef enum:
 cdef struct change_t:
     uint64_t slots[SLOTS_MAX]       # names first
     uint64_t seen[NAMES_MAX]        # the names' slots as they were at the beginning
-    uint64_t roots                  # how many roots the table had at the beginning
+    uint64_t root_epoch             # of the table at the beginning
     unsigned names
     unsigned count
     uint64_t things[THINGS_MAX]     # hashes

@@ -16,7 +16,7 @@ from coherence.leases cimport (
     lb_write_lease, lt_bucket, lt_data_since, lt_load, lt_now, lt_set_data, lt_set_origin,
 )
 from coherence.table cimport (
-    VJ_WORD_CHANGES, VT_WORD_ROOT_COUNT, VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root,
+    VJ_WORD_CHANGES, VT_WORD_ROOT_EPOCH, VT_WORD_SLOTS, Journal, Table, vj_announce, vj_clear, vt_bump, vt_is_root,
     vt_lift_floor, vt_load, vt_name_hash, vt_name_slot, vt_stamp,
 )
 from server.fuse.wire cimport FUSE_ROOT_ID
@@ -141,7 +141,7 @@ cdef class Changes:
         for i in range(change.count):
             vt_bump(&self.table.vt, change.slots[i])
         # What has become the root of a share since the beginning has slot 1, too, for that share's guest.
-        if overtaken or vt_load(&self.table.vt, VT_WORD_ROOT_COUNT) != change.roots:
+        if overtaken or vt_load(&self.table.vt, VT_WORD_ROOT_EPOCH) != change.root_epoch:
             vt_lift_floor(&self.table.vt)
         # Under the locks: no other backend's change of these is older than this and newer than the change.
         self.stamp = vt_stamp(&self.table.vt)
@@ -171,7 +171,7 @@ cdef bint is_told(Changes self, change_t *change) noexcept:
     if self.table is None:
         return False
     if change.count == 0:
-        change.roots = vt_load(&self.table.vt, VT_WORD_ROOT_COUNT)
+        change.root_epoch = vt_load(&self.table.vt, VT_WORD_ROOT_EPOCH)
     return True
 
 

@@ -124,10 +124,9 @@ def _view(options: Options, stack: ExitStack) -> View | None:
 
 
 def _join(options: Options, table: Path, root_fd: int, settings: Settings) -> Membership:
-    root = os.fstat(root_fd)
     return Membership.join(
         str(table),
-        share_root=(root.st_dev, root.st_ino),
+        share_root=root_fd,
         guest=options.guest,
         cache=options.cache,
         socket_path=None if options.coherence_socket is None else str(options.coherence_socket),

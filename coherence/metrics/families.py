@@ -57,7 +57,7 @@ class _Snapshot(Collector):
         gauges = (
             ("trusted", "1 when cached things may be used, 0 when everybody asks for everything.", status.trusted),
             ("table_slots", "Slots of the version table.", status.slots),
-            ("roots", "Shared directories in the version table.", status.roots),
+            ("roots", "Shared directories of the backends that are members.", status.roots),
             ("backends", "Backends that are members.", len(self._backends)),
             ("missing_backends", "Backends that live and are not connected.", len(status.missing)),
             ("watches", "Directories and files that are watched (fanotify: file systems).", watch.watches),

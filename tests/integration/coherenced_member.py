@@ -14,12 +14,12 @@ from coherence import log
 from coherence.membership import Membership
 
 
-async def main(table_path: str, socket_path: str, guest: str) -> None:
+async def main(table_path: str, socket_path: str, guest: str, share: str) -> None:
     """Join, then obey until the input ends."""
     log.configure("warn")
-    membership = Membership.join(
-        table_path, share_root=(1, len(guest)), guest=guest, cache="shared", socket_path=socket_path
-    )
+    root = os.open(share, os.O_PATH | os.O_DIRECTORY)
+    membership = Membership.join(table_path, share_root=root, guest=guest, cache="shared", socket_path=socket_path)
+    os.close(root)
     loop = asyncio.get_running_loop()
     answers: asyncio.Queue[bool] = asyncio.Queue()
     membership.attach(

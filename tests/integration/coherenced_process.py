@@ -32,6 +32,16 @@ def eventually(what: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@contextlib.contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    """An O_PATH descriptor of a directory, as a backend has of its share."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Manager:
     """The part of a service manager: a socket that gets a service's notifications."""
 
@@ -150,9 +160,15 @@ class Coherenced:
 
 
 class Member:
-    """A backend in a process of its own (coherenced_member.py). A context that ends it."""
+    """A backend in a process of its own (coherenced_member.py). A context that ends it.
 
-    def __init__(self, daemon: Coherenced, guest: str) -> None:
+    Args:
+        daemon: which it joins.
+        guest: its guest's name.
+        share: the directory that it shares, by default the daemon's.
+    """
+
+    def __init__(self, daemon: Coherenced, guest: str, share: Path | None = None) -> None:
         self._log_path = daemon.directory / f"member-{guest}.log"
         self._log = self._log_path.open("a")
         self._process = subprocess.Popen(
@@ -163,6 +179,7 @@ class Member:
                 str(daemon.places.table),
                 str(daemon.socket),
                 guest,
+                str(share or daemon.directory),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ from coherence.errors import UserError
 from coherence.membership import Membership
 from coherence.registry import Registry
 from coherence.table import SLOTS_OFFSET, TRUST_NOTHING
-from tests.integration.coherenced_process import SECONDS, SLOTS, Coherenced, Member, eventually
+from tests.integration.coherenced_process import SECONDS, SLOTS, Coherenced, Member, eventually, open_directory
 
 
 @pytest.fixture
@@ -31,15 +31,16 @@ def coherenced(tmp_path: Path) -> Iterator[Coherenced]:
         yield daemon
 
 
-def join(coherenced: Coherenced, guest: str) -> Membership:
-    """Join in this process."""
-    return Membership.join(
-        str(coherenced.places.table),
-        share_root=(1, 2),
-        guest=guest,
-        cache="none",
-        socket_path=str(coherenced.socket),
-    )
+def join(coherenced: Coherenced, guest: str, share: Path | None = None) -> Membership:
+    """Join in this process, with this share or the daemon's directory."""
+    with open_directory(share or coherenced.directory) as root:
+        return Membership.join(
+            str(coherenced.places.table),
+            share_root=root,
+            guest=guest,
+            cache="none",
+            socket_path=str(coherenced.socket),
+        )
 
 
 def refusal(process: subprocess.Popen[str], coherenced: Coherenced) -> str:
@@ -61,11 +62,27 @@ def test_a_fresh_daemon_makes_a_trusted_table(coherenced: Coherenced) -> None:
 def test_a_backend_is_shown_with_its_counters_and_its_root_is_in_the_table(coherenced: Coherenced) -> None:
     coherenced.start()
     with Member(coherenced, "one") as member, coherenced.table() as table:
-        assert table.is_root(table.inode_slot(1, 3))
+        share = coherenced.directory.stat()
+        assert table.is_root(table.inode_slot(share.st_dev, share.st_ino))
         member.do("bump 5")
         (backend,) = coherenced.status().backends
         assert (backend.pid, backend.guest, backend.cache) == (member.pid, "one", "shared")
+        assert (backend.device, backend.inode) == (share.st_dev, share.st_ino)
         assert coherenced.counters("one") == {"requests": 7}
+
+
+def test_more_shares_one_after_the_other_than_there_can_be_at_once(coherenced: Coherenced, tmp_path: Path) -> None:
+    coherenced.start()
+    with coherenced.table() as table:
+        for number in range(300):
+            share = tmp_path / str(number)
+            share.mkdir()
+            membership = join(coherenced, "one", share)
+            status = share.stat()
+            assert table.is_root(table.inode_slot(status.st_dev, status.st_ino))
+            membership.close()
+    eventually(lambda: not coherenced.status().backends)
+    assert coherenced.status().status.roots == 0
 
 
 def test_a_backend_that_leaves_is_forgotten_and_the_table_stays_trusted(coherenced: Coherenced) -> None:
@@ -271,7 +288,7 @@ def test_a_backend_in_another_ipc_namespace_is_told_so(coherenced: Coherenced) -
     coherenced.start()
     member = ["-m", "tests.integration.coherenced_member", str(coherenced.places.table)]
     done = subprocess.run(
-        ["unshare", "--ipc", sys.executable, *member, str(coherenced.socket), "g"], capture_output=True, text=True
+        ["unshare", "--ipc", sys.executable, *member, str(coherenced.socket), "g", "/"], capture_output=True, text=True
     )
     assert "UserError" in done.stderr
     assert "IPC namespace of coherenced" in done.stderr
@@ -279,16 +296,16 @@ def test_a_backend_in_another_ipc_namespace_is_told_so(coherenced: Coherenced) -
 
 
 def test_a_backend_without_a_daemon_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no coherenced at"):
-        Membership.join("/dev/shm/nothing", share_root=(1, 1), guest="g", cache="none", socket_path=str(tmp_path / "s"))
+    with open_directory(tmp_path) as root, pytest.raises(UserError, match="no coherenced at"):
+        Membership.join("/dev/shm/nothing", share_root=root, guest="g", cache="none", socket_path=str(tmp_path / "s"))
 
 
-def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced) -> None:
+def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced, tmp_path: Path) -> None:
     coherenced.start()
     other = coherenced.directory / "table"
     other.write_bytes(b"")
-    with pytest.raises(UserError, match="serves another table"):
-        Membership.join(str(other), share_root=(1, 1), guest="g", cache="none", socket_path=str(coherenced.socket))
+    with open_directory(tmp_path) as root, pytest.raises(UserError, match="serves another table"):
+        Membership.join(str(other), share_root=root, guest="g", cache="none", socket_path=str(coherenced.socket))
     eventually(lambda: not coherenced.places.journal_keys())
 
 

@@ -45,7 +45,7 @@ from coherence.messages import (
     Window,
     Withdrawn,
 )
-from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
+from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually, open_directory
 
 Expected = TypeVar("Expected")
 
@@ -111,7 +111,8 @@ class Client:
 
     def ask_for_fds(self, message: FromClient, answer: type[Expected]) -> tuple[Expected, list[int]]:
         """The same; the descriptors are the caller's."""
-        self.connection.send(message)
+        with open_directory(Path("/")) as root:
+            self.connection.send(message, [root] if isinstance(message, Join) else [])
         reply, fds = self.connection.receive()
         assert isinstance(reply, answer), reply
         return reply, fds
@@ -123,12 +124,12 @@ class Client:
                 assert isinstance(self.connection.receive()[0], Refused | Welcome)
 
 
-JOIN = Join("hostile", "none", 1, 2)
+JOIN = Join("hostile", "none")
 VALID: list[FromClient] = [
     Hello(PROTOCOL, "backend"),
     Hello(PROTOCOL, "control"),
     JOIN,
-    Join("", "", (1 << 64) - 1, 0, 1),
+    Join("", "", 1),
     Ready(),
     Answer({"a": 1}),
     StatusQuestion(),
@@ -205,6 +206,21 @@ def test_another_protocol_version(coherenced: Coherenced) -> None:
         client.assert_dropped()
 
 
+@pytest.mark.parametrize("path", [None, "/dev/null", "/proc/self/mem"])
+def test_a_join_without_proof_that_there_is_such_a_share(coherenced: Coherenced, path: str | None) -> None:
+    fds = [] if path is None else [os.open(path, os.O_PATH)]
+    with coherenced.table() as table, Client(coherenced) as client:
+        roots, journals = table.root_bits, coherenced.places.journal_keys()
+        client.ask(Hello(PROTOCOL, "backend"), Welcome)
+        client.connection.send(JOIN, fds)
+        answer, _ = client.connection.receive()
+        assert isinstance(answer, Refused)
+        assert "no descriptor of its share" in answer.reason
+        assert (table.root_bits, coherenced.places.journal_keys()) == (roots, journals)
+    for fd in fds:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("message", [JOIN, Ready(), Answer({}), StatusQuestion()])
 def test_a_message_before_hello(coherenced: Coherenced, message: FromClient) -> None:
     with Client(coherenced) as client:
@@ -231,7 +247,7 @@ def test_the_key_of_another_backends_journal(coherenced: Coherenced) -> None:
     (key,) = coherenced.places.journal_keys()
     with Client(coherenced) as client:
         client.ask(Hello(PROTOCOL, "backend"), Welcome)
-        granted = client.ask(Join("hostile", "none", 1, 2, key), Granted)
+        granted = client.ask(Join("hostile", "none", key), Granted)
         assert granted.key != key
     eventually(lambda: coherenced.places.journal_keys() == [key])
 

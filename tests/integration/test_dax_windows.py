@@ -33,7 +33,7 @@ from coherence.messages import (
     Windowed,
     Withdrawn,
 )
-from tests.integration.coherenced_process import SECONDS, Coherenced
+from tests.integration.coherenced_process import SECONDS, Coherenced, open_directory
 from tests.integration.test_coherenced_hostile import Client, join
 from tests.integration.user_guests import Backend
 
@@ -66,14 +66,15 @@ class Guest:
     """
 
     def __init__(self, coherenced: Coherenced, name: str, window: int = WINDOW) -> None:
-        self.membership = Membership.join(
-            str(coherenced.places.table),
-            share_root=(1, 2),
-            guest=name,
-            cache="shared",
-            socket_path=str(coherenced.socket),
-            window=window,
-        )
+        with open_directory(coherenced.directory) as root:
+            self.membership = Membership.join(
+                str(coherenced.places.table),
+                share_root=root,
+                guest=name,
+                cache="shared",
+                socket_path=str(coherenced.socket),
+                window=window,
+            )
         self.dax = self.membership.dax
         self.withdrawals: asyncio.Queue[tuple[int, int, int, Callable[[], None]]] = asyncio.Queue()
         self.settled: asyncio.Queue[tuple[int, int]] = asyncio.Queue()

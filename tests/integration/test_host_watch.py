@@ -13,7 +13,7 @@ import pytest
 
 from coherence.membership import MAX_ASKED, Membership
 from coherence.table import Table
-from tests.integration.coherenced_process import Coherenced, Member, eventually
+from tests.integration.coherenced_process import Coherenced, Member, eventually, open_directory
 
 
 @pytest.fixture
@@ -193,9 +193,8 @@ def test_a_backend_asks_for_so_much_at_once_and_never_waits(daemon: Coherenced, 
         assert not membership.watch(fd, 8)
 
     table, socket = str(daemon.places.table), str(daemon.socket)
-    asyncio.run(
-        ask(Membership.join(table, share_root=(1, 2), guest="hasty", cache="shared", socket_path=socket)),
-    )
+    with open_directory(share) as root:
+        asyncio.run(ask(Membership.join(table, share_root=root, guest="hasty", cache="shared", socket_path=socket)))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: run this as root")

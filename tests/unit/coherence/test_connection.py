@@ -148,6 +148,6 @@ def test_a_status_page_fits_a_packet_whatever_the_backends_are_called() -> None:
 
 @pytest.mark.parametrize("name", ["a\nb", "a\n", "\x1b[2J", "\x9b2J"])
 def test_a_name_that_would_play_tricks_on_a_terminal_is_dropped(pair: Pair, name: str) -> None:
-    pair[0].send(ENCODER.encode(Join(name, "none", 1, 2)))
+    pair[0].send(ENCODER.encode(Join(name, "none")))
     with pytest.raises(Dropped, match="malformed"):
         pair[1].receive()

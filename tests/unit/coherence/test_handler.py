@@ -17,7 +17,7 @@ from coherence.dax.pins import Pins
 from coherence.leases import Leases
 from coherence.messages import (
     CLIENT_DECODER,
-    ENCODER,
+    DAEMON_DECODER,
     PROTOCOL,
     FromClient,
     Hello,
@@ -32,8 +32,15 @@ from coherence.service import Service
 from coherence.table import Table
 from coherence.watch.domain import Domain
 from coherence.watch.host import HostWatch, NoWatch
+from tests.integration.coherenced_process import open_directory
 
 ExpectLog = Callable[[str], None]
+
+
+def send(client: socket.socket, message: FromClient) -> None:
+    """As a client that has the root directory's descriptor where one is needed."""
+    with open_directory(Path("/")) as root:
+        Connection(client, DAEMON_DECODER).send(message, [root] if isinstance(message, Join) else [])
 
 
 class Daemon:
@@ -57,7 +64,7 @@ class Daemon:
     [
         [],
         [Hello(PROTOCOL, "backend")],
-        [Hello(PROTOCOL, "backend"), Join("slow", "none", 1, 2)],
+        [Hello(PROTOCOL, "backend"), Join("slow", "none")],
         [Hello(PROTOCOL, "control")],
         [Hello(PROTOCOL, "control"), StatusQuestion()],
     ],
@@ -81,7 +88,7 @@ def test_a_client_that_does_not_go_on_is_dropped(
         with client:
             handler.Handler(Daemon(registry), Connection(server, CLIENT_DECODER), over.set_result)
             for message in messages:
-                client.send(ENCODER.encode(message))
+                send(client, message)
             await asyncio.wait_for(over, 60)
 
     asyncio.run(serve())
@@ -107,12 +114,12 @@ async def member_that_goes(service: Service, end: asyncio.Future[handler.Handler
     with client:
         member = handler.Handler(service, Connection(server, CLIENT_DECODER), end.set_result)
         service._handlers.append(member)
-        client.send(ENCODER.encode(Hello(PROTOCOL, "backend")))
-        client.send(ENCODER.encode(Join("going", "none", 1, 2)))
+        send(client, Hello(PROTOCOL, "backend"))
+        send(client, Join("going", "none"))
         while not (keys := service.registry.places.journal_keys()):
             await asyncio.sleep(0)
         holder.take(keys[0])
-        client.send(ENCODER.encode(Ready()))
+        send(client, Ready())
         while not member.registered:
             await asyncio.sleep(0)
         asking = asyncio.create_task(service.status_page(0))

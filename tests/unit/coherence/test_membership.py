@@ -26,6 +26,7 @@ from coherence.messages import (
 )
 from coherence.places import Places
 from coherence.table import Table
+from tests.integration.coherenced_process import open_directory
 from tests.unit.server.fake_device import leaked, open_fds
 
 Script = Callable[[Connection[FromClient]], None]
@@ -57,8 +58,8 @@ def join(listener: socket.socket, table_path: Path, answers: list[Message | byte
     before = open_fds()
     thread = threading.Thread(target=lambda: _quietly(serve))
     thread.start()
-    with pytest.raises(UserError) as caught:
-        Membership.join(str(table_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname())
+    with open_directory(Path("/")) as root, pytest.raises(UserError) as caught:
+        Membership.join(str(table_path), share_root=root, guest="g", cache="none", socket_path=listener.getsockname())
     thread.join()
     assert not leaked(before)
     assert "\n" not in str(caught.value)
@@ -112,8 +113,8 @@ def test_a_daemon_that_does_not_answer(
     listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership, "JOIN_SECONDS", 0.05)
-    with pytest.raises(UserError, match="does not answer"):
-        Membership.join(str(tmp_path), share_root=(1, 2), guest="g", cache="none", socket_path=listener.getsockname())
+    with open_directory(tmp_path) as root, pytest.raises(UserError, match="does not answer"):
+        Membership.join(str(tmp_path), share_root=root, guest="g", cache="none", socket_path=listener.getsockname())
 
 
 def test_a_working_directory_is_kept(listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

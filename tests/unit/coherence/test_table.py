@@ -16,9 +16,9 @@ from bench.compiled import ROOT, load
 from coherence.errors import UserError
 from coherence.places import Places
 from coherence.table import (
-    MAX_ROOTS,
     MAX_SLOT_COUNT,
     MIN_SLOT_COUNT,
+    ROOT_BITS,
     SLOTS_OFFSET,
     TRUST_NOTHING,
     Table,
@@ -51,10 +51,10 @@ def test_the_layout_is_the_documented_one(table: Table, places: Places) -> None:
     table.add_root(9)
     file = words(places.table)
     assert places.table.read_bytes()[:8] == b"VFSTABL\0"
-    assert file[1:3] == (1, 1024)
+    assert file[1:3] == (2, 1024)
     assert struct.pack("<2Q", *file[6:8]) == table.domain
     assert (file[8], file[16]) == (table.sequence, table.floor)
-    assert (file[24], file[32]) == (1, 9)
+    assert (file[24], file[32]) == (1, 1 << 9)
     assert file[512 + 7] == table.slot(7) == table.sequence
     assert len(file) == 512 + 1024
 
@@ -163,21 +163,35 @@ def test_a_closed_table_says_so(table: Table) -> None:
     table.close()
 
 
-def test_roots_are_kept_once_each_and_no_more_than_fit(table: Table) -> None:
-    for slot in range(MAX_ROOTS):
+def test_there_is_no_end_of_roots_and_only_those_to_keep_stay(table: Table) -> None:
+    for slot in range(table.slot_count):
+        assert not table.is_root(slot)
         table.add_root(slot)
-        table.add_root(slot)
-    assert table.roots == tuple(range(MAX_ROOTS))
-    assert table.is_root(MAX_ROOTS - 1)
-    assert not table.is_root(MAX_ROOTS)
-    with pytest.raises(UserError, match="use another table"):
-        table.add_root(MAX_ROOTS)
+        assert table.is_root(slot)
+    assert table.root_bits == set(range(table.slot_count))
+    table.keep_roots([3, 64, 1023])
+    assert table.root_bits == {3, 64, 1023}
+    assert [slot for slot in range(table.slot_count) if table.is_root(slot)] == [3, 64, 1023]
 
 
-def test_a_root_count_that_lies_is_no_harm(table: Table, places: Places) -> None:
-    overwrite(places.table, 24, (1 << 64) - 1)
-    assert len(table.roots) == MAX_ROOTS
-    assert not table.is_root(5)
+def test_the_epoch_of_roots_tells_of_those_that_come(table: Table) -> None:
+    for slot, epoch in ((5, 1), (5, 1), (6, 2)):
+        table.add_root(slot)
+        assert table.root_epoch == epoch
+    table.keep_roots([6])
+    assert table.root_epoch == 2
+    table.add_root(5)
+    assert table.root_epoch == 3
+
+
+def test_slots_that_share_a_bit_are_all_roots(places: Places) -> None:
+    Table.create(places.name, 4 * ROOT_BITS).close()
+    table = Table.open(places.name, writable=True)
+    table.add_root(5 + ROOT_BITS)
+    assert all(table.is_root(5 + number * ROOT_BITS) for number in range(4))
+    assert not table.is_root(6)
+    table.keep_roots([5 + 3 * ROOT_BITS])
+    assert table.is_root(5 + ROOT_BITS)
 
 
 def test_the_hash_is_siphash(table: Table, places: Places) -> None:
@@ -235,7 +249,7 @@ def test_a_missing_table_is_refused(places: Places) -> None:
     [
         (0, 0, "not a version table"),
         (0, 12345, "not a version table"),
-        (1, 2, "ABI 2, this program needs ABI 1"),
+        (1, 1, "ABI 1, this program needs ABI 2"),
         (2, 0, "a slot count of 0"),
         (2, 1000, "a slot count of 1000"),
         (2, 512, "a slot count of 512"),
