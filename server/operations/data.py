@@ -66,7 +66,13 @@ def syncfs(fs: FileSystem, request: Request) -> bytes:
 
 @operation(Opcode.LSEEK)
 def lseek(fs: FileSystem, request: Request) -> bytes:
-    """SEEK_DATA and SEEK_HOLE; the guest knows the other answers itself."""
+    """SEEK_DATA and SEEK_HOLE; the guest knows the other answers itself.
+
+    In writeback mode the guest has data that the host takes for a hole or the end of the file. After ENOSYS it does
+    not ask again and takes each file for data up to the size that it knows (fuse_lseek() in fs/fuse/file.c).
+    """
+    if fs.writeback:
+        raise error(errno.ENOSYS)
     fh, offset, whence = unpack(LSEEK_IN, request.body)
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise error(errno.EINVAL)

@@ -79,6 +79,16 @@ def test_lseek_finds_data_and_holes(share: Share, fails: Fails) -> None:
         seek(0, os.SEEK_SET)
 
 
+def test_a_guest_that_delays_writes_finds_no_holes(share: Share, fails: Fails) -> None:
+    """It has data where the host still has a hole; a copy by extents would lose it."""
+    share.writeback = True
+    (share.root / "f").touch()
+    nodeid, fh = share.open("f")
+    for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+        with fails(errno.ENOSYS):
+            share.call(Opcode.LSEEK, nodeid, LSEEK_IN.pack(fh, 0, whence))
+
+
 def test_fallocate(share: Share, fails: Fails) -> None:
     path = share.root / "f"
     path.write_bytes(b"x" * 8192)
