@@ -73,6 +73,9 @@ class Handler:
         daemon: whose client it is.
         connection: which must never wait (settimeout(0)).
         on_close: called once, when the connection is over.
+
+    Attributes:
+        root: of a backend that has joined, an O_PATH descriptor of its share's root.
     """
 
     def __init__(self, daemon: Daemon, connection: Connection[FromClient], on_close: Callable[[Handler], None]) -> None:
@@ -84,6 +87,7 @@ class Handler:
         self._role: str | None = None
         self._key: int | None = None
         self._join: Join | None = None
+        self.root = -1
         self._root = (0, 0)
         self._since: float | None = None
         self._answer: asyncio.Future[dict[str, int] | None] | None = None
@@ -132,6 +136,8 @@ class Handler:
             return
         self._loop.remove_reader(self._connection.fileno())
         self._connection.close()
+        if self.root >= 0:
+            os.close(self.root)
         self._deadline.cancel()
         if self._answer is not None:
             self._answer.set_result(None)
@@ -220,7 +226,7 @@ class Handler:
         root = os.fstat(fds[0]) if fds else None
         if root is None or not stat.S_ISDIR(root.st_mode):
             raise UserError("the backend gave no descriptor of its share's directory: report this as a bug")
-        self._root = root.st_dev, root.st_ino
+        self.root, self._root = fds.pop(0), (root.st_dev, root.st_ino)
         self._key = registry.grant(self._pid, self._uid, join.key)
         self._join = join
         fd = journals.open_fd(registry.places, self._key)

@@ -100,7 +100,7 @@ class Service:
             self.domain.on_data = self.dax.changed
             self.watch = open_watch(watch, self.domain, max_watches)
             stack.callback(self.watch.close)
-            self._mounts = Mounts(self.watch.devices, self.registry.raise_floor)
+            self._mounts = Mounts(self.watch, self._roots, self.registry.raise_floor)
             stack.callback(self._mounts.close)
             self.events = ChangeEvents(self.domain)
             self.registry.recover()
@@ -169,6 +169,9 @@ class Service:
 
     def _members(self) -> list[Handler]:
         return [handler for handler in self._handlers if handler.registered]
+
+    def _roots(self) -> list[int]:
+        return [handler.root for handler in self._members()]
 
     def _status(self) -> Status:
         registry, table = self.registry, self.registry.table

@@ -107,6 +107,12 @@ class FanotifyWatch:
         """On which devices something is watched."""
         return self._by_device.keys() | (self._inotify.devices() if self._inotify is not None else set())
 
+    def watched(self, identity: tuple[int, int]) -> bool:
+        """Whether a backend has asked for this directory, st_dev and st_ino."""
+        if any(identity in asked for asked in self._asked.values()):
+            return True
+        return self._inotify is not None and self._inotify.watched(identity)
+
     @property
     def first(self) -> tuple[int, Callable[[], object]]:
         """The queue, and what serves it (HostWatch)."""
@@ -281,7 +287,7 @@ class FanotifyWatch:
         for number, (handle, name) in enumerate(event.places):
             identity = self._identity(handle)
             path = self._path(handle)
-            if path is None or not any(identity in asked for asked in self._asked.values()):
+            if path is None or identity is None or not self.watched(identity):
                 continue
             for what in whats[number : number + 1] if event.mask & calls.FAN_RENAME else whats:
                 self._domain.on_change(who, what, path if name == SELF else path.rstrip(b"/") + b"/" + name)

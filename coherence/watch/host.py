@@ -35,7 +35,10 @@ class HostWatch(Protocol):
         """Its descriptor and what serves that, for a FirstSelector; an ordinary loop serves it, too, but later."""
 
     def devices(self) -> set[int]:
-        """On which devices something is watched."""
+        """On which devices (st_dev) something is watched."""
+
+    def watched(self, identity: tuple[int, int]) -> bool:
+        """Whether a directory, st_dev and st_ino, is watched for a backend."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """See changes from now on."""
@@ -64,6 +67,10 @@ class NoWatch:
     def devices(self) -> set[int]:
         """None."""
         return set()
+
+    def watched(self, identity: tuple[int, int]) -> bool:
+        """No."""
+        return False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Nothing."""

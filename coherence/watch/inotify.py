@@ -141,6 +141,10 @@ class InotifyWatch:
         """On which devices something is watched."""
         return {device for device, _ in self._tree.by_identity}
 
+    def watched(self, identity: tuple[int, int]) -> bool:
+        """Whether a directory, st_dev and st_ino, is watched."""
+        return identity in self._tree.by_identity
+
     @property
     def busy(self) -> bool:
         """Whether something that was read is not told yet."""

@@ -209,6 +209,26 @@ def test_a_mount_in_a_watched_directory(daemon: Coherenced, member: Member, shar
         eventually(lambda: table.floor > stamp)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: run this as root")
+def test_a_mount_beside_the_share(tmp_path: Path, daemon: Coherenced, share: Path) -> None:
+    (share / "m").mkdir()
+    beside = str(tmp_path / "beside")
+    Path(beside).mkdir()
+    with Member(daemon, "green", share) as green, daemon.table() as table:
+        green.do(f"watch {share}")
+        stamp, mounts = table.stamp(), daemon.mounts()
+        for command in (["mount", "-t", "tmpfs", "none", beside], ["umount", beside]):
+            subprocess.run(command, check=True)
+            # The second answer comes after what the daemon had to do before it was asked.
+            green.do(f"watch {share / 'm'}")
+            green.do(f"watch {share}")
+        assert daemon.mounts() == mounts
+        assert table.floor <= stamp
+        subprocess.run(["mount", "-t", "tmpfs", "none", share / "m"], check=True)
+        eventually(lambda: table.floor > stamp)
+        subprocess.run(["umount", share / "m"], check=True)
+
+
 def test_without_a_watch(tmp_path: Path, share: Path) -> None:
     with Coherenced(tmp_path) as daemon:
         daemon.start("--watch", "none")
