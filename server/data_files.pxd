@@ -18,7 +18,7 @@ cdef class DataFiles:
     cdef uint64_t uses, uses_at_tick
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept
-    cdef handle_t *keep(self, inode_t *inode, int fd, bint writable) noexcept
+    cdef handle_t *keep(self, inode_t *inode, int fd, int flags) noexcept
     cdef void drop(self, inode_t *inode) noexcept
     cdef void expire(self) noexcept
     cdef void clear(self) noexcept

@@ -7,6 +7,7 @@ seconds: on the host, a program that is open for writing cannot be run.
 """
 
 from libc.stdint cimport uint64_t
+from posix.fcntl cimport O_ACCMODE, O_RDWR
 
 from server.handles cimport HandleTable, handle_t
 from server.inodes cimport inode_t
@@ -31,17 +32,18 @@ cdef class DataFiles:
         use(self, inode)
         return self.handles.get(inode.nodeid, inode.data_fh)
 
-    cdef handle_t *keep(self, inode_t *inode, int fd, bint writable) noexcept:
-        """Keep a descriptor, which it takes, in place of what the inode has; NULL: no memory."""
+    cdef handle_t *keep(self, inode_t *inode, int fd, int flags) noexcept:
+        """Keep a descriptor, which it takes and which is open with these flags, in place of what the inode has;
+        NULL: no memory."""
         cdef handle_t *handle
         self.drop(inode)
         if self.count == self.room:
             close_at(self, least_used(self))
-        handle = self.handles.open(inode.nodeid, fd)
+        handle = self.handles.open(inode.nodeid, fd, flags)
         if handle == NULL:
             return NULL
         inode.data_fh = handle.fh
-        inode.data_writable = writable
+        inode.data_writable = flags & O_ACCMODE == O_RDWR
         use(self, inode)
         self.kept[self.count].inode = inode
         self.kept[self.count].nodeid = inode.nodeid

@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from coherence.table cimport Table
 from server.changes cimport Changes
 from server.data_files cimport DataFiles
-from server.handles cimport HandleTable
+from server.handles cimport HandleTable, handle_t
 from server.inodes cimport InodeTable, inode_t
 from server.libc cimport statx_t
 from server.listings cimport Listings
@@ -43,9 +43,9 @@ cdef class FileSystem:
     cdef uint32_t file_flags, directory_flags
     cdef uint64_t counters[64]
 
-    cdef int file_fd(self, uint64_t nodeid, uint64_t fh, bint writable) noexcept
+    cdef int open_file(self, uint64_t nodeid, uint64_t fh, bint writable, handle_t **file) noexcept
     cdef uint32_t flags_of(self, const inode_t *inode) noexcept
-    cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept
+    cdef int hand_out(self, inode_t *inode, int fd, int flags, uint64_t *fh) noexcept
     cdef void evict(self, const statx_t *stx) noexcept
     cdef void make_space(self) noexcept
     cdef void interrupt(self, uint64_t unique) noexcept

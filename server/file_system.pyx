@@ -10,7 +10,7 @@ from libc.errno cimport EBADF, EINVAL, EIO, ENOMEM, ENOSYS, ERANGE, ESTALE
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.fcntl cimport F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY, fcntl
+from posix.fcntl cimport F_GETFL, O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY, fcntl
 from posix.unistd cimport close
 
 from coherence.leases cimport Leases, lt_now
@@ -163,12 +163,16 @@ cdef class FileSystem:
         """The descriptor of an open handle; OSError(EBADF) where the inode has no such handle.
 
         Args:
-            writable: what a guest that opens nothing, and so has fh 0, is going to do with it.
+            writable: what a guest that opens nothing, and so has fh 0, is going to do with it. Such a descriptor
+                is without O_APPEND, with which nothing can be copied to it: the guest's kernel minds its own.
         """
-        cdef int fd = self.file_fd(nodeid, fh, writable)
-        if fd < 0:
-            raise oserror(-fd)
-        return fd
+        cdef handle_t *handle = NULL
+        cdef int error = self.open_file(nodeid, fh, writable, &handle)
+        if error:
+            raise oserror(error)
+        if writable:
+            self.handles.set_flags(handle, handle.flags & ~O_APPEND)
+        return handle.fd
 
     def entry(self, parent: int, name: bytes) -> bytes:
         """Look a name up, counting the lookup: the encoded fuse_entry_out."""
@@ -224,7 +228,7 @@ cdef class FileSystem:
         cdef fuse_open_out out
         cdef int error
         memset(&out, 0, sizeof(out))
-        error = self.hand_out(live(self, nodeid), fd, &out.fh)
+        error = self.hand_out(live(self, nodeid), fd, fcntl(fd, F_GETFL), &out.fh)
         if error:
             raise oserror(error)
         out.open_flags = self.flags_of(live(self, nodeid))
@@ -357,27 +361,28 @@ cdef class FileSystem:
         self.changes.due = directory.watch_due
         return True
 
-    cdef int file_fd(self, uint64_t nodeid, uint64_t fh, bint writable) noexcept:
-        """The descriptor for a request on an open file, or a negative errno."""
-        cdef handle_t *handle = self.handles.get(nodeid, fh)
+    cdef int open_file(self, uint64_t nodeid, uint64_t fh, bint writable, handle_t **file) noexcept:
+        """The handle for a request on an open file: 0 or an errno."""
         cdef inode_t *inode
-        cdef int fd
-        if handle != NULL:
-            return handle.fd
+        cdef int fd, flags
+        file[0] = self.handles.get(nodeid, fh)
+        if file[0] != NULL:
+            return 0
         if fh != 0 or not self.opens_nothing:
-            return -EBADF
+            return EBADF
         inode = self.inodes.get(nodeid)
         if inode == NULL:
-            return -ESTALE
+            return ESTALE
         if inode.type != S_IFREG:
-            return -EINVAL
-        handle = self.data_files.find(inode, writable)
-        if handle == NULL:
-            fd = self.lookups.reopen_fd(inode, O_RDWR if writable else O_RDONLY)
+            return EINVAL
+        file[0] = self.data_files.find(inode, writable)
+        if file[0] == NULL:
+            flags = O_RDWR if writable else O_RDONLY
+            fd = self.lookups.reopen_fd(inode, flags)
             if fd < 0:
-                return fd
-            handle = self.data_files.keep(inode, fd, writable)
-        return handle.fd if handle != NULL else -ENOMEM
+                return -fd
+            file[0] = self.data_files.keep(inode, fd, flags)
+        return 0 if file[0] != NULL else ENOMEM
 
     cdef uint32_t flags_of(self, const inode_t *inode) noexcept:
         """The FOPEN flags for an inode."""
@@ -386,27 +391,25 @@ cdef class FileSystem:
             return 0 if inode.type == S_IFDIR else DIRECT_IO
         return self.directory_flags if inode.type == S_IFDIR else self.file_flags
 
-    cdef int hand_out(self, inode_t *inode, int fd, uint64_t *fh) noexcept:
-        """Give the guest a descriptor, which this takes, by an fh: 0 or an errno.
+    cdef int hand_out(self, inode_t *inode, int fd, int flags, uint64_t *fh) noexcept:
+        """Give the guest a descriptor, which this takes and which is open with these flags, by an fh: 0 or an errno.
 
         A guest that opens nothing does not release what it gets by CREATE either: it has fh 0.
         """
         cdef handle_t *handle
-        cdef int flags
         if not self.opens_nothing or inode.type != S_IFREG:
-            handle = self.handles.open(inode.nodeid, fd)
+            handle = self.handles.open(inode.nodeid, fd, flags)
             if handle == NULL:
                 return ENOMEM
             fh[0] = handle.fh
             self.inodes.keep_to_limit()
             return 0
         fh[0] = 0
-        flags = fcntl(fd, F_GETFL)
-        # For reading and writing at any place, as whatever file of the guest's sends its requests wants it.
-        if flags & O_ACCMODE == O_WRONLY or fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0:
+        if flags & O_ACCMODE == O_WRONLY:
+            # Whatever file of the guest's sends its requests may want to read.
             close(fd)
-            return 0
-        self.data_files.keep(inode, fd, flags & O_ACCMODE == O_RDWR)
+        else:
+            self.data_files.keep(inode, fd, flags)
         return 0
 
     cdef void evict(self, const statx_t *stx) noexcept:

@@ -2,13 +2,18 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """The files and directories that a guest has open: fh to descriptor."""
 
+from libc.errno cimport EINVAL, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
+from posix.fcntl cimport F_SETFL, O_APPEND, fcntl
 from posix.unistd cimport close
+
+from server.libc cimport O_DIRECT
 
 cdef enum:
     INDEX_BITS = 32
+    SETTABLE = O_APPEND | O_DIRECT
 
 
 cdef class HandleTable:
@@ -28,8 +33,9 @@ cdef class HandleTable:
             if self.records[i].fd >= 0:
                 self.close(&self.records[i])
 
-    cdef handle_t *open(self, uint64_t nodeid, int fd) noexcept:
-        """A handle for fd, which it takes; NULL: no memory. The pointer is good until the next open()."""
+    cdef handle_t *open(self, uint64_t nodeid, int fd, int flags) noexcept:
+        """A handle for fd, which it takes and which is open with these flags; NULL: no memory. The pointer is good
+        until the next open()."""
         cdef handle_t *handle
         cdef handle_t *grown
         cdef int64_t i, room
@@ -52,6 +58,7 @@ cdef class HandleTable:
         handle.fh += <uint64_t>1 << INDEX_BITS
         handle.nodeid = nodeid
         handle.fd = fd
+        handle.flags = flags & SETTABLE
         handle.entries = NULL
         handle.entries_at = handle.entries_end = 0
         handle.entries_offset = 0
@@ -64,6 +71,22 @@ cdef class HandleTable:
         if i >= self.count or self.records[i].fh != fh or self.records[i].fd < 0 or self.records[i].nodeid != nodeid:
             return NULL
         return &self.records[i]
+
+    cdef int set_flags(self, handle_t *handle, int flags) noexcept:
+        """Let the descriptor have O_APPEND and O_DIRECT, or not, as these flags: 0 or an errno.
+
+        fcntl(F_SETFL) of the guest's programs does not come to us: what it did is in the flags of the next READ or
+        WRITE. A file system that knows no O_DIRECT does without; a file that is append-only (chattr +a) refuses
+        with EPERM to be without O_APPEND.
+        """
+        flags &= SETTABLE
+        if flags == handle.flags:
+            return 0
+        if fcntl(handle.fd, F_SETFL, flags) < 0:
+            if errno != EINVAL or fcntl(handle.fd, F_SETFL, flags & ~O_DIRECT) < 0:
+                return errno
+        handle.flags = flags
+        return 0
 
     cdef bint holds(self, uint64_t nodeid) noexcept:
         """Whether any handle is of this inode; looks at all."""

@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport (
-    F_GETFL, F_SETFL, O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_SYNC, O_TRUNC, fcntl,
+    O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_SYNC, O_TRUNC,
 )
 from posix.unistd cimport close, dup
 from posix.uio cimport iovec
@@ -23,8 +23,8 @@ from server.handles cimport handle_t
 from server.hot_directories cimport readdir
 from server.inodes cimport inode_t
 from server.libc cimport (
-    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_DIRECT, O_DIRECTORY, RWF_APPEND, RWF_DSYNC, RWF_SYNC, STATX_BASIC_STATS,
-    STATX_MNT_ID, open_beneath, preadv, pwritev, pwritev2, statx, statx_t, strnlen, unlinkat,
+    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_DIRECT, O_DIRECTORY, RWF_DSYNC, RWF_SYNC, STATX_BASIC_STATS,
+    STATX_MNT_ID, open_beneath, preadv, pwritev2, statx, statx_t, strnlen, unlinkat,
 )
 from server.names cimport name_error
 from server.request cimport request_t
@@ -184,11 +184,12 @@ cdef int getattr_(FileSystem fs, request_t *request):
     return fs.replies.fill_attr_out(<fuse_attr_out *>request.reply, inode, True)
 
 
-cdef int opened(FileSystem fs, inode_t *inode, int fd, uint32_t flags, fuse_open_out *out) noexcept:
-    """Make a handle of a descriptor, which it takes, and tell the guest what it may do with it."""
+cdef int opened(FileSystem fs, inode_t *inode, int fd, int flags, fuse_open_out *out) noexcept:
+    """Make a handle of a descriptor, which it takes and which is open with these flags, and tell the guest what it
+    may do with it."""
     cdef int error
     memset(out, 0, sizeof(fuse_open_out))
-    error = fs.hand_out(inode, fd, &out.fh)
+    error = fs.hand_out(inode, fd, flags, &out.fh)
     if error:
         return error
     out.open_flags = fs.flags_of(inode)
@@ -248,14 +249,14 @@ cdef int open_(FileSystem fs, request_t *request, uint32_t type):
     # Opening a device or a FIFO does something by itself; the guest's kernel never asks for it.
     if inode.type != type:
         return EISDIR if inode.type == S_IFDIR else EINVAL
-    flags = allowed_flags(fs, ask.flags) if type == S_IFREG else O_RDONLY | O_DIRECTORY
+    flags = fs.lookups.host_flags(allowed_flags(fs, ask.flags)) if type == S_IFREG else O_RDONLY | O_DIRECTORY
     if fs.readonly and (flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY):
         return EROFS
     error = open_inode(fs, request, inode, flags, ask.open_flags & FUSE_OPEN_KILL_SUIDGID, &fd)
     if error:
         return error
     request.reply_size = sizeof(fuse_open_out)
-    error = opened(fs, inode, fd, ask.flags, out)
+    error = opened(fs, inode, fd, flags, out)
     if type == S_IFDIR:
         out.open_flags = fs.listings.open(inode, out.open_flags)
     return error
@@ -305,21 +306,24 @@ cdef int clip(iovec *iov, int *count, size_t size) noexcept:
 
 cdef int read(FileSystem fs, request_t *request) noexcept:
     cdef fuse_read_in *ask = <fuse_read_in *>request.body
+    cdef handle_t *handle = NULL
     cdef size_t size
     cdef ssize_t done
-    cdef int fd
+    cdef int error
     if request.body_size < sizeof(fuse_read_in):
         return EINVAL
-    fd = fs.file_fd(request.header.nodeid, ask.fh, False)
-    if fd < 0:
-        return -fd
+    error = fs.open_file(request.header.nodeid, ask.fh, False, &handle)
+    if error == 0 and fs.allow_direct_io:
+        error = fs.handles.set_flags(handle, handle.flags & O_APPEND | ask.flags & O_DIRECT)
+    if error:
+        return error
     size = min(<size_t>ask.size, request.room_size)
     if size == 0:
         return 0
     if ask.offset > <uint64_t>INT64_MAX - size:
         return EINVAL
     clip(request.room, &request.room_count, size)
-    done = preadv(fd, request.room, request.room_count, ask.offset)
+    done = preadv(handle.fd, request.room, request.room_count, ask.offset)
     if done < 0:
         return errno
     request.reply_size = done
@@ -333,26 +337,21 @@ cdef bint runs_as_another(int fd) noexcept:
     return statx(fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0 or stx.stx_mode & (S_ISUID | S_ISGID)
 
 
-cdef ssize_t write_pages(int fd, const iovec *iov, int count, uint64_t offset) noexcept:
-    """Write pages of a mapping. They have their place, through whichever handle the guest's kernel sends them; but
-    on a descriptor that is open with O_APPEND pwritev(2) does not heed its offset."""
-    cdef int flags = fcntl(fd, F_GETFL)
-    cdef ssize_t done
-    if not flags & O_APPEND:
-        return pwritev(fd, iov, count, offset)
-    if fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0:
-        return -1
-    done = pwritev(fd, iov, count, offset)
-    fcntl(fd, F_SETFL, flags)
-    return done
+cdef int settable_flags(FileSystem fs, const fuse_write_in *ask) noexcept:
+    """Which of O_APPEND and O_DIRECT a WRITE is to be done with.
+
+    Pages of the guest's cache have their place, through whichever handle its kernel sends them; a guest that delays
+    writes places all data.
+    """
+    if ask.write_flags & FUSE_WRITE_CACHE:
+        return 0
+    return ask.flags & ((0 if fs.writeback else O_APPEND) | (O_DIRECT if fs.allow_direct_io else 0))
 
 
-cdef int write_flags(uint32_t flags) noexcept:
-    """For pwritev2(2), what a descriptor opened with these flags would do by itself."""
-    return (
-        (RWF_APPEND if flags & O_APPEND else 0)
-        | (RWF_SYNC if flags & O_SYNC == O_SYNC else RWF_DSYNC if flags & O_DSYNC else 0)
-    )
+cdef int sync_flags(uint32_t flags) noexcept:
+    """For pwritev2(2), what a descriptor that was opened with these flags would do by itself. The guest's kernel
+    says so, too, of a single write that was asked for with RWF_DSYNC."""
+    return RWF_SYNC if flags & O_SYNC == O_SYNC else RWF_DSYNC if flags & O_DSYNC else 0
 
 
 cdef int write(FileSystem fs, request_t *request):
@@ -360,6 +359,7 @@ cdef int write(FileSystem fs, request_t *request):
     cdef inode_t *inode = fs.inodes.get(request.header.nodeid)
     cdef fuse_write_out *out = <fuse_write_out *>request.reply
     cdef change_t change
+    cdef handle_t *handle = NULL
     cdef ssize_t done
     cdef int fd, error = 0
     cdef bint kill
@@ -369,12 +369,15 @@ cdef int write(FileSystem fs, request_t *request):
         return EINVAL
     if fs.readonly:
         return EROFS
-    fd = fs.file_fd(request.header.nodeid, ask.fh, True)
-    if fd < 0:
-        return -fd
+    error = fs.open_file(request.header.nodeid, ask.fh, True, &handle)
+    if error:
+        return error
+    fd = handle.fd
     if ask.offset > <uint64_t>INT64_MAX - ask.size:
         return EINVAL
     error = fs.mapped.reach(inode, ask.offset + ask.size)
+    if error == 0:
+        error = fs.handles.set_flags(handle, settable_flags(fs, ask))
     if error:
         return error
     kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
@@ -387,12 +390,7 @@ cdef int write(FileSystem fs, request_t *request):
     done = 0
     if ask.size:
         clip(request.data, &request.data_count, ask.size)
-        if ask.write_flags & FUSE_WRITE_CACHE:
-            done = write_pages(fd, request.data, request.data_count, ask.offset)
-        elif ask.fh == 0:
-            done = pwritev2(fd, request.data, request.data_count, ask.offset, write_flags(ask.flags))
-        else:
-            done = pwritev(fd, request.data, request.data_count, ask.offset)
+        done = pwritev2(fd, request.data, request.data_count, ask.offset, sync_flags(ask.flags))
         if done < 0:
             error = errno
     if kill:
@@ -478,7 +476,7 @@ cdef int create(FileSystem fs, request_t *request):
         if fd >= 0:
             close(fd)
         return error
-    error = opened(fs, inode, fd, ask.flags, <fuse_open_out *>(request.reply + sizeof(fuse_entry_out)))
+    error = opened(fs, inode, fd, flags, <fuse_open_out *>(request.reply + sizeof(fuse_entry_out)))
     if error:
         fs.inodes.forget(inode.nodeid, 1)
         return error

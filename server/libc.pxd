@@ -73,7 +73,6 @@ cdef extern from *:
         STATX_BASIC_STATS
         STATX_MNT_ID
         STATX_NLINK
-        RWF_APPEND
         RWF_DSYNC
         RWF_SYNC
         MAX_HANDLE_SZ
@@ -118,7 +117,6 @@ cdef extern from *:
     int unlinkat(int dir_fd, const char *path, int flags) noexcept nogil
     ssize_t getdents64(int fd, void *buffer, size_t size) noexcept nogil
     ssize_t preadv(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
-    ssize_t pwritev(int fd, const iovec *iov, int count, off_t offset) noexcept nogil
     ssize_t pwritev2(int fd, const iovec *iov, int count, off_t offset, int flags) noexcept nogil
     uint64_t statx_dev(const statx_t *stx) noexcept nogil
     bint has_dax_flag(int fd)

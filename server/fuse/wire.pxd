@@ -109,6 +109,7 @@ cdef extern from "<linux/fuse.h>" nogil:
         uint64_t fh
         uint64_t offset
         uint32_t size
+        uint32_t flags
 
     struct fuse_write_in:
         uint64_t fh

@@ -57,13 +57,11 @@ def mkdir(fs: FileSystem, request: Request) -> bytes:
 @operation(Opcode.TMPFILE, changes=True)
 def tmpfile(fs: FileSystem, request: Request) -> bytes:
     """An open file without a name: fuse_entry_out, then fuse_open_out. The name in the request is none."""
-    flags, mode, _umask, _open_flags = unpack(CREATE_IN, request.body)
-    # In writeback mode the guest reads the rest of a page that it writes, and appends by itself.
-    keep = 0 if fs.writeback else os.O_APPEND
+    _flags, mode, _umask, _open_flags = unpack(CREATE_IN, request.body)
     with fs.credentials(request.uid, request.gid):
         fd = os.open(
             ".",
-            os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | (flags & keep),
+            os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC,
             stat.S_IMODE(mode),
             dir_fd=fs.fd(request.nodeid),
         )

@@ -8,6 +8,7 @@ import os
 import resource
 import stat
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from server.fuse.protocol import (
     ATTR,
     BATCH_FORGET_IN,
+    COPY_FILE_RANGE_IN,
     CREATE_IN,
     DIRENT,
     ENTRY_OUT,
@@ -71,13 +73,13 @@ def open_file(guest: RawGuest, nodeid: int, flags: int = os.O_RDWR) -> tuple[int
     return fh, open_flags
 
 
-def read(guest: RawGuest, nodeid: int, fh: int, size: int, offset: int = 0) -> tuple[int, bytes]:
-    return guest.request(Opcode.READ, nodeid, READ_IN.pack(fh, offset, size, 0, 0, 0), room=size)
+def read(guest: RawGuest, nodeid: int, fh: int, size: int, offset: int = 0, *, flags: int = 0) -> tuple[int, bytes]:
+    return guest.request(Opcode.READ, nodeid, READ_IN.pack(fh, offset, size, 0, 0, flags), room=size)
 
 
 def write(guest: RawGuest, nodeid: int, fh: int, data: bytes, offset: int = 0, **header: int) -> tuple[int, bytes]:
-    size = header.pop("size", len(data))
-    return guest.request(Opcode.WRITE, nodeid, WRITE_IN.pack(fh, offset, size, 0, 0, 0) + data, **header)
+    size, flags = header.pop("size", len(data)), header.pop("flags", 0)
+    return guest.request(Opcode.WRITE, nodeid, WRITE_IN.pack(fh, offset, size, 0, 0, flags) + data, **header)
 
 
 def release(guest: RawGuest, nodeid: int, fh: int) -> int:
@@ -229,6 +231,82 @@ def test_numbers_out_of_range(guest: RawGuest) -> None:
     assert guest.request(Opcode.GETATTR, 1, b"", len=2**32 - 1)[0] == errno.EINVAL
 
 
+@pytest.mark.parametrize("how", ["open", "create", "tmpfile"])
+def test_append_is_switched_by_the_flags_of_each_write(guest: RawGuest, how: str) -> None:
+    """As fcntl(F_SETFL) of the guest's program did, of which the server is not told."""
+    flags = os.O_RDWR | os.O_APPEND
+    if how == "open":
+        nodeid = lookup(guest, b"file")
+        fh, _ = open_file(guest, nodeid, flags | os.O_TRUNC)
+    elif how == "create":
+        nodeid, fh, _ = create(guest, b"new", flags)
+    else:
+        body = CREATE_IN.pack(flags | os.O_TMPFILE, stat.S_IFREG | 0o644, 0, 0) + b"/\0"
+        error, reply = guest.request(Opcode.TMPFILE, 1, body)
+        assert error == 0
+        nodeid, fh = ENTRY_OUT.unpack_from(reply)[0], OPEN_OUT.unpack_from(reply, ENTRY_OUT_SIZE)[0]
+    assert write(guest, nodeid, fh, b"foo\n", 0, flags=flags)[0] == 0
+    for data, offset, switched, content in (
+        (b"bar\n", 0, flags, b"foo\nbar\n"),
+        (b"X", 0, os.O_RDWR, b"Xoo\nbar\n"),
+        (b"Y", 1, os.O_RDWR, b"XYo\nbar\n"),
+        (b"!", 0, flags, b"XYo\nbar\n!"),
+        (b"Z", 2, os.O_RDWR, b"XYZ\nbar\n!"),
+    ):
+        assert write(guest, nodeid, fh, data, offset, flags=switched)[0] == 0
+        assert read(guest, nodeid, fh, 100, flags=switched) == (0, content)
+
+
+def test_what_was_opened_to_append_can_be_copied_to_when_that_is_off(guest: RawGuest) -> None:
+    """The guest's kernel refuses to copy to what has O_APPEND; by then the file has it no more."""
+    nodeid = lookup(guest, b"file")
+    fh, _ = open_file(guest, nodeid, os.O_RDWR | os.O_APPEND)
+    assert write(guest, nodeid, fh, b"!", 0, flags=os.O_RDWR | os.O_APPEND)[0] == 0
+    body = COPY_FILE_RANGE_IN.pack(fh, 7, nodeid, fh, 0, 1, 0)
+    assert guest.request(Opcode.COPY_FILE_RANGE, nodeid, body)[0] == 0
+    assert read(guest, nodeid, fh, 100) == (0, b"!ontent!")
+    assert write(guest, nodeid, fh, b"?", 0, flags=os.O_RDWR | os.O_APPEND)[0] == 0
+    assert read(guest, nodeid, fh, 100) == (0, b"!ontent!?")
+
+
+@pytest.mark.parametrize("cache", ["auto", "shared"])
+def test_direct_io_is_switched_by_the_flags_of_each_request(tmp_path: Path, cache: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 32)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        pytest.skip("the file system knows no O_DIRECT")
+    with raw_guest(tmp_path, cache=cache, allow_direct_io=True, init=False) as guest:
+        guest.initialize(opens=cache != "shared")
+        nodeid, fh = lookup(guest, b"file"), 0
+        if cache != "shared":
+            fh, _ = open_file(guest, nodeid, os.O_RDWR | os.O_DIRECT)
+        direct = os.O_RDWR | os.O_DIRECT
+        for flags in (direct, os.O_RDWR, direct):
+            # What is not aligned goes through the host's cache only.
+            buffered = not flags & os.O_DIRECT
+            assert (write(guest, nodeid, fh, b"!", 1, flags=flags)[0] == 0) == buffered
+            assert (read(guest, nodeid, fh, 3, 1, flags=flags)[0] == 0) == buffered
+    assert path.read_bytes()[:3] == b"\0!\2"
+
+
+def test_a_file_that_only_grows_is_appended_to_and_nothing_else(guest: RawGuest, tmp_path: Path) -> None:
+    """chattr +a: it can be opened for writing with O_APPEND only, and does not lose that."""
+    path = tmp_path / "file"
+    nodeid = lookup(guest, b"file")
+    if subprocess.run(["chattr", "+a", path], capture_output=True, check=False).returncode:
+        pytest.skip("the file system has no append-only files")
+    try:
+        fh, _ = open_file(guest, nodeid, os.O_WRONLY | os.O_APPEND)
+        assert write(guest, nodeid, fh, b"!", 0, flags=os.O_WRONLY | os.O_APPEND)[0] == 0
+        assert write(guest, nodeid, fh, b"?", 0, flags=os.O_WRONLY)[0] == errno.EPERM
+        assert write(guest, nodeid, fh, b"!", 0, flags=os.O_WRONLY | os.O_APPEND)[0] == 0
+        assert path.read_bytes() == b"content!!"
+    finally:
+        subprocess.run(["chattr", "-a", path], check=True)
+
+
 def test_opening_what_is_no_file_does_nothing(guest: RawGuest, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in (b"fifo", b"dir"):
@@ -343,7 +421,7 @@ def test_append_goes_to_the_end(guest: RawGuest, tmp_path: Path) -> None:
     nodeid = lookup(guest, b"file")
     fh, _ = open_file(guest, nodeid, os.O_WRONLY | os.O_APPEND)
     (tmp_path / "file").write_bytes(b"longer content")
-    assert write(guest, nodeid, fh, b"!", offset=7)[0] == 0
+    assert write(guest, nodeid, fh, b"!", offset=7, flags=os.O_WRONLY | os.O_APPEND)[0] == 0
     assert (tmp_path / "file").read_bytes() == b"longer content!"
 
 
@@ -353,7 +431,7 @@ def test_pages_of_a_mapping_go_to_their_place_through_a_handle_that_appends(gues
     body = WRITE_IN.pack(fh, 0, 3, WriteFlag.CACHE, 0, 0) + b"CON"
     assert guest.request(Opcode.WRITE, nodeid, body)[0] == 0
     assert (tmp_path / "file").read_bytes() == b"CONtent"
-    assert write(guest, nodeid, fh, b"!", offset=0)[0] == 0
+    assert write(guest, nodeid, fh, b"!", offset=0, flags=os.O_RDWR | os.O_APPEND)[0] == 0
     assert (tmp_path / "file").read_bytes() == b"CONtent!"
 
 

@@ -14,6 +14,19 @@ static void append_by_two(void)
 	need(status_of("f").st_size == 1000);
 }
 
+static void append_switched(void)
+{
+	make_file("f", "foo\n");
+	make_file("from", "123");
+	int fd = open("f", O_RDWR | O_APPEND), from = open("from", O_RDONLY);
+	need(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_APPEND) == 0);
+	loff_t to = 3;
+	need(copy_file_range(from, NULL, fd, &to, 1, 0) == 1);
+	need(pwrite(fd, "X", 1, 0) == 1 && lseek(fd, 1, SEEK_SET) == 1 && write(fd, "Y", 1) == 1 && has("f", "XYo1"));
+	need(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_APPEND) == 0);
+	need(pwrite(fd, "end", 3, 0) == 3 && write(fd, "!", 1) == 1 && has("f", "XYo1end!"));
+}
+
 static void copy_range(void)
 {
 	static char data[300000], copy[300000];
@@ -168,6 +181,7 @@ static void executed(void)
 
 const struct check data_checks[] = {
 	CHECK(append_by_two),
+	CHECK(append_switched),
 	CHECK(copy_range),
 	CHECK(allocate_kinds),
 	CHECK(holes),
