@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -68,9 +68,11 @@ class Coherenced:
 
     Args:
         directory: for socket and logs.
+        prefix: what comes before its command.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prefix: Sequence[str] = ()) -> None:
+        self._prefix = prefix
         self.places = Places(f"/test.{os.getpid()}.{secrets.token_hex(4)}")
         self.directory = directory
         self.socket = directory / f"{self.places.name[1:]}.sock"
@@ -101,7 +103,8 @@ class Coherenced:
 
     def spawn(self, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a daemon without waiting for it; the caller ends it."""
-        command = [sys.executable, "-m", "coherence.daemon", "--table", self.places.name, "--slots", str(SLOTS)]
+        command = [*self._prefix, sys.executable, "-m", "coherence.daemon"]
+        command += ["--table", self.places.name, "--slots", str(SLOTS)]
         command += ["--socket", str(self.socket), "--log-level", "info", *flags]
         return subprocess.Popen(
             command,

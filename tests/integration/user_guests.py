@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +41,7 @@ class Backend:
         cache: the cache mode.
         daemon: for shared: the coherenced to join, which must run when the backend starts.
         options: more options.
+        prefix: what comes before its command.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Backend:
         cache: str = "none",
         daemon: Coherenced | None = None,
         options: tuple[str, ...] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         self.share = share
         self.socket = directory / f"{name}.sock"
         self._log_path = directory / f"{name}.log"
         self._daemon = daemon
         self._command = [
+            *prefix,
             *(sys.executable, "-m", "server.main", "--shared-dir", str(share), "--socket-path", str(self.socket)),
             *("--cache", cache, "--tag", name, "--xattr", *options),
         ]
@@ -82,7 +85,7 @@ class Backend:
         with self._log_path.open("ab") as log:
             process = self.process = subprocess.Popen(self._command, stderr=log)
         eventually(lambda: listens(self.socket) or process.poll() is not None)
-        assert process.poll() is None, self.log()
+        assert process.poll() is None, (process.returncode, self.log())
 
     def kill(self) -> None:
         """kill -9."""
