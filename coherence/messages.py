@@ -298,6 +298,19 @@ class Backend(Struct, frozen=True):
     counters: dict[str, int] | None
 
 
+FloorReason = Literal["trusted", "overflow", "mount", "moved", "unknown", "death", "shares"]
+"""Why the floor was raised.
+
+trusted: the table can be trusted again: the daemon has started, or a backend that was away is back or dead;
+overflow: the host watch lost events;
+mount: something was mounted or unmounted where it matters;
+moved: something was moved from a watched directory to where nobody watches;
+unknown: the host watch cannot find out what has changed;
+death: a backend died and may have changed what nobody knows;
+shares: many shares have ended, and are forgotten.
+"""
+
+
 class Watching(Struct, frozen=True):
     """The host watch in the status.
 
@@ -308,7 +321,8 @@ class Watching(Struct, frozen=True):
         overflows: how often events were lost.
         events: changes seen; of these
         bumped: were made on the host, or may have been;
-        own: were surely bumped by a backend.
+        own: were surely bumped by a backend;
+        gone: were writes to files without a name by now, where only the change of the name counts.
     """
 
     kind: str
@@ -319,6 +333,7 @@ class Watching(Struct, frozen=True):
     events: int
     bumped: int
     own: int
+    gone: int
 
 
 class DaxUse(Struct, frozen=True):
@@ -350,7 +365,7 @@ class Status(Struct, frozen=True):
         trusted: whether cached things may be used at all (the floor is not set to trust nothing).
         missing: processes of backends that live but have not come back to this daemon yet.
         bumps_per_second: over the last second.
-        floor_raises: since this daemon started; distrusts likewise.
+        floor_raises: since this daemon started, by reason; distrusts: likewise, all together.
         dax: DAX windows in use.
     """
 
@@ -365,7 +380,7 @@ class Status(Struct, frozen=True):
     roots: int
     missing: list[int]
     bumps_per_second: float
-    floor_raises: int
+    floor_raises: dict[FloorReason, int]
     distrusts: int
     watch: Watching
     dax: DaxUse

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 from coherence import holder, journals
 from coherence.errors import UserError
 from coherence.leases import Leases
 from coherence.log import get_logger
+from coherence.messages import FloorReason
 from coherence.places import Places
 from coherence.table import ROOT_BITS, TRUST_NOTHING, Table
 
@@ -59,7 +61,7 @@ class Registry:
         self.trusted = False
         # Whether a member has yet to tell what its guest has mapped: which slots are pinned depends on it.
         self.untold: Callable[[], bool] = lambda: False
-        self.floor_raises = 0
+        self.floor_raises: dict[FloorReason, int] = dict.fromkeys(get_args(FloorReason), 0)
         self.distrusts = 0
 
     def recover(self) -> None:
@@ -133,7 +135,7 @@ class Registry:
         if holder.holder(key) is None:
             self._bury(key, member)
             if len(self.table.root_bits) > len(self.roots) + MAX_LEFT_ROOTS:
-                self.raise_floor()
+                self.raise_floor("shares")
         else:
             self.missing.add(key)
             self._distrust()
@@ -146,7 +148,7 @@ class Registry:
         self._settle()
         if self.trusted and self.table.floor == TRUST_NOTHING:
             # Of a backend that took this daemon for gone and died before it came back.
-            self.raise_floor()
+            self.raise_floor("trusted")
 
     def missing_pids(self) -> list[int]:
         """The processes that are waited for."""
@@ -162,10 +164,10 @@ class Registry:
         number = self.holders.pop(key, 0)
         if announced and (member is None or self.table.root_epoch != member.root_epoch):
             # A directory that has become a root meanwhile has its names under slot 1 as well; it did not know.
-            self.raise_floor()
+            self.raise_floor("death")
         if announced is None:
             log.warning("a dead backend may have changed anything", journal=f"{key:08x}")
-            self.raise_floor()
+            self.raise_floor("death")
         # What a backend wrote is not trusted: any number names some slot.
         slots = [slot & (self.table.slot_count - 1) for slot in announced or ()]
         for slot in slots:
@@ -186,15 +188,15 @@ class Registry:
     def _settle(self) -> None:
         if not (self.trusted or self.missing or self.untold()):
             self.trusted = True
-            self.raise_floor()
+            self.raise_floor("trusted")
             log.info("the table is trusted", sequence=self.table.sequence)
 
-    def raise_floor(self) -> None:
+    def raise_floor(self, reason: FloorReason) -> None:
         """Make everything that is cached invalid."""
         # While the table is distrusted the floor cannot be higher, and _settle will set it anew.
         if self.trusted:
             self.table.raise_floor()
-            self.floor_raises += 1
+            self.floor_raises[reason] += 1
             # Each living backend is a member now. A guest may outlive its own and go on checking slot 1, but nothing
             # that it has is good after this, and it can fetch nothing.
             self.table.keep_roots(self.roots)

@@ -21,7 +21,7 @@ from coherence.handler import Handler
 from coherence.leases import Leases
 from coherence.listener import open_listener, permit
 from coherence.log import get_logger
-from coherence.messages import CLIENT_DECODER, Backend, Status, StatusPage, Watching
+from coherence.messages import CLIENT_DECODER, Backend, FloorReason, Status, StatusPage, Watching
 from coherence.metrics.address import Address, listen
 from coherence.metrics.server import MetricsServer
 from coherence.notify import Notifier
@@ -100,7 +100,7 @@ class Service:
             self.domain.on_data = self.dax.changed
             self.watch = open_watch(watch, self.domain, max_watches)
             stack.callback(self.watch.close)
-            self._mounts = Mounts(self.watch, self._roots, self.registry.raise_floor)
+            self._mounts = Mounts(self.watch, self._roots, lambda: self.registry.raise_floor("mount"))
             stack.callback(self._mounts.close)
             self.events = ChangeEvents(self.domain)
             self.registry.recover()
@@ -204,6 +204,7 @@ class Service:
             events=counts.events,
             bumped=counts.bumped,
             own=counts.own,
+            gone=counts.gone,
         )
 
     def _open_metrics(self, address: Address, stack: contextlib.ExitStack) -> MetricsServer:
@@ -244,9 +245,9 @@ class Service:
         self.registry.sweep()
         self.dax.sweep()
 
-    def _events_lost(self) -> None:
+    def _events_lost(self, reason: FloorReason) -> None:
         """The host watch has missed changes, so anything may have changed."""
-        self.registry.raise_floor()
+        self.registry.raise_floor(reason)
         self.dax.changed(None)
 
     def _sample(self) -> None:

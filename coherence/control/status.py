@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from coherence.control.client import Report
 from coherence.control.dax import in_words
-from coherence.messages import Watching
+from coherence.messages import FloorReason, Watching
 from coherence.table import TRUST_NOTHING
 
 
@@ -19,7 +21,7 @@ def render(report: Report) -> str:
         f"daemon    pid {status.pid}, up {status.seconds:.0f} s",
         f"sequence  {status.sequence}, {status.bumps_per_second:.0f} bumps/s",
         f"floor     {'trust nothing' if status.floor == TRUST_NOTHING else status.floor}, "
-        f"raised {status.floor_raises} times, distrusted {status.distrusts} times",
+        f"raised {raises(status.floor_raises)}, distrusted {status.distrusts} times",
         f"roots     {status.roots}",
         f"watch     {watching(status.watch)}",
         f"DAX       {in_words(status.dax)}",
@@ -42,7 +44,14 @@ def watching(watch: Watching) -> str:
         told += f", {watch.refused} refused"
     if watch.overflows:
         told += f", {watch.overflows} overflows"
-    return f"{told}, {watch.events} changes: {watch.bumped} bumped, {watch.own} of backends"
+    told += f", {watch.events} changes: {watch.bumped} bumped, {watch.own} of backends"
+    return f"{told}, {watch.gone} of files that are gone" if watch.gone else told
+
+
+def raises(floor_raises: Mapping[FloorReason, int]) -> str:
+    """How often the floor was raised, and why."""
+    why = ", ".join(f"{count} {reason}" for reason, count in floor_raises.items() if count)
+    return f"{sum(floor_raises.values())} times{f' ({why})' if why else ''}"
 
 
 def of_limit(watches: int, limit: int) -> str:

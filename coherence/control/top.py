@@ -94,14 +94,15 @@ def views(socket: Path, interval: float) -> Iterator[View]:
 def compare(old: Report, new: Report, seconds: float) -> View:
     """What happened between two statuses that were so many seconds apart."""
     before, status = old.status, new.status
+    raises = sum(status.floor_raises.values())
     domain = DomainRow(
         table=status.table,
         pid=status.pid,
         trusted=status.trusted,
         bumps_per_second=_increase(before.sequence, status.sequence) / seconds,
         host_changes_per_second=_increase(before.watch.bumped, status.watch.bumped) / seconds,
-        floor_raises=status.floor_raises,
-        new_floor_raises=_increase(before.floor_raises, status.floor_raises),
+        floor_raises=raises,
+        new_floor_raises=_increase(sum(before.floor_raises.values()), raises),
         watches=status.watch.watches,
         limit=status.watch.limit,
         refused=status.watch.refused,

@@ -45,11 +45,11 @@ class _Snapshot(Collector):
         status, watch, dax = self._status, self._status.watch, self._status.dax
         counters = (
             ("bumps", "Bumps of the version table since it was made, by backends and by coherenced.", status.sequence),
-            ("floor_raises", "Times everything that was cached became invalid.", status.floor_raises),
             ("distrusts", "Times the version table was not to be trusted any more.", status.distrusts),
             ("changes", "Changes that the host watch saw.", watch.events),
             ("host_changes", "Of these, changes made on the host, or possibly so, and bumped.", watch.bumped),
             ("backend_made_changes", "Of these, changes that were surely made and bumped by a backend.", watch.own),
+            ("gone_changes", "Of these, writes to files without a name by now: nothing to bump.", watch.gone),
             ("refused_watches", "Requests of backends for a watch that were refused.", watch.refused),
             ("watch_overflows", "Times the host watch lost changes.", watch.overflows),
             ("dax_refused_claims", "Claims for DAX windows that were refused.", dax.refused),
@@ -68,6 +68,12 @@ class _Snapshot(Collector):
             ("dax_mapped_bytes", "Their sizes.", dax.mapped_bytes),
             ("watches_limit", "Watches that there can be at most (0: no limit).", watch.limit),
         )
+        raises = CounterMetricFamily(
+            "coherenced_floor_raises", "Times everything that was cached became invalid.", labels=("reason",)
+        )
+        for reason, count in status.floor_raises.items():
+            raises.add_metric((reason,), count)
+        yield raises
         for name, told, value in counters:
             yield CounterMetricFamily(f"coherenced_{name}", told, value=value)
         for name, told, value in gauges:

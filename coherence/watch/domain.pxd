@@ -7,7 +7,7 @@ from coherence.table cimport Table
 
 
 cdef class Counts:
-    cdef public long events, bumped, own, overflows, refused
+    cdef public long events, bumped, own, gone, overflows, refused
 
 
 cdef class Domain:

@@ -3,22 +3,25 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
+from coherence.messages import FloorReason
 from coherence.table import Table
 from coherence.watch.lease_table import LeaseTable
 
 What = Literal["create", "delete", "modify", "attrib", "move from", "move to"]
 OnChange = Callable[[str, What, bytes], None]
 OnData = Callable[[int], None]
+RaiseFloor = Callable[[FloorReason], None]
 
 HOST: str
 """Who is told to have made a change that no backend made."""
 
 class Counts:
-    """Since the daemon started: changes seen, those of them that were bumped or were the backends' own, and trouble."""
+    """Since the daemon started: changes seen, which were bumped, the backends' own, or of what is gone; and trouble."""
 
     events: int
     bumped: int
     own: int
+    gone: int
     overflows: int
     refused: int
 
@@ -28,7 +31,7 @@ class Domain:
     Args:
         table: mapped writable.
         leases: of the same table.
-        raise_floor: makes everything that is cached invalid.
+        raise_floor: makes everything that is cached invalid, for a reason.
 
     Attributes:
         counts: what the status shows.
@@ -39,12 +42,12 @@ class Domain:
 
     table: Table
     leases: LeaseTable
-    raise_floor: Callable[[], None]
+    raise_floor: RaiseFloor
     counts: Counts
     on_data: OnData
     on_change: OnChange | None
 
-    def __init__(self, table: Table, leases: LeaseTable, raise_floor: Callable[[], None]) -> None: ...
+    def __init__(self, table: Table, leases: LeaseTable, raise_floor: RaiseFloor) -> None: ...
     def bump(self, names: Iterable[tuple[int, bytes]], inodes: Mapping[int, bool]) -> None:
         """Bump names, then inodes.
 
@@ -53,5 +56,5 @@ class Domain:
             inodes: inode slots, with whether a file's data or a directory's list has changed.
         """
 
-    def uncover(self) -> None:
+    def uncover(self, reason: FloorReason) -> None:
         """Something that was watched may not be any more: nothing cached counts, and all is to be watched anew."""

@@ -36,10 +36,10 @@ cdef class Domain:
         for slot, data in inodes.items():
             self.bump_inode(slot, data)
 
-    def uncover(self):
+    def uncover(self, reason):
         # The marks first: what is fetched after the floor was raised must not rely on an old one.
         self.leases.uncover()
-        self.raise_floor()
+        self.raise_floor(reason)
 
     cdef int bump_name(self, uint64_t directory, bytes name) except -1:
         cdef const char *text = name

@@ -225,7 +225,7 @@ class FanotifyWatch:
             if event.mask & calls.FAN_Q_OVERFLOW:
                 log.info("fanotify has lost events: nothing cached counts")
                 counts.overflows += 1
-                self._domain.raise_floor()
+                self._domain.raise_floor("overflow")
                 continue
             counts.events += 1
             guest = self._guests.get(event.pid)
@@ -269,7 +269,7 @@ class FanotifyWatch:
         except OSError as error:
             if error.errno != errno.ESTALE:
                 log.warning("what has changed cannot be looked up: nothing cached counts", reason=error.strerror)
-                self._domain.raise_floor()
+                self._domain.raise_floor("unknown")
             return None
         status = os.fstat(fd)
         identity = status.st_dev, status.st_ino

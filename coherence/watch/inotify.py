@@ -350,7 +350,7 @@ class InotifyWatch:
             self._ignored(event.wd)
         elif watched is not None:
             if event.mask & UNMOUNT:
-                self._domain.uncover()
+                self._domain.uncover("mount")
             else:
                 self._note(watched, event, now)
         elif event.wd in self._journals:
@@ -467,6 +467,7 @@ class InotifyWatch:
         counts.events += 1
         counts.bumped += None in changers
         counts.own += bool(changers) and None not in changers
+        counts.gone += not changers
         if self._domain.on_change is None:
             return
         if not changers:
@@ -490,13 +491,13 @@ class InotifyWatch:
                 self._tree.detach(moved)
         if gone:
             log.debug("something was moved away from what is watched")
-            self._domain.uncover()
+            self._domain.uncover("moved")
 
     def _overflow(self) -> None:
         log.info("inotify has lost events: nothing cached counts")
         self._domain.counts.overflows += 1
         self._moving.clear()
-        self._domain.uncover()
+        self._domain.uncover("overflow")
         for watched in list(self._tree.by_wd.values()):
             if watched.removed():
                 self._remove(watched)

@@ -88,7 +88,7 @@ def test_the_ways_of_editors(daemon: Coherenced, member: Member, share: Path, ed
         # Either the name stands for another inode now, or the inode has changed.
         slot = old if inode_slot(table, path) == old else name_slot(table, path)
         eventually(lambda: not table.valid(slot, stamp))
-    assert daemon.status().status.floor_raises == 1 + daemon.mounts()
+    assert sum(daemon.status().status.floor_raises.values()) == 1 + daemon.mounts()
 
 
 @pytest.mark.parametrize("kind", ["inotify"], indirect=True)
@@ -224,8 +224,10 @@ def test_a_mount_beside_the_share(tmp_path: Path, daemon: Coherenced, share: Pat
             green.do(f"watch {share}")
         assert daemon.mounts() == mounts
         assert table.floor <= stamp
+        before = daemon.status().status.floor_raises
         subprocess.run(["mount", "-t", "tmpfs", "none", share / "m"], check=True)
         eventually(lambda: table.floor > stamp)
+        assert daemon.status().status.floor_raises == before | {"mount": before["mount"] + 1}
         subprocess.run(["umount", share / "m"], check=True)
 
 
@@ -277,5 +279,6 @@ def test_a_checkout_is_seen_completely(daemon: Coherenced, member: Member, repos
             slot = old if inode_slot(table, path) == old else name_slot(table, path)
             eventually(lambda slot=slot: not table.valid(slot, stamp))  # type: ignore[misc]
         status = daemon.status().status
-    assert status.floor_raises == 1 + daemon.mounts(), daemon.log()
+    assert sum(status.floor_raises.values()) == 1 + daemon.mounts(), daemon.log()
+    assert status.watch.events == status.watch.bumped + status.watch.own + status.watch.gone
     assert status.watch.overflows == 0, daemon.log()

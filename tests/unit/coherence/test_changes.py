@@ -20,7 +20,7 @@ from coherence.watch.domain import Domain, What
 
 @pytest.fixture
 def domain(table: Table, leases: Leases) -> Domain:
-    return Domain(table, leases, table.raise_floor)
+    return Domain(table, leases, lambda reason: table.raise_floor())
 
 
 class Client:

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -16,6 +17,7 @@ from coherence.messages import (
     Answer,
     Backend,
     DaxUse,
+    FloorReason,
     FromClient,
     Hello,
     Join,
@@ -137,9 +139,9 @@ def test_a_status_page_fits_a_packet_whatever_the_backends_are_called() -> None:
         roots=highest,
         missing=[highest] * MAX_BACKENDS,
         bumps_per_second=1.5,
-        floor_raises=highest,
+        floor_raises=dict.fromkeys(get_args(FloorReason), highest),
         distrusts=highest,
-        watch=Watching("fanotify", *[highest] * 7),
+        watch=Watching("fanotify", *[highest] * 8),
         dax=DaxUse(*[highest] * 8),
     )
     page = StatusPage(status, [backend] * PAGE_BACKENDS, highest)

@@ -66,9 +66,9 @@ def status(sequence: int, bumped: int, raises: int = 1) -> Status:
         roots=1,
         missing=[],
         bumps_per_second=0.0,
-        floor_raises=raises,
+        floor_raises={"mount": raises},
         distrusts=1,
-        watch=Watching("inotify", 7, 10, 3, 1, 30, bumped, 10),
+        watch=Watching("inotify", 7, 10, 3, 1, 30, bumped, 10, 0),
         dax=DaxUse(2, 128 << 30, 64 << 30, 7, 14 << 20, 256 << 30, 3, 5),
     )
 

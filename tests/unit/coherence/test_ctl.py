@@ -99,9 +99,9 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
         roots=1,
         missing=[12, 34],
         bumps_per_second=0.0,
-        floor_raises=0,
+        floor_raises={"trusted": 1, "overflow": 0, "mount": 2},
         distrusts=1,
-        watch=Watching("inotify", 7, 10, 3, 1, 30, 20, 10),
+        watch=Watching("inotify", 7, 10, 3, 1, 33, 20, 10, 3),
         dax=DaxUse(2, 128 << 30, 64 << 30, 7, 14 << 20, 256 << 30, 3, 5),
     )
     silent = Backend(pid=2, guest="g", cache="shared", device=1, inode=2, seconds=1.0, counters=None)
@@ -110,4 +110,5 @@ def test_a_distrusted_table_is_shown_as_such() -> None:
     assert "trust nothing" in text
     assert "no answer" in text
     assert "DAX       2 windows of 128G, 256G at most; 14M mapped, 7 mappings of 3 files, 5 refused" in text
-    assert "inotify, 7 of 10 watches, 3 refused, 1 overflows, 30 changes: 20 bumped, 10 of backends" in text
+    assert "inotify, 7 of 10 watches, 3 refused, 1 overflows, 33 changes: 20 bumped, 10 of backends, 3 of files" in text
+    assert "raised 3 times (1 trusted, 2 mount), distrusted 1 times" in text

@@ -29,9 +29,9 @@ STATUS = Status(
     roots=1,
     missing=[4],
     bumps_per_second=0.0,
-    floor_raises=2,
+    floor_raises={"trusted": 2, "mount": 0},
     distrusts=1,
-    watch=Watching("inotify", 7, 10, 3, 1, 30, 20, 10),
+    watch=Watching("inotify", 7, 10, 3, 1, 33, 20, 10, 3),
     dax=DaxUse(2, 128 << 30, 64 << 30, 7, 14 << 20, 256 << 30, 3, 5),
 )
 
@@ -96,7 +96,8 @@ def test_names_and_values() -> None:
     values = {(sample.name, *sample.labels.values()): sample.value for f in families for sample in f.samples}
     assert len(values) == sum(len(family.samples) for family in families)
     assert values["coherenced_bumps_total",] == 77
-    assert values["coherenced_floor_raises_total",] == 2
+    assert [values["coherenced_floor_raises_total", reason] for reason in ("trusted", "mount")] == [2, 0]
+    assert values["coherenced_gone_changes_total",] == 3
     assert values["coherenced_host_changes_total",] == 20
     assert values["coherenced_watches",] == 7
     assert values["coherenced_trusted",] == 1

@@ -72,7 +72,7 @@ def test_as_many_shares_one_after_the_other_as_come(registry: Registry, table: T
         end(registry, key)
     assert len(table.root_bits) <= MAX_LEFT_ROOTS
     # Not all of a sudden for each that goes: everybody fetches everything anew then.
-    assert registry.floor_raises <= 2 + 1000 // MAX_LEFT_ROOTS
+    assert registry.floor_raises["shares"] == 1000 // (MAX_LEFT_ROOTS + 1)
 
 
 def test_a_root_is_forgotten_only_when_nothing_that_was_fetched_under_it_is_good(
@@ -84,7 +84,7 @@ def test_a_root_is_forgotten_only_when_nothing_that_was_fetched_under_it_is_good
     root, stamp = table.inode_slot(1, 8), table.stamp()
     assert table.is_root(root)
     assert table.valid(table.name_slot(1, b"name"), stamp)
-    registry.raise_floor()
+    registry.raise_floor("overflow")
     assert not table.is_root(root)
     assert not table.valid(table.name_slot(1, b"name"), stamp)
     assert table.is_root(table.inode_slot(1, 7))
@@ -94,11 +94,11 @@ def test_a_root_is_forgotten_only_when_nothing_that_was_fetched_under_it_is_good
 def test_a_root_stays_as_long_as_one_of_its_backends_lives(registry: Registry, table: Table) -> None:
     first, second = join(registry), join(registry)
     end(registry, first)
-    registry.raise_floor()
+    registry.raise_floor("overflow")
     assert table.is_root(table.inode_slot(*ROOT))
     # It lives and is not connected: it may come back, and serves its guest meanwhile.
     registry.leave(second)
-    registry.raise_floor()
+    registry.raise_floor("overflow")
     assert table.is_root(table.inode_slot(*ROOT))
     holder.let_go(second)
     registry.sweep()

@@ -89,6 +89,18 @@ def test_a_write_to_a_file_that_is_renamed_before_anybody_looks(world: World, ba
     assert (world.inode(new), True) in world.leases.told
 
 
+def test_counts_add_up_with_what_was_written_and_is_gone(world: World, backend: Backend) -> None:
+    path = world.directory / "f"
+    path.touch()
+    world.settle()
+    path.write_text("x")
+    path.unlink()
+    world.settle()
+    counts = world.domain.counts
+    assert counts.gone > 0
+    assert counts.events == counts.bumped + counts.own + counts.gone
+
+
 def test_exchange_of_two_names(world: World, backend: Backend) -> None:
     first, second = world.directory / "a", world.directory / "b"
     first.touch()

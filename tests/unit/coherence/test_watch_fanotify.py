@@ -45,7 +45,7 @@ class World:
         self._table_path = table_path
         self.leases = FakeLeases()
         self.seen: list[tuple[str, What, bytes]] = []
-        self.domain = Domain(table, self.leases, table.raise_floor)
+        self.domain = Domain(table, self.leases, lambda reason: table.raise_floor())
         self.domain.on_change = lambda who, what, path: self.seen.append((who, what, path))
         self.watch = FanotifyWatch(self.domain)
 

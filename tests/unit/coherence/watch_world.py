@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from coherence.messages import FloorReason
 from coherence.table import SLOTS_OFFSET, Table, journal_content
 from coherence.watch.domain import Domain, What
 from coherence.watch.inotify import InotifyWatch
@@ -113,7 +114,7 @@ class World:
         self.domain.on_change = lambda who, what, path: self.seen.append((who, what, path))
         self.watch = InotifyWatch(self.domain)
 
-    def _raise_floor(self) -> None:
+    def _raise_floor(self, reason: FloorReason) -> None:
         self.floors += 1
         self.table.raise_floor()
 
