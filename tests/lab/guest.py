@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.lab import qemu, uml
+from tests.lab import accel, qemu, uml
 from tests.lab.channel import Channel, Kind
 from tests.lab.machine import Machine
 from tests.lab.paths import LabError
@@ -28,6 +28,8 @@ from tests.lab.paths import LabError
 KINDS = {"qemu": qemu.start, "qemu-dax": qemu.start_dax, "uml": uml.start}
 BOOT_TIMEOUT = 90.0
 """Seconds; a boot takes 1 to 3, but several guests may boot at once on a loaded machine without KVM."""
+KVM_BOOT_TIMEOUT = 30.0
+"""Seconds that a guest has to come up with KVM before it is tried without."""
 KILL_GRACE = 60.0
 """Seconds that a guest has to end a command that was killed for its time limit."""
 
@@ -180,6 +182,8 @@ class Guest:
     def _watch(self) -> None:
         if not self._process.running:
             raise GuestError(self._account("the guest has ended"))
+        if self._process.log != self._console and accel.KVM_FAILURE in self._process.output():
+            raise GuestError(self._account("QEMU cannot run the guest by KVM"))
         if "Kernel panic" in self.console:
             raise GuestError(self._account("the guest's kernel panicked"))
 
@@ -200,6 +204,9 @@ class Guest:
 def boot(kind: str = "qemu", *, timeout: float = BOOT_TIMEOUT, **machine: Any) -> Guest:
     """Boot a guest and wait until it takes commands; use it in a with statement, which ends it.
 
+    A guest that does not come up with KVM is tried without, where the choice is ours; if that helps, no other guest
+    gets KVM.
+
     Args:
         kind: "qemu", "qemu-dax" (with DAX windows), or "uml".
         timeout: Seconds for the boot.
@@ -209,4 +216,12 @@ def boot(kind: str = "qemu", *, timeout: float = BOOT_TIMEOUT, **machine: Any) -
         GuestError: The guest panicked or never took commands; with its console.
         LabError: Something that it needs is missing; the message says how to get it.
     """
-    return Guest(kind, Machine(**machine), timeout)
+    wanted = Machine(**machine)
+    if kind == "uml" or wanted.accel or not accel.may_choose() or accel.choose() == "tcg":
+        return Guest(kind, wanted, timeout)
+    try:
+        return Guest(kind, wanted, min(timeout, KVM_BOOT_TIMEOUT))
+    except GuestError as error:
+        guest = Guest(kind, dataclasses.replace(wanted, accel="tcg"), timeout)
+        accel.give_up_kvm(str(error).splitlines()[0])
+        return guest

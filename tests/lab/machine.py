@@ -22,6 +22,7 @@ class Machine:
         append: More words of the kernel's command line.
         extra: More arguments of QEMU, as devices.
         cpu_list: Processors of the host to run on, as "1" or "0-1"; empty: any.
+        accel: QEMU's accelerator, "kvm" or "tcg"; empty: what tests.lab.accel chooses.
     """
 
     shares: Mapping[str, Path] = dataclasses.field(default_factory=dict)
@@ -33,6 +34,7 @@ class Machine:
     append: str = ""
     extra: Sequence[str] = ()
     cpu_list: str = ""
+    accel: str = ""
 
     def pinned(self) -> list[str]:
         """The words before a command that pin it to cpu_list."""

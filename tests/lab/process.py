@@ -16,6 +16,8 @@ from typing import Self
 from tests.lab.paths import LabError
 
 LEASH = Path(__file__).with_name("leash.py")
+KILL_TIMEOUT = 60.0
+"""Seconds that a killed program has to end; one that hangs in the kernel does not, and is left to its leash."""
 
 
 class Process:
@@ -86,7 +88,8 @@ class Process:
         # Not close(): the file object made from the socket would keep it open.
         with contextlib.suppress(OSError):
             self._holder.shutdown(socket.SHUT_RDWR)
-        self._leash.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._leash.wait(KILL_TIMEOUT)
         self._messages.close()
         self._holder.close()
 

@@ -43,9 +43,10 @@ def _start(
     program: Sequence[str], device: str, machine: Machine, folder: Path, console: Path, port: socket.socket
 ) -> Process:
     kernel = assets.cloud_kernel()
+    name = machine.accel or accel.choose()
     command = [
         *program, "-nodefaults", "-no-user-config", "-display", "none",
-        *accel.qemu_options(),
+        *accel.qemu_options(name),
         "-m", f"{machine.memory}M", "-smp", str(machine.cpus),
         "-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on",
         "-numa", "node,memdev=memory",
@@ -58,7 +59,7 @@ def _start(
         command += ["-chardev", f"socket,id=share{number},path={path}"]
         command += ["-device", device.format(chardev=f"share{number}", tag=tag)]
     # tsc=reliable, no_timer_check: spare the guest the calibration that a loaded host makes it fail.
-    words = f"console=ttyS0 loglevel=4 panic=0 tsc=reliable no_timer_check {accel.kernel_words()} {machine.append}"
+    words = f"console=ttyS0 loglevel=4 panic=0 tsc=reliable no_timer_check {accel.kernel_words(name)} {machine.append}"
     source, _, place = (machine.root or "").partition(":")
     modules = list(machine.modules)
     if source == "virtiofs":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import process as process_module
 from tests.lab.paths import CHECKOUT, LabError
 from tests.lab.process import Process
 
@@ -35,6 +36,19 @@ def test_output_and_exit_status(tmp_path: Path) -> None:
         assert process.wait(60) == 3
         assert process.output() == "out\nerr\n"
         assert not process.running
+
+
+def test_what_cannot_be_killed_is_left_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a QEMU that hangs in the kernel, opening /dev/kvm; here its leash is held up."""
+    monkeypatch.setattr(process_module, "KILL_TIMEOUT", 0.2)
+    process = Process(["sleep", "1000"], log=tmp_path / "log")
+    leash = process._leash.pid
+    os.kill(leash, signal.SIGSTOP)
+    process.kill()
+    assert process.running
+    os.kill(leash, signal.SIGCONT)
+    assert has_ended(process.pid)
+    assert process._leash.wait(60) == 0
 
 
 def test_death_by_a_signal_is_told(tmp_path: Path) -> None:
