@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import select
 import socket
 import stat
 from pathlib import Path
@@ -45,6 +46,14 @@ def open_listener(
         sock.close()
         raise
     return sock
+
+
+def is_shut_down(listener: socket.socket) -> bool:
+    """Whether nobody can connect to a listening socket any more. It is readable for ever then, and accept(2) may give
+    EAGAIN for ever (unix_accept() of the kernel), so whoever waits for it has to stop."""
+    poll = select.poll()
+    poll.register(listener, 0)
+    return bool(poll.poll(0))
 
 
 def permit(path: Path, mode: int, group: str | None) -> None:

@@ -71,7 +71,7 @@ def _serve(options: Options) -> None:
             listener = stack.enter_context(adopt(options.fd))
         credentials.prepare()
         ended = loop.stop if options.exit_on_disconnect else lambda: None
-        stack.enter_context(closing(Sessions(listener.socket, device, loop, ended)))
+        stack.enter_context(closing(Sessions(listener.socket, device, loop, ended, loop.stop)))
         stack.enter_context(_stopped_by_signals(loop))
         _keep_alive(loop, notifier)
         notifier.ready(f"Sharing {options.shared_dir}")

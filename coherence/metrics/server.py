@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
+from coherence.listener import is_shut_down
 from coherence.log import get_logger
 
 log = get_logger(__name__)
@@ -44,19 +45,41 @@ class MetricsServer:
     async def run(self) -> None:
         """Serve until cancelled."""
         loop = asyncio.get_running_loop()
+        short = False
         while True:
             try:
-                client, _ = await loop.sock_accept(self._listener)
+                client, _ = self._listener.accept()
             except OSError as error:
-                log.warning("no scraper can be accepted", reason=error.strerror)
+                if is_shut_down(self._listener):
+                    log.error("no scraper can connect any more: its socket was shut down: restart coherenced")
+                    return
+                if isinstance(error, BlockingIOError):
+                    await self._readable()
+                    continue
+                if not short:
+                    log.warning("no scraper can be accepted: trying again every second", reason=error.strerror)
+                short = True
                 await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
                 continue
+            short = False
+            client.setblocking(False)
             if len(self._scrapes) >= MAX_SCRAPES:
                 client.close()
                 continue
             scrape = loop.create_task(self._serve(client))
             self._scrapes.add(scrape)
             scrape.add_done_callback(self._scrapes.discard)
+
+    async def _readable(self) -> None:
+        """Not loop.sock_accept(): that one tries for ever, without a pause, what was shut down."""
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        fd = self._listener.fileno()
+        loop.add_reader(fd, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(fd)
 
     async def _serve(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()

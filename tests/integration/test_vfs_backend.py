@@ -115,6 +115,20 @@ def test_inherited_socket(share: Path, tmp_path: Path) -> None:
             assert guest.stat("file").st_size == 7
 
 
+def test_an_inherited_socket_that_is_shut_down(share: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        with backend(share, "--fd", "0", directory=tmp_path, stdin=listener.fileno()) as process:
+            with Guest.connect(tmp_path / "s") as guest:
+                listener.shutdown(socket.SHUT_RDWR)
+                assert guest.stat("file").st_size == 7
+            assert process.wait(SECONDS) == 0
+            assert process.stderr is not None
+            (line,) = process.stderr.read().splitlines()
+            assert "no front-end can connect any more: the listening socket was shut down" in line
+
+
 def test_exit_on_disconnect(share: Path, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with backend(share, "--socket-path", path, "--exit-on-disconnect", directory=tmp_path) as process:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import resource
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from coherence.errors import UserError
 from coherence.messages import Backend, DaxUse, Status, Watching
 from coherence.metrics import server
-from coherence.metrics.address import listen, parse
+from coherence.metrics.address import Address, listen, parse
 from coherence.metrics.families import render
 from coherence.metrics.server import MetricsServer
 
@@ -116,15 +120,16 @@ def test_names_and_values() -> None:
 class Scraped:
     """A server, and how often its text was made."""
 
-    def __init__(self) -> None:
-        self.listener = listen(("127.0.0.1", 0))
+    def __init__(self, address: Address = ("127.0.0.1", 0)) -> None:
+        self.listener = listen(address)
         # Far less than what is sent, also to one that does not read.
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        self.server = MetricsServer(self.listener, "text/x", self._gather)
+        self.server = MetricsServer(self.listener, "text/x", self.text)
         self.gathered = 0
 
-    async def _gather(self) -> bytes:
+    async def text(self) -> bytes:
+        """What is scraped."""
         self.gathered += 1
         return b"x" * 300_000
 
@@ -243,3 +248,65 @@ def test_there_are_not_too_many_at_once() -> None:
         assert (await scraped.get()).startswith(b"HTTP/1.1 200")
 
     with_server(test)
+
+
+@pytest.mark.parametrize("address", [("127.0.0.1", 0), Path("m")])
+def test_a_listener_that_is_shut_down_is_left_alone(
+    address: Address,
+    expect_log: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    expect_log("no scraper can connect any more")
+    monkeypatch.chdir(tmp_path)
+
+    async def run() -> None:
+        scraped = Scraped(address)
+        serving = asyncio.get_running_loop().create_task(scraped.server.run())
+        await asyncio.sleep(0.05)
+        scraped.listener.shutdown(socket.SHUT_RDWR)
+        before = processor_seconds()
+        await asyncio.sleep(0.5)
+        assert processor_seconds() - before < 0.2
+        serving.cancel()
+        scraped.listener.close()
+
+    asyncio.run(run())
+    assert caplog.text.count("no scraper can connect any more") == 1
+
+
+def test_no_descriptor_for_a_scraper(
+    expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_log("no scraper can be accepted")
+    monkeypatch.setattr(server, "ACCEPT_AGAIN_SECONDS", 0.05)
+    tries = 0
+
+    class Listener(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            nonlocal tries
+            tries += 1
+            if tries <= 3:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
+
+    async def run() -> None:
+        scraped = Scraped()
+        listener = Listener(fileno=scraped.listener.detach())
+        scraped.listener = listener
+        scraped.server = MetricsServer(listener, "text/x", scraped.text)
+        serving = asyncio.get_running_loop().create_task(scraped.server.run())
+        begun = time.monotonic()
+        assert b" 200 OK" in await scraped.get()
+        assert time.monotonic() - begun > 0.1
+        serving.cancel()
+        listener.close()
+
+    asyncio.run(run())
+    assert caplog.text.count("no scraper can be accepted") == 1
+
+
+def processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
