@@ -3,4 +3,4 @@
 from Cython.Build import cythonize
 from setuptools import setup
 
-setup(ext_modules=cythonize(["coherence/**/*.pyx", "server/**/*.pyx", "guest/**/*.pyx"]))
+setup(ext_modules=cythonize(["src/coherent_vfs/*/**/*.pyx"], include_path=["src"]))

@@ -1,6 +1,6 @@
 """Types of lease_loop.pyx. Times are CLOCK_MONOTONIC, microseconds."""
 
-from coherence.leases import Leases
+from coherent_vfs.coherence.shm.leases import Leases
 
 def grant(leases: Leases, hash: int, me: int, iterations: int) -> int:
     """Stamp and give a lease, each a little longer, so many times; returns how many were given."""

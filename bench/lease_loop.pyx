@@ -3,11 +3,11 @@
 """The compiled path of the lease table, for bench/test_leases.py and tests/unit/coherence: loops, and single
 operations at a time that the caller gives."""
 
-from coherence.leases cimport (
+from coherent_vfs.coherence.shm.leases cimport (
     Leases, lb_close, lb_free_since, lb_leased_until, lb_lock, lb_open, lb_quiet_for, lb_t, lb_unlock, lt_bucket,
     lt_data_since, lt_grant, lt_now, lt_set_origin,
 )
-from coherence.table cimport Table, vt_bump, vt_stamp, vt_t
+from coherent_vfs.coherence.shm.table cimport Table, vt_bump, vt_stamp, vt_t
 
 from libc.stdint cimport uint64_t
 from posix.unistd cimport usleep

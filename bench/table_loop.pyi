@@ -1,6 +1,6 @@
 """Types of table_loop.pyx."""
 
-from coherence.table import Table
+from coherent_vfs.coherence.shm.table import Table
 
 def bump(table: Table, slot: int, iterations: int) -> int:
     """Bump the slot so many times; returns the last sequence. PermissionError on a read-only table."""

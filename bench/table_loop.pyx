@@ -2,7 +2,7 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """Loops over the compiled path of the version table, for bench/test_table.py and tests/unit/coherence."""
 
-from coherence.table cimport VT_WORD_SLOTS, Table, vt_bump, vt_load, vt_stamp, vt_valid
+from coherent_vfs.coherence.shm.table cimport VT_WORD_SLOTS, Table, vt_bump, vt_load, vt_stamp, vt_valid
 
 from libc.stdint cimport uint64_t
 

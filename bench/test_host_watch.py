@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
-from coherence.membership import Membership
-from coherence.table import Table
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.shm.table import Table
 from tests.integration.coherenced_process import Coherenced, open_directory
 
 ROUNDS = 3000

@@ -15,8 +15,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.compiled import load
-from coherence.leases import Leases
-from coherence.table import Table
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.table import Table
 
 ITERATIONS = 100_000
 GRANT_NANOSECONDS = 100

@@ -14,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.compiled import load
-from coherence.table import Table
+from coherent_vfs.coherence.shm.table import Table
 
 ITERATIONS = 100_000
 CHECK_NANOSECONDS = 5

@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from coherence.errors import UserError
-from coherence.places import Places
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.guest.guest import Guest as UserSpaceGuest
 from demo.account import Stage, perform
 from demo.viewers import Embedded, Host, Stock, Viewer
-from guest.guest import Guest as UserSpaceGuest
 from tests.lab import backends, setup
 from tests.lab.guest import GuestError, boot
 from tests.lab.paths import LabError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from guest.guest import Guest as UserSpaceGuest
+from coherent_vfs.guest.guest import Guest as UserSpaceGuest
 from tests.lab.guest import Guest as VirtualMachine
 
 

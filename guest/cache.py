@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from guest.fuse_client import DirectoryEntry, Entry
-from guest.kept import FOREVER, Attributes, Hits, Name, Node, Rule
-from server.fuse.protocol import ROOT_ID, Attr
+from coherent_vfs.guest.cached import FOREVER, Attributes, Hits, Name, Node, Rule
+from coherent_vfs.guest.fuse_client import DirectoryEntry, Entry
+from coherent_vfs.server.fuse.protocol import ROOT_ID, Attr
 
 PAGE_SIZE: Final = 4096
 

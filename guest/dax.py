@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
-from coherence.dax.windows import CHUNK
-from guest.fuse_client import FuseClient
-from guest.kept import Node
-from guest.window import Window
-from server.fuse.protocol import Attr, AttrFlag, InitFlag
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.guest.cached import Node
+from coherent_vfs.guest.fuse_client import FuseClient
+from coherent_vfs.guest.window import Window
+from coherent_vfs.server.fuse.protocol import Attr, AttrFlag, InitFlag
 
 REMOVEMAPPING_MAX: Final = 256
 """Mappings in one REMOVEMAPPING (FUSE_REMOVEMAPPING_MAX_ENTRY)."""

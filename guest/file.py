@@ -7,13 +7,13 @@ import os
 import warnings
 from typing import Final, Self
 
-from coherence.dax.windows import CHUNK
-from guest.cache import PAGE_SIZE
-from guest.fuse_client import Opened
-from guest.kept import Node
-from guest.transport import Buffer
-from guest.tree import Naming, Tree
-from server.fuse.protocol import OpenFlag
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.guest.cache import PAGE_SIZE
+from coherent_vfs.guest.cached import Node
+from coherent_vfs.guest.fuse_client import Opened
+from coherent_vfs.guest.transport import Buffer
+from coherent_vfs.guest.tree import Naming, Tree
+from coherent_vfs.server.fuse.protocol import OpenFlag
 
 READ_AHEAD: Final = 128 * 1024
 

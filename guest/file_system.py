@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from guest.cache import encode_device
-from guest.dax import Dax
-from guest.file import File
-from guest.fuse_client import CALLER, Caller, DirectoryEntry, Entry, FuseClient, Opened
-from guest.kept import Node, Rule
-from guest.tree import Naming, Path, Place, Tree, named
-from server.fuse.protocol import InitFlag
+from coherent_vfs.guest.cache import encode_device
+from coherent_vfs.guest.cached import Node, Rule
+from coherent_vfs.guest.dax import Dax
+from coherent_vfs.guest.file import File
+from coherent_vfs.guest.fuse_client import CALLER, Caller, DirectoryEntry, Entry, FuseClient, Opened
+from coherent_vfs.guest.tree import Naming, Path, Place, Tree, named
+from coherent_vfs.server.fuse.protocol import InitFlag
 
 SPECIAL: Final = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 

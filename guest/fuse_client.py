@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
-from guest.transport import Buffer, Transport
-from server.fuse import protocol as p
-from server.fuse.protocol import Attr, FattrFlag, InitFlag, Kstatfs, Opcode, SetupMappingFlag
+from coherent_vfs.guest.transport import Buffer, Transport
+from coherent_vfs.server.fuse import protocol as p
+from coherent_vfs.server.fuse.protocol import Attr, FattrFlag, InitFlag, Kstatfs, Opcode, SetupMappingFlag
 
 MIN_MAX_WRITE: Final = 4096
 PAGE: Final = 4096

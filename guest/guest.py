@@ -7,15 +7,15 @@ import os
 from collections import Counter
 from typing import Final, Self
 
-from coherence.errors import UserError
-from coherence.table import Table
-from guest.dax import Dax, DaxMode
-from guest.file_system import FileSystem
-from guest.fuse_client import FuseClient
-from guest.kept import Hits, Rule, TableRule, TimeRule
-from guest.transport import Transport, VirtioTransport
-from guest.window import Window
-from server.fuse.protocol import KERNEL_MINOR_VERSION, ROOT_ID, InitFlag, Opcode
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.shm.table import Table
+from coherent_vfs.guest.cached import Hits, Rule, TableRule, TimeRule
+from coherent_vfs.guest.dax import Dax, DaxMode
+from coherent_vfs.guest.file_system import FileSystem
+from coherent_vfs.guest.fuse_client import FuseClient
+from coherent_vfs.guest.transport import Transport, VirtioTransport
+from coherent_vfs.guest.window import Window
+from coherent_vfs.server.fuse.protocol import KERNEL_MINOR_VERSION, ROOT_ID, InitFlag, Opcode
 
 DOMAIN_XATTR: Final = b"trusted.coherence.domain"
 """Set on the root to the table's domain: the proof that this guest has mapped the table, and checks it."""

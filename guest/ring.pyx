@@ -16,7 +16,7 @@ from libc.errno cimport EIO
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from server.atomics cimport full_fence, load_acquire_16, store_release_16
+from coherent_vfs.server.virtio.atomics cimport full_fence, load_acquire_16, store_release_16
 
 cdef packed struct Descriptor:
     uint64_t address

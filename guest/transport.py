@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from coherence.errors import UserError
-from guest.ring import Ring
-from guest.vhost_user import PROTOCOL_FEATURES, WINDOW_FEATURES, FrontEnd
-from guest.window import Window
-from server.fuse.protocol import OUT_HEADER
-from server.vhost_user.messages import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, ProtocolError
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.guest.ring import Ring
+from coherent_vfs.guest.vhost_user import PROTOCOL_FEATURES, WINDOW_FEATURES, FrontEnd
+from coherent_vfs.guest.window import Window
+from coherent_vfs.server.fuse.protocol import OUT_HEADER
+from coherent_vfs.server.vhost_user.messages import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, ProtocolError
 
 Buffer = bytes | bytearray | memoryview
 

@@ -6,11 +6,11 @@ import errno
 import os
 from typing import Final, NamedTuple
 
-from guest.cache import Cache, Listing, Target
-from guest.dax import Dax
-from guest.fuse_client import DirectoryEntry, Entry, FuseClient
-from guest.kept import FOREVER, Attributes, Node, Rule, kept_attributes, walk
-from server.fuse.protocol import InitFlag, OpenFlag
+from coherent_vfs.guest.cache import Cache, Listing, Target
+from coherent_vfs.guest.cached import FOREVER, Attributes, Node, Rule, kept_attributes, walk
+from coherent_vfs.guest.dax import Dax
+from coherent_vfs.guest.fuse_client import DirectoryEntry, Entry, FuseClient
+from coherent_vfs.server.fuse.protocol import InitFlag, OpenFlag
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 

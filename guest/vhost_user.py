@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from coherence.errors import UserError
-from guest.window import Window
-from guest.window_channel import WindowChannel
-from server.vhost_user.connection import Connection, Disconnected
-from server.vhost_user.messages import (
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.guest.window import Window
+from coherent_vfs.guest.window_channel import WindowChannel
+from coherent_vfs.server.vhost_user.connection import Connection, Disconnected
+from coherent_vfs.server.vhost_user.messages import (
     VHOST_USER_F_PROTOCOL_FEATURES,
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,

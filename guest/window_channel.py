@@ -12,9 +12,15 @@ import select
 import socket
 import threading
 
-from guest.window import Window
-from server.vhost_user.connection import Connection, Disconnected
-from server.vhost_user.messages import BackendRequest, Message, ProtocolError, pack_u64, unpack_shared_mapping
+from coherent_vfs.guest.window import Window
+from coherent_vfs.server.vhost_user.connection import Connection, Disconnected
+from coherent_vfs.server.vhost_user.messages import (
+    BackendRequest,
+    Message,
+    ProtocolError,
+    pack_u64,
+    unpack_shared_mapping,
+)
 
 
 class WindowChannel:

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from coherence.errors import UserError
-from coherence.listener import group_id
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.common.unix_socket import group_id
 
 PATH_MAX: Final = 107
 """Longest path of a Unix socket, bytes (unix(7))."""

@@ -13,18 +13,18 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from coherence import log
-from coherence.errors import UserError
-from coherence.membership import Membership
-from coherence.notify import Notifier
-from server import credentials
-from server.dax.view import View
-from server.device import FsDevice
-from server.listener import adopt, listen
-from server.loop import EventLoop
-from server.options import PROG, Options, parse
-from server.sessions import Sessions
-from server.settings import Settings
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.common import log
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.common.sd_notify import Notifier
+from coherent_vfs.server.dax.view import View
+from coherent_vfs.server.device.device import FsDevice
+from coherent_vfs.server.device.event_loop import EventLoop
+from coherent_vfs.server.front_ends import Sessions
+from coherent_vfs.server.host import credentials
+from coherent_vfs.server.listener import adopt, listen
+from coherent_vfs.server.options import PROG, Options, parse
+from coherent_vfs.server.settings import Settings
 
 NOFILE: Final = 1_000_000
 """Open files that are enough: each inode that the guest knows takes one."""

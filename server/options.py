@@ -12,17 +12,17 @@ from typing import Any, Final, NoReturn, get_args
 
 import msgspec
 
-from coherence import log
-from coherence.dax.windows import CHUNK
-from coherence.parser import Parser
-from coherence.sizes import parse_size, size_text
-from server.cache_policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
-from server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
-from server.virtqueue import MAX_QUEUE_SIZE
+from coherent_vfs.coherence.common import log
+from coherent_vfs.coherence.common.parser import Parser
+from coherent_vfs.coherence.common.sizes import parse_size, size_text
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.server.caching.policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
+from coherent_vfs.server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
+from coherent_vfs.server.virtio.virtqueue import MAX_QUEUE_SIZE
 
 PROG: Final = "vfs-backend"
 GUEST_MAX: Final = 64
-"""Longest label of a guest, characters (coherence.messages.Label)."""
+"""Longest label of a guest, characters (coherence.protocol.messages.Label)."""
 LEASE_LIMIT: Final = 10.0
 """Seconds; all changes of what is leased wait so long at most."""
 CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
@@ -76,7 +76,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         guest: what status displays call the guest.
         rlimit_nofile: limit of open files; 0 leaves it, None is as high as useful.
         exit_on_disconnect: end with the first front-end.
-        log_level, log_json: see coherence.log.configure.
+        log_level, log_json: see coherence.common.log.configure.
     """
 
     shared_dir: Path

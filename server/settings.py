@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from server.cache_policy import CacheMode, CachePolicy, cache_policy
+from coherent_vfs.server.caching.policy import CacheMode, CachePolicy, cache_policy
 
 TAG_MAX: Final = 36
 """Longest tag, bytes (virtio 1.3, 5.11.4)."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
-from coherence import log
+from coherent_vfs.coherence.common import log
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,7 +34,7 @@ def expect_log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], Non
 
 @pytest.fixture(autouse=True)
 def same_umask() -> Iterator[None]:
-    """Give the umask back that a server in this process took away (server.credentials.prepare)."""
+    """Give the umask back that a server in this process took away (server.host.credentials.prepare)."""
     umask = os.umask(0o022)
     os.umask(umask)
     yield

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.dax.view import View
+from coherent_vfs.server.dax.view import View
 
 
 def need_views() -> None:

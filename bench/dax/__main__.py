@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bench import document
 from bench.dax import memory, report, speed
 from bench.dax.stage import DAX, SHARED, WAYS, open_stage
-from server.dax.view import View
+from coherent_vfs.server.dax.view import View
 from tests.lab.paths import CHECKOUT, LabError
 
 PARTS = ("speed", "memory")

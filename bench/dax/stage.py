@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from coherence.places import Places
+from coherent_vfs.coherence.shm.paths import Places
 from tests.lab import assets, backends
 from tests.lab.backends import Backend
 from tests.lab.guest import Guest, boot

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from coherence.places import Places
+from coherent_vfs.coherence.shm.paths import Places
 from tests.lab import assets, backends
 from tests.lab.backends import Backend
 from tests.lab.guest import Guest, boot

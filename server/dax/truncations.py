@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Allocator(Protocol):
-    """The client of coherenced's allocator (coherence.dax.client)."""
+    """The client of coherenced's allocator (coherence.client.dax)."""
 
     @property
     def coordinates(self) -> bool:
@@ -35,7 +35,7 @@ class Allocator(Protocol):
 
 
 class Files(Protocol):
-    """The files of the guest (server.file_system.FileSystem)."""
+    """The files of the guest (server.session.file_system.FileSystem)."""
 
     def reopen(self, nodeid: int, flags: int) -> int:
         """A new descriptor of an inode."""

@@ -23,8 +23,8 @@ from typing import Final, Self
 
 import msgspec
 
-from coherence.log import get_logger
-from server.dax.view_messages import Mounted, Show, Shown, receive, send
+from coherent_vfs.coherence.common.log import get_logger
+from coherent_vfs.server.dax.view_messages import Mounted, Show, Shown, receive, send
 
 log = get_logger(__name__)
 
@@ -216,7 +216,7 @@ class ViewProcess:
 def _start(socket_fd: int) -> subprocess.Popen[bytes]:
     # -P: nothing is imported from the current directory.
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "server.dax.view_process", str(socket_fd)],
+        [sys.executable, "-P", "-m", "coherent_vfs.server.dax.view_process", str(socket_fd)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[socket_fd],

@@ -20,10 +20,10 @@ import struct
 import sys
 from typing import Final
 
-from server.dax import mounting
-from server.dax.view_messages import Mounted, Shown, receive, send
-from server.fuse import protocol as p
-from server.fuse.protocol import InitFlag, Opcode, OpenFlag
+from coherent_vfs.server.dax.view_messages import Mounted, Shown, receive, send
+from coherent_vfs.server.fuse import protocol as p
+from coherent_vfs.server.fuse.protocol import InitFlag, Opcode, OpenFlag
+from coherent_vfs.server.host import mount_api
 
 SIZE: Final = 1 << 62
 """Bytes that every view seems to have; a multiple of every chunk, and far below the kernel's limit."""
@@ -220,8 +220,8 @@ def _mount(backend: socket.socket) -> ViewServer:
     except OSError as error:
         raise OSError(error.errno, f"/dev/fuse: {error.strerror}") from None
     try:
-        mounting.keep_only(mounting.CAP_SYS_ADMIN)
-        mount_fd = mounting.mount_fuse(device_fd, "coherent-vfs-view")
+        mount_api.keep_only(mount_api.CAP_SYS_ADMIN)
+        mount_fd = mount_api.mount_fuse(device_fd, "coherent-vfs-view")
     except PermissionError:
         raise OSError(errno.EPERM, "it takes the capability CAP_SYS_ADMIN") from None
     server = ViewServer(device_fd)

@@ -15,11 +15,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
-from coherence.dax.windows import CHUNK
-from coherence.log import get_logger
-from server.dax.mapping import Mapping, Opened
-from server.dax.steps import Call, Line, Steps, run, together
-from server.operations.request import Parked, error
+from coherent_vfs.coherence.common.log import get_logger
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.server.dax.mapping import Mapping, Opened
+from coherent_vfs.server.dax.steps import Call, Line, Steps, run, together
+from coherent_vfs.server.operations.interface import Parked, error
 
 log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ Done = Callable[[int], None]
 
 
 class FrontEnd(Protocol):
-    """The shared memory of the virtual machine (server.vhost_user.shared_memory)."""
+    """The shared memory of the virtual machine (server.vhost_user.backend_channel)."""
 
     def map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Done) -> None:
         """Map a part of a file at a place of the window; done(errno). The descriptor stays the caller's."""
@@ -42,7 +42,7 @@ class FrontEnd(Protocol):
 
 
 class Allocator(Protocol):
-    """The client of coherenced's allocator (coherence.dax.client)."""
+    """The client of coherenced's allocator (coherence.client.dax)."""
 
     def claim(
         self,
@@ -68,7 +68,7 @@ class View(Protocol):
 
 
 class Files(Protocol):
-    """The files of the guest (server.file_system.FileSystem)."""
+    """The files of the guest (server.session.file_system.FileSystem)."""
 
     def reopen(self, nodeid: int, flags: int) -> int:
         """A new descriptor of an inode."""

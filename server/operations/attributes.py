@@ -6,8 +6,9 @@ import stat
 from contextlib import nullcontext
 from typing import Final
 
-from server.fuse.protocol import ACCESS_IN, KSTATFS, SETATTR_IN, FattrFlag, Kstatfs, Opcode, SetattrIn
-from server.operations.request import (
+from coherent_vfs.server.fuse.protocol import ACCESS_IN, KSTATFS, SETATTR_IN, FattrFlag, Kstatfs, Opcode, SetattrIn
+from coherent_vfs.server.host.syscalls import UTIME_NOW, UTIME_OMIT, utimensat
+from coherent_vfs.server.operations.interface import (
     OFFSET_MAX,
     FileSystem,
     Request,
@@ -16,7 +17,6 @@ from server.operations.request import (
     proc_path,
     unpack,
 )
-from server.syscalls import UTIME_NOW, UTIME_OMIT, utimensat
 
 NO_ID: Final = 0xFFFFFFFF
 """A user or group id that is none: chown(2) leaves it as it is."""

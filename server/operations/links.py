@@ -2,9 +2,9 @@
 
 import os
 
-from server.fuse.protocol import LINK_IN, Opcode
-from server.names import checked_name
-from server.operations.request import (
+from coherent_vfs.server.fuse.protocol import LINK_IN, Opcode
+from coherent_vfs.server.host.names import checked_name
+from coherent_vfs.server.operations.interface import (
     FileSystem,
     Request,
     operation,

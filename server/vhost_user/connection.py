@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-from server.vhost_user.messages import (
+from coherent_vfs.server.vhost_user.messages import (
     HEADER_SIZE,
     MAX_FDS,
     VERSION,

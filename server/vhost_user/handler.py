@@ -10,11 +10,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coherence.log import get_logger
-from server.memory import MAX_REGIONS
-from server.vhost_user.connection import Connection
-from server.vhost_user.interface import Device, Region, Ring
-from server.vhost_user.messages import (
+from coherent_vfs.coherence.common.log import get_logger
+from coherent_vfs.server.vhost_user.connection import Connection
+from coherent_vfs.server.vhost_user.interface import Device, Region, Ring
+from coherent_vfs.server.vhost_user.messages import (
     INVALID_FD,
     MAX_RING_SIZE,
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -37,6 +36,7 @@ from server.vhost_user.messages import (
     unpack_vring_address,
     unpack_vring_state,
 )
+from coherent_vfs.server.virtio.guest_memory import MAX_REGIONS
 
 _log = get_logger(__name__)
 

@@ -10,8 +10,8 @@ import asyncio
 import os
 import sys
 
-from coherence import log
-from coherence.membership import Membership
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.common import log
 
 
 async def main(table_path: str, socket_path: str, guest: str, share: str) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from coherence import holder
-from coherence.control.client import Report, fetch_status
-from coherence.places import Places
-from coherence.table import Table
+from coherent_vfs.coherence.ctl.client import Report, fetch_status
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import Table
 
 SECONDS = 60.0
 SLOTS = 1 << 18
@@ -95,7 +95,7 @@ class Coherenced:
         self.manager.close()
         self._log.close()
         for key in self.places.journal_keys():
-            holder.remove(key)
+            liveness.remove(key)
             self.places.journal(key).unlink()
         self.places.table.unlink(missing_ok=True)
         self.places.leases.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ class Coherenced:
 
     def spawn(self, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a daemon without waiting for it; the caller ends it."""
-        command = [*self._prefix, sys.executable, "-m", "coherence.daemon"]
+        command = [*self._prefix, sys.executable, "-m", "coherent_vfs.coherence.daemon.main"]
         command += ["--table", self.places.name, "--slots", str(SLOTS)]
         command += ["--socket", str(self.socket), "--log-level", "info", *flags]
         return subprocess.Popen(

@@ -17,19 +17,19 @@ from typing import Self
 
 import pytest
 
-from coherence.connection import Connection, Dropped
-from coherence.control.client import ask, connected
-from coherence.control.top import COLUMNS
-from coherence.errors import UserError
-from coherence.messages import FromDaemon, StatusQuestion, Subscribe, Subscribed
-from guest.guest import Guest
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.ctl.client import ask, connected
+from coherent_vfs.coherence.ctl.top import COLUMNS
+from coherent_vfs.coherence.protocol.connection import Connection, Dropped
+from coherent_vfs.coherence.protocol.messages import FromDaemon, StatusQuestion, Subscribe, Subscribed
+from coherent_vfs.guest.guest import Guest
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually
 from tests.integration.user_guests import Backend, warm_up
 
 
 def command(daemon: Coherenced, *arguments: str) -> list[str]:
     """A coherencectl's command line."""
-    return [sys.executable, "-m", "coherence.ctl", *arguments, "--socket", str(daemon.socket)]
+    return [sys.executable, "-m", "coherent_vfs.coherence.ctl.main", *arguments, "--socket", str(daemon.socket)]
 
 
 class Ctl:

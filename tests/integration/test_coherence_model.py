@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from guest.file import File
-from guest.guest import Guest
-from guest.kept import TableRule
-from guest.transport import Buffer, Transport
-from server.fuse.protocol import Opcode
+from coherent_vfs.guest.cached import TableRule
+from coherent_vfs.guest.file import File
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.guest.transport import Buffer, Transport
+from coherent_vfs.server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced
 from tests.integration.user_guests import Backend, warm_up
 

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from coherence import ctl, daemon, holder
-from coherence.errors import UserError
-from coherence.membership import Membership
-from coherence.registry import Registry
-from coherence.table import SLOTS_OFFSET, TRUST_NOTHING
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.ctl import main as ctl
+from coherent_vfs.coherence.daemon import main as daemon
+from coherent_vfs.coherence.daemon.registry import Registry
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.table import SLOTS_OFFSET, TRUST_NOTHING
 from tests.integration.coherenced_process import SECONDS, SLOTS, Coherenced, Member, eventually, open_directory
 
 
@@ -106,8 +108,8 @@ def test_a_backend_that_leaves_makes_nobody_ask(coherenced: Coherenced, monkeypa
             coherenced.status()
             real_let_go(key)
 
-        real_let_go = holder.let_go
-        monkeypatch.setattr(holder, "let_go", let_go)
+        real_let_go = liveness.let_go
+        monkeypatch.setattr(liveness, "let_go", let_go)
         membership.close()
         eventually(lambda: not coherenced.places.journal_keys())
         assert table.valid(5, stamp)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coherence import holder
-from coherence.table import TRUST_NOTHING
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.table import TRUST_NOTHING
 from tests.integration.coherenced_process import Coherenced, Member, eventually
 
 
@@ -156,7 +156,7 @@ def test_a_backend_whose_journal_was_removed_gets_another(coherenced: Coherenced
         member.do("announce 5")
         coherenced.kill()
         coherenced.places.journal(old).unlink()
-        holder.remove(old)
+        liveness.remove(old)
         coherenced.start()
         eventually(lambda: len(coherenced.status().backends) == 1)
         assert coherenced.places.journal_keys() != [old]

@@ -16,9 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coherence import holder
-from coherence.connection import MAX_BYTES, Connection, Dropped
-from coherence.messages import (
+from coherent_vfs.coherence.protocol.connection import MAX_BYTES, Connection, Dropped
+from coherent_vfs.coherence.protocol.messages import (
     DAEMON_DECODER,
     ENCODER,
     PROTOCOL,
@@ -45,6 +44,7 @@ from coherence.messages import (
     Window,
     Withdrawn,
 )
+from coherent_vfs.coherence.shm import liveness
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually, open_directory
 
 Expected = TypeVar("Expected")
@@ -257,13 +257,13 @@ def test_a_backend_that_never_answers_is_shown_as_such(coherenced: Coherenced) -
         key = join(client)
         assert coherenced.counters("bystander") == {"requests": 7}
         assert {backend.guest: backend.counters for backend in coherenced.status().backends}["hostile"] is None
-        holder.let_go(key)
+        liveness.let_go(key)
 
 
 def test_an_answer_that_nobody_asked_for(coherenced: Coherenced) -> None:
     with Client(coherenced) as client:
         key = join(client)
-        holder.let_go(key)
+        liveness.let_go(key)
         client.connection.send(Answer({}))
         client.assert_dropped()
 
@@ -279,7 +279,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 @pytest.mark.parametrize("count", [2, 3, 200])
 def test_a_watch_with_too_many_descriptors(coherenced: Coherenced, directory: int, count: int) -> None:
     with Client(coherenced) as client:
-        holder.let_go(join(client))
+        liveness.let_go(join(client))
         client.connection.send(Watch(1), [directory] * count)
         client.assert_dropped()
     assert "too many descriptors" in coherenced.log()
@@ -289,7 +289,7 @@ def test_a_watch_without_a_descriptor(coherenced: Coherenced) -> None:
     with Client(coherenced) as client:
         key = join(client)
         assert client.ask(Watch(7), Watched) == Watched(7, False)
-        holder.let_go(key)
+        liveness.let_go(key)
 
 
 def test_a_watch_of_one_who_is_no_member(coherenced: Coherenced, directory: int) -> None:
@@ -301,7 +301,7 @@ def test_a_watch_of_one_who_is_no_member(coherenced: Coherenced, directory: int)
 
 def test_a_descriptor_with_another_message(coherenced: Coherenced, directory: int) -> None:
     with Client(coherenced) as client:
-        holder.let_go(join(client))
+        liveness.let_go(join(client))
         client.connection.send(Ready(), [directory])
         client.assert_dropped()
 
@@ -317,7 +317,7 @@ def test_a_watch_of_what_is_no_directory(coherenced: Coherenced, tmp_path: Path)
             client.connection.send(Watch(fd), [fd])
             assert client.connection.receive()[0] == Watched(fd, False)
             os.close(fd)
-        holder.let_go(key)
+        liveness.let_go(key)
 
 
 def test_a_flood_of_watches_keeps_nobody_waiting(coherenced: Coherenced, tmp_path: Path) -> None:
@@ -349,12 +349,12 @@ def test_a_flood_of_watches_keeps_nobody_waiting(coherenced: Coherenced, tmp_pat
             thread.join()
             for fd in fds:
                 os.close(fd)
-            holder.let_go(key)
+            liveness.let_go(key)
 
 
 def test_one_who_asks_for_watches_and_does_not_read(coherenced: Coherenced, directory: int) -> None:
     with Client(coherenced) as client:
-        holder.let_go(join(client))
+        liveness.let_go(join(client))
         with pytest.raises(Dropped):
             for _ in range(100_000):
                 client.connection.send(Watch(1), [directory])
@@ -366,7 +366,7 @@ def test_a_spoilt_journal_makes_everything_invalid(coherenced: Coherenced, spoil
     with Client(coherenced) as client, coherenced.table() as table:
         client.ask(Hello(PROTOCOL, "backend"), Welcome)
         granted, (table_fd, leases_fd, journal_fd) = client.ask_for_fds(JOIN, Granted)
-        holder.take(granted.key)
+        liveness.take(granted.key)
         client.ask(Ready(), Registered)
         if spoil == "cut off":
             os.ftruncate(journal_fd, 10)
@@ -375,7 +375,7 @@ def test_a_spoilt_journal_makes_everything_invalid(coherenced: Coherenced, spoil
         for fd in (table_fd, leases_fd, journal_fd):
             os.close(fd)
         stamp = table.stamp()
-        holder.let_go(granted.key)
+        liveness.let_go(granted.key)
         client.connection.close()
         eventually(lambda: not table.valid(500, stamp))
 
@@ -404,7 +404,7 @@ def join(client: Client) -> int:
     """Become a member as a backend should; returns the key of the semaphore, which is held then."""
     client.ask(Hello(PROTOCOL, "backend"), Welcome)
     granted = client.ask(JOIN, Granted)
-    holder.take(granted.key)
+    liveness.take(granted.key)
     client.ask(Ready(), Registered)
     assert client.connection.receive()[0] == Coordinate(False)
     return granted.key

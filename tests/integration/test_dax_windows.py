@@ -14,14 +14,14 @@ from typing import TypeVar
 
 import pytest
 
-from coherence import ctl, holder
-from coherence.connection import Dropped
-from coherence.control.client import fetch_dax
-from coherence.dax import client
-from coherence.dax.windows import CHUNK
-from coherence.errors import UserError
-from coherence.membership import Membership
-from coherence.messages import (
+from coherent_vfs.coherence.client import dax
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.ctl import main as ctl
+from coherent_vfs.coherence.ctl.client import fetch_dax
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.connection import Dropped
+from coherent_vfs.coherence.protocol.messages import (
     Claim,
     Claimed,
     FromClient,
@@ -33,6 +33,7 @@ from coherence.messages import (
     Windowed,
     Withdrawn,
 )
+from coherent_vfs.coherence.shm import liveness
 from tests.integration.coherenced_process import SECONDS, Coherenced, open_directory
 from tests.integration.test_coherenced_hostile import Client, join
 from tests.integration.user_guests import Backend
@@ -295,8 +296,8 @@ def test_a_daemon_that_is_killed_learns_everything_again(
 ) -> None:
     expect_log("coherenced is gone")
     # More pages than one.
-    monkeypatch.setattr(client, "MAX_MAPPINGS", 7)
-    monkeypatch.setattr(client, "AWAY_SECONDS", SECONDS)
+    monkeypatch.setattr(dax, "MAX_MAPPINGS", 7)
+    monkeypatch.setattr(dax, "AWAY_SECONDS", SECONDS)
 
     async def play() -> None:
         async with guests(coherenced, "red", "blue") as (red, blue):
@@ -329,7 +330,7 @@ def test_a_daemon_that_does_not_come_back(
     coherenced: Coherenced, file: int, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expect_log("coherenced is gone")
-    monkeypatch.setattr(client, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(dax, "AWAY_SECONDS", 0.05)
 
     async def play() -> None:
         async with guests(coherenced, "red", "blue") as (red, blue):
@@ -423,7 +424,7 @@ def member(coherenced: Coherenced) -> Iterator[Client]:
         try:
             yield client
         finally:
-            holder.let_go(key)
+            liveness.let_go(key)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.guest import Guest
+from coherent_vfs.guest.guest import Guest
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.integration.user_guests import Backend, warm_up
 
@@ -133,7 +133,7 @@ def test_a_backend_killed_between_its_system_call_and_its_bump(
 def test_a_guest_killed_while_it_changes_things(share: Path, backends: tuple[Backend, Backend]) -> None:
     first, second = backends
     program = (
-        "import sys; from guest.guest import Guest\n"
+        "import sys; from coherent_vfs.guest.guest import Guest\n"
         "g = Guest.connect(sys.argv[1]); print('begun', flush=True)\n"
         "while True:\n"
         "    g.write_bytes('file', b'again and again'); g.rename('file', 'moved'); g.rename('moved', 'file')\n"

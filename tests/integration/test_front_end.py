@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from guest.guest import Guest
-from guest.vhost_user import PROTOCOL_FEATURES, USER_ADDRESS, FrontEnd, RequestFailed
-from server.vhost_user.messages import (
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.guest.vhost_user import PROTOCOL_FEATURES, USER_ADDRESS, FrontEnd, RequestFailed
+from coherent_vfs.server.vhost_user.messages import (
     MemoryRegion,
     ProtocolFeature,
     Request,
@@ -61,7 +61,7 @@ def backend(tmp_path: Path) -> Iterator[Running]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        command = [sys.executable, "-m", "server.main", "--shared-dir", str(share), "--tag", "myshare"]
+        command = [sys.executable, "-m", "coherent_vfs.server.main", "--shared-dir", str(share), "--tag", "myshare"]
         process = subprocess.Popen(
             [*command, "--fd", str(listener.fileno()), "--num-request-queues", "2"],
             pass_fds=[listener.fileno()],
@@ -101,7 +101,7 @@ def test_guests_come_and_go_and_leave_nothing(backend: Running) -> None:
 
 KILLED_GUEST = """
 import signal, sys
-from guest.guest import Guest
+from coherent_vfs.guest.guest import Guest
 guest = Guest.connect(sys.argv[1])
 file = guest.open("/file")
 print("attached", flush=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from coherence.membership import MAX_ASKED, Membership
-from coherence.table import Table
+from coherent_vfs.coherence.client.membership import MAX_ASKED, Membership
+from coherent_vfs.coherence.shm.table import Table
 from tests.integration.coherenced_process import Coherenced, Member, eventually, open_directory
 
 

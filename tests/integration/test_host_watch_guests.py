@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.guest import Guest
+from coherent_vfs.guest.guest import Guest
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.integration.test_host_watch import EDITORS, git, repository
 from tests.integration.user_guests import Backend, requests_of, warm_up

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from coherence.errors import UserError
-from guest.fuse_client import Entry, Opened
-from guest.guest import Guest
-from guest.transport import VirtioTransport
-from server.fuse.protocol import Opcode
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.guest.fuse_client import Entry, Opened
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.guest.transport import VirtioTransport
+from coherent_vfs.server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import SECONDS, Coherenced, eventually
 from tests.integration.user_guests import Backend, requests_of, warm_up
 

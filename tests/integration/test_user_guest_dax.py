@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from coherence.dax.windows import CHUNK
-from guest.guest import Guest
-from server.fuse.protocol import Opcode
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.integration.user_guests import Backend, requests_of
 from tests.views import need_views

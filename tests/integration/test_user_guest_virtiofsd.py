@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.guest import Guest
+from coherent_vfs.guest.guest import Guest
 from tests.lab import assets, backends
 
 pytestmark = pytest.mark.skipif(

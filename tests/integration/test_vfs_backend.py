@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.guest import Guest
+from coherent_vfs.guest.guest import Guest
 from tests.integration.coherenced_process import SECONDS, Coherenced, Manager, eventually
 
 
@@ -32,7 +32,7 @@ def backend(
     """A vfs-backend that is ready; ended with SIGTERM, if it has not ended yet."""
     manager = Manager(directory)
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.main", "--shared-dir", share, *map(str, options)],
+        [sys.executable, "-m", "coherent_vfs.server.main", "--shared-dir", share, *map(str, options)],
         env=os.environ | {"NOTIFY_SOCKET": str(manager.path)},
         stdin=stdin,
         stderr=subprocess.PIPE,

@@ -14,13 +14,13 @@ import pytest
 
 from tests.integration.coherenced_process import SECONDS, Coherenced
 
-COMMAND = [sys.executable, "-m", "server.main"]
+COMMAND = [sys.executable, "-m", "coherent_vfs.server.main"]
 # The interpreter may be where others cannot read: what is needed is loaded before the ids are given up.
 AS_NOBODY = [
     sys.executable,
     "-c",
     "import os, sys, server.main\n"
-    "server.main.parse(sys.argv[1:])\n"
+    "coherent_vfs.server.main.parse(sys.argv[1:])\n"
     "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
     "sys.exit(server.main.main(sys.argv[1:]))",
 ]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from guest.guest import Guest
-from server.fuse.protocol import Opcode
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import SECONDS, Coherenced, eventually
 from tests.lab.backends import listens
 
@@ -61,7 +61,15 @@ class Backend:
         self._daemon = daemon
         self._command = [
             *prefix,
-            *(sys.executable, "-m", "server.main", "--shared-dir", str(share), "--socket-path", str(self.socket)),
+            *(
+                sys.executable,
+                "-m",
+                "coherent_vfs.server.main",
+                "--shared-dir",
+                str(share),
+                "--socket-path",
+                str(self.socket),
+            ),
             *("--cache", cache, "--tag", name, "--xattr", *options),
         ]
         if daemon is not None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from coherence.places import Places
-from guest.guest import Guest as UserSpaceGuest
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.guest.guest import Guest as UserSpaceGuest
 from tests.lab import backends
 from tests.lab.guest import boot
 from tests.lab.paths import LabError

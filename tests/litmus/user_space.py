@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from guest.file import File
-from guest.guest import Guest
+from coherent_vfs.guest.file import File
+from coherent_vfs.guest.guest import Guest
 from tests.litmus.litmus import LOOKS, Litmus, number_in
 from tests.litmus.places import OLD_MTIME
 from tests.litmus.run import Run, error_number

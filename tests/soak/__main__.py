@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 
-from server.dax.view import View
+from coherent_vfs.server.dax.view import View
 from tests.soak.domain import Failed
 from tests.soak.run import Settings, soak
 

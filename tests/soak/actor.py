@@ -20,10 +20,10 @@ from typing import Final
 
 import msgspec
 
-from coherence.dax.windows import CHUNK
-from coherence.errors import UserError
-from guest.file import File
-from guest.guest import Guest
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.guest.file import File
+from coherent_vfs.guest.guest import Guest
 from tests.soak.content import WORD, make, misplaced
 from tests.soak.files import FILES, Model, Soaked
 from tests.soak.messages import Held, Told

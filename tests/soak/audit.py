@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from coherence.dax.windows import CHUNK
-from coherence.messages import FileUse, WindowUse
-from coherence.table import Table
-from guest.guest import Guest
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.messages import FileUse, WindowUse
+from coherent_vfs.coherence.shm.table import Table
+from coherent_vfs.guest.guest import Guest
 from tests.integration.coherenced_process import SECONDS
 from tests.soak.domain import WINDOW, Domain, Failed, Member, descriptors, fuse_mounts, start_time
 from tests.soak.files import FILES

@@ -158,7 +158,7 @@ class Result(NamedTuple):
         return self[:-1] == other[:-1]
 
     def nearly(self, other: Result) -> bool:
-        """Whether only mtime differs, by the few nanoseconds that make Linux drop its pages (server/validity.pyx)."""
+        """Whether only mtime differs, as Linux drops its pages then (server/caching/validity.pyx)."""
         return abs(self.mtime - other.mtime) <= TOLD_WRONG and self._replace(mtime=other.mtime).same(other)
 
     def differences(self, other: Result) -> str:

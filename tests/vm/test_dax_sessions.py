@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.dax.view import MOST_STARTS
+from coherent_vfs.server.dax.view import MOST_STARTS
 from tests.integration.coherenced_process import eventually
 from tests.lab import assets, backends
 from tests.lab.backends import Backend

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from server.dax.view import View
-from server.device import FsDevice
-from server.loop import EventLoop
-from server.sessions import Sessions
-from server.settings import Settings
+from coherent_vfs.server.dax.view import View
+from coherent_vfs.server.device.device import FsDevice
+from coherent_vfs.server.device.event_loop import EventLoop
+from coherent_vfs.server.front_ends import Sessions
+from coherent_vfs.server.settings import Settings
 from tests.lab import assets
 from tests.lab.guest import Guest, boot
 from tests.lab.paths import LabError

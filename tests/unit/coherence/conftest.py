@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from coherence import holder
-from coherence.leases import Leases
-from coherence.places import Places
-from coherence.table import Table
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import Table
 from tests.unit.coherence.watch_world import Backend, World
 
 
@@ -21,7 +21,7 @@ def places() -> Iterator[Places]:
     places = Places(f"/unit.{os.getpid()}.{secrets.token_hex(4)}")
     yield places
     for key in places.journal_keys():
-        holder.remove(key)
+        liveness.remove(key)
         places.journal(key).unlink()
     places.table.unlink(missing_ok=True)
     places.leases.unlink(missing_ok=True)

@@ -8,14 +8,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from coherence import changes
-from coherence.changes import ChangeEvents, Subscriber, merged
-from coherence.connection import Connection
-from coherence.errors import UserError
-from coherence.leases import Leases
-from coherence.messages import CLIENT_DECODER, DAEMON_DECODER, MAX_PATH, Change, Changes, FromDaemon
-from coherence.table import Table
-from coherence.watch.domain import Domain, What
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon import event_feed
+from coherent_vfs.coherence.daemon.event_feed import ChangeEvents, Subscriber, merged
+from coherent_vfs.coherence.daemon.watch.invalidator import Domain, What
+from coherent_vfs.coherence.protocol.connection import Connection
+from coherent_vfs.coherence.protocol.messages import (
+    CLIENT_DECODER,
+    DAEMON_DECODER,
+    MAX_PATH,
+    Change,
+    Changes,
+    FromDaemon,
+)
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.table import Table
 
 
 @pytest.fixture
@@ -116,7 +123,7 @@ def test_who_does_not_read_is_told_how_many_were_missed_and_nothing_else_is_lost
         client.subscriber.add([Change(1.0, "host", "modify", b"/%d" % number, 1)], 0)
         if number % 100 == 0:
             client.subscriber.tell()
-    assert client.subscriber._kept_bytes <= changes.MAX_KEPT_BYTES
+    assert client.subscriber._kept_bytes <= event_feed.MAX_KEPT_BYTES
     messages: list[Changes] = []
     while client.subscriber.behind:
         messages += client.told()
@@ -156,7 +163,7 @@ def test_a_subscriber_that_reads_late_is_told_without_a_new_change(domain: Domai
 
 
 def test_more_changes_than_can_be_noted_at_once(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "MAX_NOTED", 3)
+    monkeypatch.setattr(event_feed, "MAX_NOTED", 3)
 
     async def run() -> None:
         events, client = ChangeEvents(domain), Client()
@@ -203,7 +210,7 @@ def test_one_that_is_gone_is_dropped_and_the_others_are_told(domain: Domain) -> 
 
 
 def test_there_are_not_too_many(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "MAX_SUBSCRIBERS", 1)
+    monkeypatch.setattr(event_feed, "MAX_SUBSCRIBERS", 1)
     events, one, other = ChangeEvents(domain), Client(), Client()
     events.add(one.subscriber)
     with pytest.raises(UserError, match="1 clients watch changes already"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coherence.config import Config, load
-from coherence.errors import UserError
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon.config import Config, load
 
 EXAMPLE = Path(__file__).parents[3] / "packaging" / "coherenced.toml"
 

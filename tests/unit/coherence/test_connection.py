@@ -10,8 +10,10 @@ from typing import get_args
 
 import pytest
 
-from coherence.connection import MAX_BYTES, Closed, Connection, Dropped
-from coherence.messages import (
+from coherent_vfs.coherence.daemon.registry import MAX_BACKENDS
+from coherent_vfs.coherence.daemon.service import PAGE_BACKENDS
+from coherent_vfs.coherence.protocol.connection import MAX_BYTES, Closed, Connection, Dropped
+from coherent_vfs.coherence.protocol.messages import (
     CLIENT_DECODER,
     ENCODER,
     Answer,
@@ -27,8 +29,6 @@ from coherence.messages import (
     Watching,
     Welcome,
 )
-from coherence.registry import MAX_BACKENDS
-from coherence.service import PAGE_BACKENDS
 from tests.unit.server.fake_device import leaked, open_fds
 
 Pair = tuple[socket.socket, Connection[FromClient]]

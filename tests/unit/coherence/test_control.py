@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from coherence import ctl
-from coherence.control import top, watch
-from coherence.control.client import Report
-from coherence.errors import UserError
-from coherence.messages import Backend, Change, Changes, DaxUse, Status, Watching
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.ctl import main as ctl
+from coherent_vfs.coherence.ctl import top, watch
+from coherent_vfs.coherence.ctl.client import Report
+from coherent_vfs.coherence.protocol.messages import Backend, Change, Changes, DaxUse, Status, Watching
 
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, 0))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from coherence import ctl
-from coherence.control import client
-from coherence.control.status import render
-from coherence.messages import Backend, DaxUse, Status, Watching
-from coherence.places import Places
-from coherence.table import TRUST_NOTHING, Table
+from coherent_vfs.coherence.ctl import client
+from coherent_vfs.coherence.ctl import main as ctl
+from coherent_vfs.coherence.ctl.status import render
+from coherent_vfs.coherence.protocol.messages import Backend, DaxUse, Status, Watching
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import TRUST_NOTHING, Table
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from coherence.daemon import _run_first
+from coherent_vfs.coherence.daemon.main import _run_first
 
 
 def test_realtime_is_the_lowest_priority(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
-from coherence.connection import Connection, Full
-from coherence.dax import shrinks
-from coherence.dax.allocator import Allocator, FromMember
-from coherence.dax.peer import Peer
-from coherence.dax.pins import Pins
-from coherence.dax.windows import CHUNK
-from coherence.messages import (
+from coherent_vfs.coherence.daemon.dax import truncations
+from coherent_vfs.coherence.daemon.dax.allocator import Allocator, FromMember
+from coherent_vfs.coherence.daemon.dax.member import Peer
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.protocol.connection import Connection, Full
+from coherent_vfs.coherence.protocol.messages import (
     SHRUNK_SECONDS,
     Claim,
     Claimed,
@@ -188,7 +188,7 @@ class World(RuleBasedStateMachine):
                 shrink = member.asked.pop(message.token)
                 assert isinstance(shrink, tuple)
                 file, size, begun = shrink
-                overdue = self.is_over(self.begun_at[begun], shrinks.WITHDRAW_SECONDS)
+                overdue = self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS)
                 for other in self.members.values():
                     beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
                     if other is not member and beyond and not (other.excused or other.deaf or overdue):
@@ -330,7 +330,7 @@ class World(RuleBasedStateMachine):
         """Who did not answer in time is not waited for."""
         self.loop.now += seconds
         asked = [one for member in self.members.values() for one in member.asked.values() if isinstance(one, tuple)]
-        overdue = any(self.is_over(self.begun_at[begun], shrinks.WITHDRAW_SECONDS) for _, _, begun in asked)
+        overdue = any(self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS) for _, _, begun in asked)
         for member in self.members.values():
             member.excused |= overdue and bool(member.pending)
             for token, (_, granted) in list(member.shrinking.items()):

@@ -8,11 +8,12 @@ from typing import cast
 
 import pytest
 
-from coherence.connection import Connection, Dropped, Full
-from coherence.dax import client
-from coherence.dax.client import MAX_CLAIMS, DaxClient
-from coherence.dax.windows import CHUNK
-from coherence.messages import (
+from coherent_vfs.coherence.client import dax
+from coherent_vfs.coherence.client.dax import MAX_CLAIMS, DaxClient
+from coherent_vfs.coherence.common.sizes import parse_size, size_text
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.connection import Connection, Dropped, Full
+from coherent_vfs.coherence.protocol.messages import (
     SHRUNK_SECONDS,
     Claim,
     Claimed,
@@ -27,7 +28,6 @@ from coherence.messages import (
     Withdraw,
     Withdrawn,
 )
-from coherence.sizes import parse_size, size_text
 
 
 class Daemon:
@@ -122,7 +122,7 @@ def test_a_shrink_that_is_not_wanted_any_more(daemon: Daemon) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The client's time, seconds."""
     now = [1000.0]
-    monkeypatch.setattr(client, "_now", lambda: now[0])
+    monkeypatch.setattr(dax, "_now", lambda: now[0])
     return now
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coherence.dax.pins import Pins
+from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
 
 
 class Tables:

@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coherence.dax.windows import CHUNK, MAX_FILE_SIZE, Refusal, Window, Windows
-from coherence.messages import Mapping
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK, MAX_FILE_SIZE, Refusal, Window, Windows
+from coherent_vfs.coherence.protocol.messages import Mapping
 
 CHUNKS = 64
 GUESTS = 8

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from coherence import handler, holder
-from coherence.changes import ChangeEvents
-from coherence.connection import Connection
-from coherence.dax.allocator import Allocator
-from coherence.dax.pins import Pins
-from coherence.leases import Leases
-from coherence.messages import (
+from coherent_vfs.coherence.daemon import session
+from coherent_vfs.coherence.daemon.dax.allocator import Allocator
+from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.daemon.event_feed import ChangeEvents
+from coherent_vfs.coherence.daemon.registry import Registry
+from coherent_vfs.coherence.daemon.service import Service
+from coherent_vfs.coherence.daemon.watch.host_watch import HostWatch, NoWatch
+from coherent_vfs.coherence.daemon.watch.invalidator import Domain
+from coherent_vfs.coherence.protocol.connection import Connection
+from coherent_vfs.coherence.protocol.messages import (
     CLIENT_DECODER,
     DAEMON_DECODER,
     PROTOCOL,
@@ -26,12 +29,10 @@ from coherence.messages import (
     StatusPage,
     StatusQuestion,
 )
-from coherence.places import Places
-from coherence.registry import Registry
-from coherence.service import Service
-from coherence.table import Table
-from coherence.watch.domain import Domain
-from coherence.watch.host import HostWatch, NoWatch
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import Table
 from tests.integration.coherenced_process import open_directory
 
 ExpectLog = Callable[[str], None]
@@ -78,15 +79,15 @@ def test_a_client_that_does_not_go_on_is_dropped(
     messages: list[FromClient],
 ) -> None:
     expect_log("too slow")
-    monkeypatch.setattr(handler, "DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr(session, "DEADLINE_SECONDS", 0.05)
     registry = Registry(table, leases, places)
 
     async def serve() -> None:
         client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server.setblocking(False)
-        over: asyncio.Future[handler.Handler] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[session.Handler] = asyncio.get_running_loop().create_future()
         with client:
-            handler.Handler(Daemon(registry), Connection(server, CLIENT_DECODER), over.set_result)
+            session.Handler(Daemon(registry), Connection(server, CLIENT_DECODER), over.set_result)
             for message in messages:
                 send(client, message)
             await asyncio.wait_for(over, 60)
@@ -98,7 +99,7 @@ def test_a_client_that_does_not_go_on_is_dropped(
 def test_a_backend_that_goes_while_the_status_is_gathered(places: Places, tmp_path: Path) -> None:
     async def serve(service: Service) -> None:
         async with asyncio.timeout(60):
-            end: asyncio.Future[handler.Handler] = asyncio.get_running_loop().create_future()
+            end: asyncio.Future[session.Handler] = asyncio.get_running_loop().create_future()
             page = await member_that_goes(service, end)
             assert (page.backends, page.next) == ([], None)
             await end
@@ -107,23 +108,23 @@ def test_a_backend_that_goes_while_the_status_is_gathered(places: Places, tmp_pa
         asyncio.run(serve(service))
 
 
-async def member_that_goes(service: Service, end: asyncio.Future[handler.Handler]) -> StatusPage:
+async def member_that_goes(service: Service, end: asyncio.Future[session.Handler]) -> StatusPage:
     """The status that was asked for just before its only backend went, but not gathered yet."""
     client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.setblocking(False)
     with client:
-        member = handler.Handler(service, Connection(server, CLIENT_DECODER), end.set_result)
+        member = session.Handler(service, Connection(server, CLIENT_DECODER), end.set_result)
         service._handlers.append(member)
         send(client, Hello(PROTOCOL, "backend"))
         send(client, Join("going", "none"))
         while not (keys := service.registry.places.journal_keys()):
             await asyncio.sleep(0)
-        holder.take(keys[0])
+        liveness.take(keys[0])
         send(client, Ready())
         while not member.registered:
             await asyncio.sleep(0)
         asking = asyncio.create_task(service.status_page(0))
         await asyncio.sleep(0)
-        holder.let_go(keys[0])
+        liveness.let_go(keys[0])
         member.close()
         return await asking

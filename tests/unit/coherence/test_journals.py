@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import sysv_ipc  # type: ignore[import-not-found]
 
-from coherence import holder, journals
-from coherence.errors import UserError
-from coherence.places import Places
-from coherence.table import JOURNAL_BYTES, Journal, Table
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon import journals
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import JOURNAL_BYTES, Journal, Table
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_journal_that_was_cut_off_is_read_as_anything(places: Places, table: T
 def test_a_journal_that_was_removed_is_read_as_anything(places: Places, table: Table, key: int) -> None:
     journals.remove(places, key)
     assert journals.read(places.journal(key)) is None
-    assert holder.holder(key) is None
+    assert liveness.holder(key) is None
     with pytest.raises(UserError, match="restart the backend"):
         journals.open_fd(places, key)
 
@@ -121,18 +122,18 @@ def test_no_semaphore_left_is_told_and_leaves_nothing(
 
 
 def test_the_holder_is_known_while_it_lives_and_not_after_kill_9(key: int) -> None:
-    assert holder.holder(key) is None
+    assert liveness.holder(key) is None
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        holder.take(key)
+        liveness.take(key)
         os.write(write, b"x")
         signal.pause()
     os.read(read, 1)
-    assert holder.holder(key) == pid
+    assert liveness.holder(key) == pid
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert holder.holder(key) is None
+    assert liveness.holder(key) is None
     os.close(read)
     os.close(write)
 
@@ -141,7 +142,7 @@ def test_a_fork_of_the_holder_does_not_hold(key: int) -> None:
     read, write = os.pipe()
     taker = os.fork()
     if taker == 0:
-        holder.take(key)
+        liveness.take(key)
         child = os.fork()
         if child == 0:
             signal.pause()
@@ -149,7 +150,7 @@ def test_a_fork_of_the_holder_does_not_hold(key: int) -> None:
         os._exit(0)
     os.waitpid(taker, 0)
     child = int(os.read(read, 20))
-    assert holder.holder(key) is None
+    assert liveness.holder(key) is None
     os.kill(child, signal.SIGKILL)
     os.close(read)
     os.close(write)
@@ -164,24 +165,24 @@ def test_a_semaphore_taken_without_undo_is_not_held_by_the_dead(key: int) -> Non
         os._exit(0)
     os.waitpid(taker, 0)
     assert sysv_ipc.Semaphore(key).value == 0
-    assert holder.holder(key) is None
+    assert liveness.holder(key) is None
 
 
 def test_a_semaphore_is_held_once_and_let_go(key: int) -> None:
-    holder.take(key)
-    assert holder.holder(key) == os.getpid()
+    liveness.take(key)
+    assert liveness.holder(key) == os.getpid()
     with pytest.raises(UserError, match="cannot be taken"):
-        holder.take(key)
-    holder.let_go(key)
-    assert holder.holder(key) is None
+        liveness.take(key)
+    liveness.let_go(key)
+    assert liveness.holder(key) is None
 
 
 def test_a_semaphore_that_is_not_there(key: int) -> None:
-    holder.remove(key)
-    holder.remove(key)
-    holder.let_go(key)
+    liveness.remove(key)
+    liveness.remove(key)
+    liveness.let_go(key)
     with pytest.raises(UserError, match="IPC namespace"):
-        holder.take(key)
+        liveness.take(key)
 
 
 def test_files_of_other_kinds_are_no_journals(places: Places, key: int) -> None:

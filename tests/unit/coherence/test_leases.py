@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.compiled import ROOT, load
-from coherence.errors import UserError
-from coherence.leases import HOLDER_MAX, Leases, lease_table_bytes
-from coherence.places import Places
-from coherence.table import Table
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.shm.leases import HOLDER_MAX, Leases, lease_table_bytes
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import Table
 
 loop = load("lease_loop")
 
@@ -567,7 +567,7 @@ def test_no_lease_is_ever_missed(
 def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("lease_race") / "lease_race"
     source = Path(__file__).with_name("lease_race.c")
-    flags = ["-std=gnu11", "-O1", "-Wall", "-Werror", f"-I{ROOT}/coherence"]
+    flags = ["-std=gnu11", "-O1", "-Wall", "-Werror", f"-I{ROOT}/coherence/shm"]
     subprocess.run(["cc", *flags, "-o", program, source], check=True)
     return program
 
@@ -610,8 +610,8 @@ def race_of_processes(places: Places, *, second_look: bool, wait: bool, meetings
     shared = places.leases.with_name(f"{places.leases.name}.shared")
     shared.write_bytes(bytes(mmap.PAGESIZE))
     program = (
-        "import json, mmap, sys; from bench import lease_loop; from coherence.leases import Leases\n"
-        "from coherence.table import Table\n"
+        "import json, mmap, sys; from bench import lease_loop; from coherent_vfs.coherence.shm.leases import Leases\n"
+        "from coherent_vfs.coherence.shm.table import Table\n"
         "table = Table.open(sys.argv[1], writable=True)\n"
         "with open(sys.argv[2], 'r+b') as file: leases = Leases.from_fd(file.fileno(), table)\n"
         "with open(sys.argv[3], 'r+b') as file: shared = memoryview(mmap.mmap(file.fileno(), 0)).cast('Q')\n"

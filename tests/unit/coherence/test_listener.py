@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from coherence.errors import UserError
-from coherence.listener import open_listener, permit
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.common.unix_socket import open_listener, permit
 
 
 def test_mode_and_group_are_set(tmp_path: Path) -> None:

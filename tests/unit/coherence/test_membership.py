@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from coherence import membership
-from coherence.connection import Connection
-from coherence.errors import UserError
-from coherence.leases import Leases
-from coherence.membership import Membership
-from coherence.messages import (
+from coherent_vfs.coherence.client import membership
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.protocol.connection import Connection
+from coherent_vfs.coherence.protocol.messages import (
     CLIENT_DECODER,
     PROTOCOL,
     FromClient,
@@ -24,8 +23,9 @@ from coherence.messages import (
     Registered,
     Welcome,
 )
-from coherence.places import Places
-from coherence.table import Table
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import Table
 from tests.integration.coherenced_process import open_directory
 from tests.unit.server.fake_device import leaked, open_fds
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coherence.errors import UserError
-from coherence.messages import Backend, DaxUse, Status, Watching
-from coherence.metrics import server
-from coherence.metrics.address import Address, listen, parse
-from coherence.metrics.families import render
-from coherence.metrics.server import MetricsServer
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon.metrics import server
+from coherent_vfs.coherence.daemon.metrics.address import Address, listen, parse
+from coherent_vfs.coherence.daemon.metrics.families import render
+from coherent_vfs.coherence.daemon.metrics.server import MetricsServer
+from coherent_vfs.coherence.protocol.messages import Backend, DaxUse, Status, Watching
 
 STATUS = Status(
     table="/dev/shm/vt",

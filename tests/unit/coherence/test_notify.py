@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coherence.notify import Notifier
+from coherent_vfs.coherence.common.sd_notify import Notifier
 
 
 @pytest.fixture

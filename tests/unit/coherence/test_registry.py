@@ -6,12 +6,13 @@ import os
 
 import pytest
 
-from coherence import holder, journals
-from coherence.errors import UserError
-from coherence.leases import Leases
-from coherence.places import Places
-from coherence.registry import MAX_LEFT_ROOTS, Registry
-from coherence.table import TRUST_NOTHING, Journal, Table
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon import journals
+from coherent_vfs.coherence.daemon.registry import MAX_LEFT_ROOTS, Registry
+from coherent_vfs.coherence.shm import liveness
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import TRUST_NOTHING, Journal, Table
 
 PID = os.getpid()
 ROOT = (1, 2)
@@ -26,14 +27,14 @@ def registry(table: Table, leases: Leases, places: Places) -> Registry:
 
 def join(registry: Registry, root: tuple[int, int] = ROOT) -> int:
     key = registry.grant(PID, os.getuid(), None)
-    holder.take(key)
+    liveness.take(key)
     registry.register(key, PID, root)
     return key
 
 
 def end(registry: Registry, key: int) -> None:
     """The backend ends."""
-    holder.let_go(key)
+    liveness.let_go(key)
     registry.leave(key)
 
 
@@ -100,7 +101,7 @@ def test_a_root_stays_as_long_as_one_of_its_backends_lives(registry: Registry, t
     registry.leave(second)
     registry.raise_floor("overflow")
     assert table.is_root(table.inode_slot(*ROOT))
-    holder.let_go(second)
+    liveness.let_go(second)
     registry.sweep()
     assert not table.is_root(table.inode_slot(*ROOT))
 
@@ -131,7 +132,7 @@ def test_a_backend_without_its_semaphore_is_no_member(registry: Registry) -> Non
 
 def test_a_semaphore_held_by_another_process_does_not_count(registry: Registry) -> None:
     key = registry.grant(PID, os.getuid(), None)
-    holder.take(key)
+    liveness.take(key)
     with pytest.raises(UserError, match="not held"):
         registry.register(key, PID + 1, ROOT)
 
@@ -158,7 +159,7 @@ def test_a_new_backend_does_not_lower_the_floor_for_a_missing_one(registry: Regi
 def test_a_missing_backend_that_dies_is_buried(registry: Registry, table: Table, places: Places) -> None:
     key = join(registry)
     registry.leave(key)
-    holder.let_go(key)
+    liveness.let_go(key)
     registry.sweep()
     assert registry.trusted
     assert places.journal_keys() == []
@@ -183,14 +184,14 @@ def test_an_overflow_while_distrusted_does_not_end_the_distrust(
     missing, dead = join(registry), join(registry)
     registry.leave(missing)
     places.journal(dead).write_bytes(b"")
-    holder.let_go(dead)
+    liveness.let_go(dead)
     registry.leave(dead)
     assert table.floor == TRUST_NOTHING
 
 
 def test_a_backend_of_another_table_is_not_waited_for(table: Table, leases: Leases, places: Places) -> None:
     key = journals.create(places, bytes(16), os.getuid(), 3)
-    holder.take(key)
+    liveness.take(key)
     registry = Registry(table, leases, places)
     registry.recover()
     assert registry.trusted
@@ -205,7 +206,7 @@ def test_the_end_of_the_daemon_distrusts(registry: Registry, table: Table) -> No
 def test_one_that_joins_and_goes_again_and_again_does_not_use_up_the_semaphores(
     registry: Registry, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coherence.registry.MAX_BACKENDS", 3)
+    monkeypatch.setattr("coherent_vfs.coherence.daemon.registry.MAX_BACKENDS", 3)
     for _ in range(3):
         registry.leave(join(registry))
     with pytest.raises(UserError, match="3 backends already"):
@@ -234,7 +235,7 @@ def test_a_distrust_of_a_backend_that_died_before_it_came_back_ends(registry: Re
     key = join(registry)
     stamp = table.stamp()
     table.distrust()
-    holder.let_go(key)
+    liveness.let_go(key)
     registry.leave(key)
     registry.sweep()
     assert table.floor == table.sequence > stamp

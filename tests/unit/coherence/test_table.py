@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bench.compiled import ROOT, load
-from coherence.errors import UserError
-from coherence.places import Places
-from coherence.table import (
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import (
     MAX_SLOT_COUNT,
     MIN_SLOT_COUNT,
     ROOT_BITS,
@@ -94,7 +94,9 @@ def test_distrust_lasts_until_the_floor_is_raised(table: Table) -> None:
 def test_a_floor_lifted_while_a_distrust_is_ended_is_not_lost(tmp_path: Path) -> None:
     program = tmp_path / "floor_race"
     source = Path(__file__).with_name("floor_race.c")
-    subprocess.run(["cc", "-std=gnu11", "-Wall", "-Werror", f"-I{ROOT}/coherence", "-o", program, source], check=True)
+    subprocess.run(
+        ["cc", "-std=gnu11", "-Wall", "-Werror", f"-I{ROOT}/coherence/shm", "-o", program, source], check=True
+    )
     assert subprocess.run([program]).returncode == 0
 
 
@@ -133,7 +135,7 @@ def test_a_store_through_a_read_only_mapping_kills_the_process_and_changes_nothi
 ) -> None:
     # The compiled bump does not ask whether the table is writable: the hardware does.
     program = (
-        "import sys, ctypes; from coherence.table import Table\n"
+        "import sys, ctypes; from coherent_vfs.coherence.shm.table import Table\n"
         "table = Table.open(sys.argv[1])\n"
         "line = next(l for l in open('/proc/self/maps') if l.rstrip().endswith(sys.argv[1]))\n"
         "assert line.split()[1] == 'r--s', line\n"
@@ -296,7 +298,7 @@ def test_no_bump_is_lost_between_two_processes(table: Table, places: Places) -> 
     iterations, slots = 1_000_000, 3
     load("table_loop")
     program = (
-        "import sys; from bench import table_loop; from coherence.table import Table\n"
+        "import sys; from bench import table_loop; from coherent_vfs.coherence.shm.table import Table\n"
         "table = Table.open(sys.argv[1], writable=True)\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "print(table_loop.hammer(table, int(sys.argv[2]), int(sys.argv[3])))"

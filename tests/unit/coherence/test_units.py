@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coherence.daemon import _parser
-from server.options import parse
+from coherent_vfs.coherence.daemon.main import _parser
+from coherent_vfs.server.options import parse
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 UNITS = ["coherenced.service", "vfs-backend@.service"]

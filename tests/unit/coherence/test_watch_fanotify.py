@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from coherence.errors import UserError
-from coherence.places import Places
-from coherence.table import Table
-from coherence.watch import fanotify, fanotify_calls
-from coherence.watch.domain import Domain, What
-from coherence.watch.fanotify import FanotifyWatch
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon.watch import fanotify, fanotify_calls
+from coherent_vfs.coherence.daemon.watch.fanotify import FanotifyWatch
+from coherent_vfs.coherence.daemon.watch.invalidator import Domain, What
+from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.table import Table
 from tests.unit.coherence.watch_world import FakeLeases, slots_above
 
 CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 2, 21

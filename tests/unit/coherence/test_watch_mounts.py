@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coherence.watch.mounts import Mounts
+from coherent_vfs.coherence.daemon.watch.mounts import Mounts
 from tests.integration.coherenced_process import open_directory
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: run this as root")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from coherence.watch import inotify
+from coherent_vfs.coherence.daemon.watch import inotify
 from tests.unit.coherence.watch_world import SECONDS, Backend, World
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from coherence.watch.own import Member, OwnChanges
+from coherent_vfs.coherence.daemon.watch.attribution import Member, OwnChanges
 from tests.unit.coherence.watch_world import Backend, FakeLeases, World
 
 ROUNDS = 4000

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coherence.watch.selector import FirstSelector
+from coherent_vfs.coherence.daemon.watch.selector import FirstSelector
 
 
 class Pipes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coherence.watch.selector import FirstSelector
+from coherent_vfs.coherence.daemon.watch.selector import FirstSelector
 from tests.unit.coherence.watch_world import SECONDS, Backend, World
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from coherence.messages import FloorReason
-from coherence.table import SLOTS_OFFSET, Table, journal_content
-from coherence.watch.domain import Domain, What
-from coherence.watch.inotify import InotifyWatch
+from coherent_vfs.coherence.daemon.watch.inotify import InotifyWatch
+from coherent_vfs.coherence.daemon.watch.invalidator import Domain, What
+from coherent_vfs.coherence.protocol.messages import FloorReason
+from coherent_vfs.coherence.shm.table import SLOTS_OFFSET, Table, journal_content
 
 CHANGES_OFFSET = 72
 PAGE = 4096

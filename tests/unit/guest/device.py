@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from guest.ring import Ring
+from coherent_vfs.guest.ring import Ring
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 DESCRIPTOR = struct.Struct("<QIHH")

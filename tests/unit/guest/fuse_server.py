@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from guest.transport import Buffer
-from server.fuse import protocol as p
-from server.fuse.protocol import Opcode, OpenFlag
+from coherent_vfs.guest.transport import Buffer
+from coherent_vfs.server.fuse import protocol as p
+from coherent_vfs.server.fuse.protocol import Opcode, OpenFlag
 
 
 @dataclass

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from coherence.dax.windows import CHUNK
-from coherence.errors import UserError
-from guest import window as window_module
-from guest.guest import Guest
-from guest.window import Window
-from server.fuse import protocol as p
-from server.fuse.protocol import AttrFlag, InitFlag, Opcode, SetupMappingFlag
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.guest import window as window_module
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.guest.window import Window
+from coherent_vfs.server.fuse import protocol as p
+from coherent_vfs.server.fuse.protocol import AttrFlag, InitFlag, Opcode, SetupMappingFlag
 from tests.unit.guest.fuse_server import FuseServer
 
 READ = SetupMappingFlag.READ

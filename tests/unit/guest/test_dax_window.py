@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from guest.vhost_user import PROTOCOL_FEATURES, WINDOW_FEATURES, FrontEnd
-from guest.window import MAX_SIZE, Window
-from guest.window_channel import WindowChannel
-from server.vhost_user.connection import Connection
-from server.vhost_user.messages import (
+from coherent_vfs.guest.vhost_user import PROTOCOL_FEATURES, WINDOW_FEATURES, FrontEnd
+from coherent_vfs.guest.window import MAX_SIZE, Window
+from coherent_vfs.guest.window_channel import WindowChannel
+from coherent_vfs.server.vhost_user.connection import Connection
+from coherent_vfs.server.vhost_user.messages import (
     BackendRequest,
     HeaderFlag,
     Message,

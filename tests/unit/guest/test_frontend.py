@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from coherence.errors import UserError
-from guest.vhost_user import FEATURES, PROTOCOL_FEATURES, USER_ADDRESS, FrontEnd, RequestFailed
-from server.vhost_user.connection import Connection, Disconnected
-from server.vhost_user.handler import Handler
-from server.vhost_user.messages import (
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.guest.vhost_user import FEATURES, PROTOCOL_FEATURES, USER_ADDRESS, FrontEnd, RequestFailed
+from coherent_vfs.server.vhost_user.connection import Connection, Disconnected
+from coherent_vfs.server.vhost_user.handler import Handler
+from coherent_vfs.server.vhost_user.messages import (
     VHOST_USER_F_PROTOCOL_FEATURES,
     VIRTIO_F_VERSION_1,
     Config,

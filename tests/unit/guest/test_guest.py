@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from coherence.table import Table
-from guest.fuse_client import FuseClient
-from guest.guest import Guest
-from server.fuse import protocol as p
-from server.fuse.protocol import InitFlag, Opcode, OpenFlag
+from coherent_vfs.coherence.shm.table import Table
+from coherent_vfs.guest.fuse_client import FuseClient
+from coherent_vfs.guest.guest import Guest
+from coherent_vfs.server.fuse import protocol as p
+from coherent_vfs.server.fuse.protocol import InitFlag, Opcode, OpenFlag
 from tests.unit.guest.fuse_server import FuseServer
 
 

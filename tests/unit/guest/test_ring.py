@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guest.ring import DESCRIPTORS_PER_SLOT, Ring
+from coherent_vfs.guest.ring import DESCRIPTORS_PER_SLOT, Ring
 from tests.unit.guest.device import Chain, Device
 
 SLOTS = 4

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from guest.ring import Ring
-from guest.transport import Queue
-from guest.vhost_user import FrontEnd, QueueDoorbells
+from coherent_vfs.guest.ring import Ring
+from coherent_vfs.guest.transport import Queue
+from coherent_vfs.guest.vhost_user import FrontEnd, QueueDoorbells
 from tests.unit.guest.device import Chain, Device
 
 SLOTS = 2

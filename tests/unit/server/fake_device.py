@@ -7,8 +7,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.vhost_user.interface import Region, Ring
-from server.vhost_user.messages import (
+from coherent_vfs.server.vhost_user.interface import Region, Ring
+from coherent_vfs.server.vhost_user.messages import (
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,

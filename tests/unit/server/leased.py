@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coherence.leases import Leases
-from coherence.table import Journal, Table, journal_content
-from server.fuse.protocol import ATTR, ATTR_OUT, GETATTR_IN, SETATTR_IN, WRITE_IN, Attr, EntryOut, FattrFlag, Opcode
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.table import Journal, Table, journal_content
+from coherent_vfs.server.fuse.protocol import (
+    ATTR,
+    ATTR_OUT,
+    GETATTR_IN,
+    SETATTR_IN,
+    WRITE_IN,
+    Attr,
+    EntryOut,
+    FattrFlag,
+    Opcode,
+)
 from tests.unit.server.raw_guest import Pending, RawGuest, raw_guest
 from tests.unit.server.share import entry
 
@@ -25,7 +35,7 @@ LONGEST = 780 * MS
 
 @dataclass
 class Alone:
-    """What a device uses of coherence.dax.client.DaxClient, where nobody has a window."""
+    """What a device uses of coherence.client.dax.DaxClient, where nobody has a window."""
 
     coordinates: bool = False
     has_news: bool = False
@@ -33,7 +43,7 @@ class Alone:
 
 @dataclass
 class Membership:
-    """What a device uses of coherence.membership.Membership."""
+    """What a device uses of coherence.client.membership.Membership."""
 
     table: Table
     journal: Journal

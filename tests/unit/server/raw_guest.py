@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coherence.membership import Membership
-from server import credentials
-from server.device import FsDevice
-from server.fuse.protocol import IN_HEADER, INIT_IN, OUT_HEADER, InitFlag, Opcode
-from server.loop import EventLoop
-from server.settings import Settings
-from server.vhost_user.interface import Region, Ring
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.server.device.device import FsDevice
+from coherent_vfs.server.device.event_loop import EventLoop
+from coherent_vfs.server.fuse.protocol import IN_HEADER, INIT_IN, OUT_HEADER, InitFlag, Opcode
+from coherent_vfs.server.host import credentials
+from coherent_vfs.server.settings import Settings
+from coherent_vfs.server.vhost_user.interface import Region, Ring
 
 SIZE = 1 << 22
 USER = 0x7000_0000_0000

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.file_system import FileSystem
-from server.fuse.protocol import ATTR, ATTR_OUT, ENTRY_OUT, OPEN_OUT, ROOT_ID, Attr, EntryOut, Opcode
-from server.operations import OPERATIONS
-from server.operations.request import Window
-from server.settings import Settings
+from coherent_vfs.server.fuse.protocol import ATTR, ATTR_OUT, ENTRY_OUT, OPEN_OUT, ROOT_ID, Attr, EntryOut, Opcode
+from coherent_vfs.server.operations import OPERATIONS
+from coherent_vfs.server.operations.interface import Window
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.settings import Settings
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Change:
 
 
 class Share:
-    """server.operations.request.FileSystem over a directory: the real one, and a record of what it was asked.
+    """server.operations.interface.FileSystem over a directory: the real one, and a record of what it was asked.
 
     Attributes:
         readonly, xattr, writeback: as of the settings; may be set.

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from server.cache_policy import CachePolicy, cache_policy
-from server.fuse.protocol import OpenFlag
-from server.settings import Settings
+from coherent_vfs.server.caching.policy import CachePolicy, cache_policy
+from coherent_vfs.server.fuse.protocol import OpenFlag
+from coherent_vfs.server.settings import Settings
 
 ASK = CachePolicy(0.0, OpenFlag.DIRECT_IO, OpenFlag(0))
 KEEP = CachePolicy(86400.0, OpenFlag.KEEP_CACHE, OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from coherence.leases import Leases
-from coherence.table import JOURNAL_BYTES, Journal, Table, journal_content, parse_journal
-from server.fuse.protocol import (
+from coherent_vfs.coherence.shm.leases import Leases
+from coherent_vfs.coherence.shm.table import JOURNAL_BYTES, Journal, Table, journal_content, parse_journal
+from coherent_vfs.server.fuse.protocol import (
     CREATE_IN,
     ENTRY_OUT,
     FALLOCATE_IN,

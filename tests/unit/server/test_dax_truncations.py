@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.dax.truncations import Truncations
-from server.fuse.protocol import FALLOCATE_IN, FORGET_IN, OPEN_IN, FattrFlag, Opcode
+from coherent_vfs.server.dax.truncations import Truncations
+from coherent_vfs.server.fuse.protocol import FALLOCATE_IN, FORGET_IN, OPEN_IN, FattrFlag, Opcode
 from tests.unit.server.fake_device import leaked, open_fds
 from tests.unit.server.leased import LeaseDomain, find, get_attributes, look_up, parked, set_attributes, write_body
 from tests.unit.server.raw_guest import Pending, RawGuest
@@ -19,7 +19,7 @@ COLLAPSE = 0x08
 
 
 class Allocator:
-    """As coherence.dax.client: shrinks are granted when the test says so."""
+    """As coherence.client.dax: shrinks are granted when the test says so."""
 
     def __init__(self) -> None:
         self.coordinates = True

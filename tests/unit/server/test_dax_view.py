@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from server.dax import view as view_module
-from server.dax.view import MOST_STARTS, View
-from server.dax.view_process import SIZE, ViewServer
-from server.fuse import protocol as p
+from coherent_vfs.server.dax import view as view_module
+from coherent_vfs.server.dax.view import MOST_STARTS, View
+from coherent_vfs.server.dax.view_process import SIZE, ViewServer
+from coherent_vfs.server.fuse import protocol as p
 
 CHUNK = 2 << 20
 WAIT = 30.0
@@ -140,7 +140,7 @@ def test_a_file_without_a_name(view: View, mapped: mmap.mmap, path: Path) -> Non
 
 TOUCH = """
 import mmap, os, sys
-from server.dax.view import MOST_STARTS, View
+from coherent_vfs.server.dax.view import MOST_STARTS, View
 with View() as view:
     fd = os.open(sys.argv[1], os.O_RDWR)
     mapped = mmap.mmap(view.open(fd), 2 << 20)
@@ -397,7 +397,7 @@ def test_closing(mortal: View, path: Path) -> None:
 
 FOREVER = """
 import os, sys
-from server.dax.view import MOST_STARTS, View
+from coherent_vfs.server.dax.view import MOST_STARTS, View
 view = View()
 print(view.pid, flush=True)
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -438,11 +438,11 @@ def test_the_current_directory_is_not_imported_from(monkeypatch: pytest.MonkeyPa
 
 # --- where there are no views --------------------------------------------------------------------
 
-REASON = "from server.dax.view import View; view = View(); print(view.available, view.reason)"
+REASON = "from coherent_vfs.server.dax.view import View; view = View(); print(view.available, view.reason)"
 
 
 def test_without_the_capability() -> None:
-    told = run(f"from server.dax.mounting import keep_only; keep_only(0); {REASON}")
+    told = run(f"from coherent_vfs.server.host.mount_api import keep_only; keep_only(0); {REASON}")
     assert told.stdout == "False it takes the capability CAP_SYS_ADMIN\n", told.stderr
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from coherence.dax.windows import CHUNK
-from server.dax.window import MOST_PIECES, Window
-from server.operations.request import Parked
+from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.server.dax.window import MOST_PIECES, Window
+from coherent_vfs.server.operations.interface import Parked
 from tests.unit.server.fake_device import leaked, open_fds
 
 PAGE = 4096
@@ -24,7 +24,7 @@ ExpectLog = Callable[[str], None]
 
 
 class FrontEnd:
-    """As server.vhost_user.shared_memory: answers come later, in order, and at a reset."""
+    """As server.vhost_user.backend_channel: answers come later, in order, and at a reset."""
 
     def __init__(self) -> None:
         self.asked: deque[tuple[str, int, int, int, str, Callable[[int], None]]] = deque()
@@ -79,7 +79,7 @@ class FrontEnd:
 
 
 class Allocator:
-    """As coherence.dax.client: claims are answered later, in any order."""
+    """As coherence.client.dax: claims are answered later, in any order."""
 
     def __init__(self) -> None:
         self.claims: list[tuple[int, int, bool, Callable[[int, int], None]]] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     CREATE_IN,
     ENTRY_OUT,
     FORGET_IN,

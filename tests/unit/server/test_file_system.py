@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     ATTR,
     BATCH_FORGET_IN,
     COPY_FILE_RANGE_IN,

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     DIRENT,
     ENTRY_OUT,
     ENTRY_OUT_SIZE,
@@ -130,7 +130,7 @@ def test_a_listing_with_attributes_gives_leases_on_all_of_it(domain: LeaseDomain
     with domain.guest(lease_margin=SLOW_MARGIN) as guest, domain.guest() as other:
         (domain.share / "d/young").touch()
         nodeid = find(guest, "d")
-        # Now it is known to look at what it lists (server.listings).
+        # Now it is known to look at what it lists (server.caching.readdir_policy).
         plus(guest, nodeid)
         look_up(guest, nodeid, "f")
         entries: dict[str, EntryOut] = {}

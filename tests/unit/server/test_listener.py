@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coherence.errors import UserError
-from server.listener import adopt, listen
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.server.listener import adopt, listen
 
 
 @pytest.fixture

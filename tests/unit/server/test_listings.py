@@ -1,4 +1,4 @@
-"""When a plain guest in shared keeps a directory's list, and when its list brings attributes (server.listings)."""
+"""When a plain guest in shared keeps a list, and when lists bring attributes (server.caching.readdir_policy)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     INIT_IN,
     INIT_OUT,
     OPEN_IN,

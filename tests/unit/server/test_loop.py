@@ -6,7 +6,7 @@ import os
 import resource
 import time
 
-from server.loop import EventLoop
+from coherent_vfs.server.device.event_loop import EventLoop
 
 
 def test_timers_are_called_in_order_and_not_before_their_time() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     COPY_FILE_RANGE_IN,
     CREATE_IN,
     ENTRY_OUT_SIZE,
@@ -32,7 +32,7 @@ from tests.unit.server.raw_guest import RawGuest, raw_guest
 from tests.unit.server.share import entry
 
 ROOM = 1024
-"""Descriptors that one such guest has at most (server.data_files)."""
+"""Descriptors that one such guest has at most (server.passthrough.implicit_handles)."""
 
 
 @pytest.fixture

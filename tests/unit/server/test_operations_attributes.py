@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     ACCESS_IN,
     KSTATFS,
     ROOT_ID,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     COPY_FILE_RANGE_IN,
     COPY_FILE_RANGE_OUT,
     FALLOCATE_IN,
@@ -22,7 +22,7 @@ from server.fuse.protocol import (
     WRITE_OUT,
     Opcode,
 )
-from server.operations import data
+from coherent_vfs.server.operations import space
 from tests.unit.server.share import Change, Share
 
 Fails = Callable[[int], AbstractContextManager[None]]
@@ -142,7 +142,7 @@ def test_copy_file_range(share: Share, fails: Fails, wide: bool) -> None:
 
 
 def test_copy_file_range_is_cut_short(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "COPY_MAX", 2)
+    monkeypatch.setattr(space, "COPY_MAX", 2)
     (share.root / "from").write_bytes(b"abcdef")
     (share.root / "to").touch()
     assert copy(share, (1 << 64) - 1) == 2

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.fuse.protocol import Opcode
-from server.operations import OPERATIONS
+from coherent_vfs.server.fuse.protocol import Opcode
+from coherent_vfs.server.operations import OPERATIONS
 from tests.unit.server.share import Call, Share
 
 # SYNCFS reads nothing of its body, and waits for the disk.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     CREATE_IN,
     ENTRY_OUT_SIZE,
     LINK_IN,

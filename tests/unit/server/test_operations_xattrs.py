@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from server.fuse.protocol import GETXATTR_IN, GETXATTR_OUT, ROOT_ID, SETXATTR_IN_SHORT, Opcode
-from server.operations.xattrs import ACLS, PROOF
+from coherent_vfs.server.fuse.protocol import GETXATTR_IN, GETXATTR_OUT, ROOT_ID, SETXATTR_IN_SHORT, Opcode
+from coherent_vfs.server.operations.xattr import ACLS, PROOF
 from tests.unit.server.share import Change, Share
 
 Fails = Callable[[int], AbstractContextManager[None]]

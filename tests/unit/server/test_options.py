@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.options import parse
-from server.settings import Settings
+from coherent_vfs.server.options import parse
+from coherent_vfs.server.settings import Settings
 
 LEAST = ["--shared-dir", "/srv", "--socket-path", "/run/s.sock"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.fuse.protocol import (
+from coherent_vfs.server.fuse.protocol import (
     CREATE_IN,
     INTERRUPT_IN,
     LINK_IN,
@@ -22,7 +22,7 @@ from server.fuse.protocol import (
     FattrFlag,
     Opcode,
 )
-from server.vhost_user.interface import Region
+from coherent_vfs.server.vhost_user.interface import Region
 from tests.unit.server.leased import (
     LEASE_MAX,
     LONGEST,

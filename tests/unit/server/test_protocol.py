@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from server.fuse import protocol
+from coherent_vfs.server.fuse import protocol
 
 SIZES = {
     "fuse_in_header": protocol.IN_HEADER.size,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from server import sessions as module
-from server.loop import EventLoop
-from server.sessions import Sessions
-from server.vhost_user.messages import HEADER_SIZE, VERSION, Request, pack_header
+from coherent_vfs.server import front_ends as module
+from coherent_vfs.server.device.event_loop import EventLoop
+from coherent_vfs.server.front_ends import Sessions
+from coherent_vfs.server.vhost_user.messages import HEADER_SIZE, VERSION, Request, pack_header
 from tests.unit.server.fake_device import FakeDevice
 
 

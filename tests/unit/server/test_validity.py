@@ -1,4 +1,4 @@
-"""What a plain guest in shared is told so that its kernel drops what is old (server.validity.Validity.tell)."""
+"""What a plain guest in shared is told so that its kernel drops what is old (server.caching.validity.Validity.tell)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.fuse.protocol import CREATE_IN, FALLOCATE_IN, MKNOD_IN, OPEN_IN, OPEN_OUT, Attr, FattrFlag, Opcode, OpenFlag
+from coherent_vfs.server.fuse.protocol import (
+    CREATE_IN,
+    FALLOCATE_IN,
+    MKNOD_IN,
+    OPEN_IN,
+    OPEN_OUT,
+    Attr,
+    FattrFlag,
+    Opcode,
+    OpenFlag,
+)
 from tests.unit.server.leased import (
     LONGEST,
     LeaseDomain,

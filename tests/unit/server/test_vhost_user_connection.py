@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.vhost_user.connection import Connection, Disconnected
-from server.vhost_user.messages import MAX_FDS, Message, ProtocolError, pack_header
+from coherent_vfs.server.vhost_user.connection import Connection, Disconnected
+from coherent_vfs.server.vhost_user.messages import MAX_FDS, Message, ProtocolError, pack_header
 from tests.unit.server.fake_device import leaked, open_fds
 
 

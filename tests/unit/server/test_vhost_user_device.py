@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.device import FsDevice
-from server.loop import EventLoop
-from server.settings import Settings
-from server.vhost_user.handler import PROTOCOL_FEATURES, WINDOW_FEATURES, Handler
-from server.vhost_user.messages import (
+from coherent_vfs.server.device.device import FsDevice
+from coherent_vfs.server.device.event_loop import EventLoop
+from coherent_vfs.server.settings import Settings
+from coherent_vfs.server.vhost_user.handler import PROTOCOL_FEATURES, WINDOW_FEATURES, Handler
+from coherent_vfs.server.vhost_user.messages import (
     INVALID_FD,
     VERSION,
     VHOST_USER_F_PROTOCOL_FEATURES,

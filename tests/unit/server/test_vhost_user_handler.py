@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.memory import MAX_REGIONS
-from server.vhost_user.connection import Connection
-from server.vhost_user.handler import PROTOCOL_FEATURES, WINDOW_FEATURES, Handler
-from server.vhost_user.messages import (
+from coherent_vfs.server.vhost_user.connection import Connection
+from coherent_vfs.server.vhost_user.handler import PROTOCOL_FEATURES, WINDOW_FEATURES, Handler
+from coherent_vfs.server.vhost_user.messages import (
     INVALID_FD,
     VERSION,
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -41,6 +40,7 @@ from server.vhost_user.messages import (
     unpack_u64,
     unpack_vring_state,
 )
+from coherent_vfs.server.virtio.guest_memory import MAX_REGIONS
 from tests.unit.server.fake_device import FakeDevice, leaked, open_fds
 
 BASE = 0x7F00_0000_0000

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.vhost_user import messages
-from server.vhost_user.messages import (
+from coherent_vfs.server.vhost_user import messages
+from coherent_vfs.server.vhost_user.messages import (
     MAX_FDS,
     MAX_PAYLOAD,
     Config,

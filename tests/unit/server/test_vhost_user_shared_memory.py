@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.loop import EventLoop
-from server.vhost_user.connection import Connection, Disconnected
-from server.vhost_user.messages import (
+from coherent_vfs.server.device.event_loop import EventLoop
+from coherent_vfs.server.vhost_user.backend_channel import IN_FLIGHT, MAX_MAPPINGS, MIN_WINDOW, SharedMemory
+from coherent_vfs.server.vhost_user.connection import Connection, Disconnected
+from coherent_vfs.server.vhost_user.messages import (
     BackendRequest,
     HeaderFlag,
     Message,
@@ -26,7 +27,6 @@ from server.vhost_user.messages import (
     pack_u64,
     unpack_shared_mapping,
 )
-from server.vhost_user.shared_memory import IN_FLIGHT, MAX_MAPPINGS, MIN_WINDOW, SharedMemory
 from tests.unit.server.fake_device import leaked, open_fds
 
 PAGE = 4096

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
-from server.memory import GuestMemory
-from server.vhost_user.interface import Region
-from server.virtqueue import Virtqueue
+from coherent_vfs.server.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
+from coherent_vfs.server.vhost_user.interface import Region
+from coherent_vfs.server.virtio.guest_memory import GuestMemory
+from coherent_vfs.server.virtio.virtqueue import Virtqueue
 from tests.unit.server.raw_guest import (
     AVAIL,
     DESC,

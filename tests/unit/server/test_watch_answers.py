@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.fuse.protocol import OPEN_IN, OPEN_OUT, READ_IN, Opcode
+from coherent_vfs.server.fuse.protocol import OPEN_IN, OPEN_OUT, READ_IN, Opcode
 from tests.unit.server.leased import MS, LeaseDomain, attr_valid, entry_valid, find, look_up
 from tests.unit.server.raw_guest import RawGuest
 from tests.unit.server.share import entry
@@ -123,7 +123,7 @@ def list_waited(domain: LeaseDomain) -> bool:
         body = READ_IN.pack(OPEN_OUT.unpack(reply)[0], 0, 4000, 0, 0, 0)
         entries = entries_of(reply_to(guest, Opcode.READDIRPLUS, directory, body, lambda: None))
         assert watch.asked == [directory]
-        # One of the two is a probe (server.listings).
+        # One of the two is a probe (server.caching.readdir_policy).
         assert any(entry_valid(entries[name]) > 0 for name in ("f", "g")) == bool(watch.parked)
         return bool(watch.parked)
 

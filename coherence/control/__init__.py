@@ -1,1 +1,0 @@
-"""What coherencectl asks and shows: a module for each of its commands, and the client that they share."""

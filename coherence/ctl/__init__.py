@@ -1,0 +1,1 @@
+"""coherencectl looks at a running coherenced, or at a table file; a module for each of its commands."""

@@ -1,0 +1,70 @@
+"""Where the things of a domain are: everything is named after its version table."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from coherent_vfs.coherence.common.errors import UserError
+
+SHARED_MEMORY = Path("/dev/shm")
+RUN = Path("/run/coherenced")
+
+
+def socket_of(table_path: str) -> Path:
+    """The control socket that belongs to a table: /run/coherenced/vt.sock for /dev/shm/vt."""
+    return RUN / f"{Path(table_path).name}.sock"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The names that coherenced uses for one table.
+
+    Args:
+        name: the table's shared memory name, such as "/vt". UserError when it cannot be one.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", self.name):
+            raise UserError(f"table name {self.name!r}: use one such as /vt, with no further slash")
+        # What belongs to another table must not be taken for a table that was never finished, and be replaced.
+        if re.search(r"\.lock$|\.leases$|\.journal\.", self.name):
+            raise UserError(f"table name {self.name!r}: use one without .lock, .leases or .journal. in it")
+
+    @property
+    def table(self) -> Path:
+        """The table's file."""
+        return SHARED_MEMORY / self.name[1:]
+
+    @property
+    def leases(self) -> Path:
+        """The lease table's file."""
+        return SHARED_MEMORY / f"{self.name[1:]}.leases"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock the one coherenced of this table holds."""
+        return SHARED_MEMORY / f"{self.name[1:]}.lock"
+
+    def journal(self, key: int) -> Path:
+        """The journal whose holder has the SysV semaphore with this key."""
+        return SHARED_MEMORY / f"{self.name[1:]}.journal.{key:08x}"
+
+    def journal_keys(self) -> list[int]:
+        """The keys of all journals that there are; a file of another user is not one."""
+        prefix = f"{self.name[1:]}.journal."
+        keys = []
+        for path in SHARED_MEMORY.glob(f"{prefix}*"):
+            suffix = path.name.removeprefix(prefix)
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
+            if re.fullmatch("[0-9a-f]{8}", suffix) and stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+                keys.append(int(suffix, 16))
+        return keys

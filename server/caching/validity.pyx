@@ -1,0 +1,280 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""For how long the guest may keep what a reply tells it.
+
+In mode shared an aware guest may keep it until the table says otherwise, as far as the host watch sees changes made
+on the host; a plain guest gets leases (docs/leases.md). Times are nanoseconds where FUSE has them, else microseconds.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint64_t
+
+from coherent_vfs.coherence.shm.leases cimport (
+    LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
+)
+from coherent_vfs.coherence.shm.table cimport VT_WORD_FLOOR, Table, vt_distrusted, vt_is_pinned, vt_load, vt_name_hash, vt_stamp
+from coherent_vfs.server.caching.publishing cimport Changes
+from coherent_vfs.server.fuse.wire cimport fuse_attr
+from coherent_vfs.server.passthrough.inode_table cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
+from coherent_vfs.server.host.libc cimport realtime_ns, statx_t, statx_timestamp
+
+from coherent_vfs.coherence.common.log import get_logger
+
+log = get_logger(__name__)
+
+cdef enum:
+    AGE_SHARE = 4              # of its age is a lease long
+    LEAST_LEASE_US = 10_000    # for the guest; a shorter one is not worth it
+    UNWATCHED_NS = 1_000_000_000   # as in mode auto
+    LATE_US = 10_000           # between a lease and its reply
+    RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
+    BLIP_US = 200_000
+    BLIP_MAX = 7
+    ANSWER_US = 5_000          # of coherenced, to which replies wait that could not be kept without
+    S_IFMT = 0o170000
+    S_IFREG = 0o100000
+    S_IFDIR = 0o040000
+
+
+cdef class Validity:
+    """What one guest may keep.
+
+    Args:
+        settings: server.settings.Settings.
+        table, leases: of the domain, or None; without leases a plain guest in shared keeps nothing.
+        changes: knows this backend's number among the holders of leases.
+
+    Attributes:
+        given: how many leases were given so far.
+    """
+
+    def __cinit__(self, settings, Table table, Leases leases, Changes changes):
+        self.table = table
+        self.leases = leases
+        self.changes = changes
+        self.shared = table is not None and settings.cache == "shared"
+        self.lease_max = round(settings.lease_max * 1_000_000)
+        self.lease_margin = round(settings.lease_margin * 1_000_000)
+
+    def adopt(self, timeout: float, aware: bool) -> None:
+        """Take what the cache policy says; aware: the guest proved that it checks the table."""
+        self.fixed = round(timeout * 1_000_000_000)
+        self.aware = aware
+
+    def watch_with(self, watcher) -> None:
+        """From now on ask the host watch for directories: watcher(fd, nodeid), which says whether it could be asked.
+
+        Without that nothing on the host is expected to change.
+        """
+        self.watcher = watcher
+
+    cdef void begin_request(self) noexcept:
+        """Before the host is asked for anything."""
+        if self.shared:
+            self.stamp = self.told_by = vt_stamp(&self.table.vt)
+            self.epoch = lt_load(&self.leases.lt, LT_WORD_EPOCH) if self.leases is not None else 0
+            self.granted = False
+
+    cdef void end_change(self) noexcept:
+        """After a change that this request made: what it replies is no older than that."""
+        self.told_by = self.changes.stamp
+
+    cdef bint too_late(self) noexcept:
+        """Whether a reply is so late after the first lease in it that the guest would keep things for too long."""
+        return self.granted and lt_now() - self.granted_at > LATE_US
+
+    cdef void ask_watch(self, inode_t *inode) noexcept:
+        """Have an inode watched on the host. The answer comes later, as InodeTable.watched()."""
+        if self.watcher is None or not self.shared or inode.watch != UNASKED:
+            return
+        try:
+            if self.watcher(inode.fd, inode.nodeid):
+                inode.watch = ASKED
+                inode.watch_due = lt_now() + ANSWER_US
+        except Exception:
+            log.exception("the host watch cannot be asked")
+
+    cdef bint awaits_watch(self, const inode_t *inode) noexcept:
+        """Whether the host watch was just asked for a directory, so that what is told of it can be kept in a moment."""
+        if inode.watch != ASKED or not (self.aware or (self.leases is not None and self.lease_max)):
+            return False
+        return lt_now() < inode.watch_due
+
+    cdef void cover(self, const inode_t *parent, inode_t *inode, const statx_t *stx) noexcept:
+        """An inode was found in a directory, whose watch sees changes of it unless it has other links, too."""
+        if self.watcher is None or not self.shared:
+            return
+        if stx.stx_nlink > 1 and inode.type != S_IFDIR:
+            inode.cover = 0
+            self.ask_watch(inode)
+            return
+        inode.cover = self.epoch if parent.watch == WATCHED else 0
+        inode.uncovered = parent.watch == REFUSED
+
+    cdef uint64_t of_name(
+        self, inode_t *parent, const char *name, size_t length, int64_t born_sec, int64_t born_nsec
+    ) noexcept:
+        """For a name in a directory, NULL where there is none; born: when it was changed last, as far as is known."""
+        cdef watch_t watch
+        if not self.shared:
+            return self.fixed
+        if parent == NULL:
+            return 0
+        watch = parent.watch if self.watcher is not None else WATCHED
+        if self.aware:
+            return known_for(self, watch)
+        if self.leases is None or watch <= ASKED:
+            return 0
+        return lease(self, vt_name_hash(&self.table.vt, parent.slot, name, length), born_sec, born_nsec, watch)
+
+    cdef uint64_t of_attributes(self, inode_t *inode, const statx_t *stx) noexcept:
+        """For the attributes of an inode."""
+        cdef watch_t watch
+        if not self.shared:
+            return self.fixed
+        watch = watch_of(self, inode, stx)
+        if self.aware:
+            return known_for(self, watch)
+        if self.leases is None or watch <= ASKED:
+            return 0
+        return lease(self, inode.hash, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec, watch)
+
+    cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr, bint compared) noexcept:
+        """Note what a plain guest is told; false where it must ask again.
+
+        With AUTO_INVAL_DATA a guest's kernel drops the pages of a file, and the list of a directory, when size or
+        mtime are others than it has (fuse_change_attributes(), fuse_readdir_cached()). They may be the same after a
+        change: one within the same tick of the host's clock, or with an mtime that was set back. Then the mtime is
+        told a few nanoseconds wrong: of a file for a moment; of a directory, whose list is compared when it is read
+        the next time, until it changes.
+
+        Args:
+            compared: the guest compares; it does not do so with the reply of a SETATTR.
+        """
+        cdef bint same_mtime
+        if not self.shared or self.aware or self.leases is None or inode.type not in (S_IFREG, S_IFDIR):
+            return True
+        same_mtime = inode.told_stamp != 0 and same(&inode.told_mtime, &stx.stx_mtime)
+        if not same_mtime and inode.type == S_IFDIR:
+            inode.blip = 0
+        if (
+            compared
+            and same_mtime
+            and (inode.type == S_IFDIR or inode.told_size == stx.stx_size)
+            # A ctime cannot be set: the same one is no change, but for one in the same tick.
+            and (inode.told_racy or not same(&inode.told_ctime, &stx.stx_ctime))
+            and (has_new_data(self, inode) or is_unwatched(inode))
+        ):
+            self.spoil(inode)
+        inode.told_stamp = self.told_by
+        inode.told_mtime, inode.told_ctime, inode.told_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
+        inode.told_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
+        return inode.blip == 0 or blip(inode, attr, compared)
+
+    cdef bint is_watched(self, const inode_t *inode) noexcept:
+        """Whether the host watch sees changes of the data of a file, or of the list of a directory."""
+        if self.watcher is None or inode.watch == WATCHED:
+            return True
+        return inode.type != S_IFDIR and inode.cover == self.epoch
+
+    cdef bint is_stale(self, const inode_t *inode) noexcept:
+        """Whether the guest may have pages that are older than what it is told now."""
+        return (
+            self.shared
+            and not self.aware
+            and self.leases is not None
+            and (inode.blip != 0 or has_new_data(self, inode))
+        )
+
+    cdef void spoil(self, inode_t *inode) noexcept:
+        """Let the guest drop the pages of a file, or the list of a directory."""
+        inode.blip = inode.blip % BLIP_MAX + 1
+        inode.blip_until = 0
+
+
+cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
+    """Whether the data may have changed since the guest was told attributes."""
+    return inode.told_stamp != 0 and (
+        lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+        or was_blind(self, inode)
+        # Somebody stores into it; a guest that maps files has no pages of its own.
+        or (vt_is_pinned(&self.table.vt, inode.slot) and not self.maps)
+    )
+
+
+cdef bint was_blind(Validity self, const inode_t *inode) noexcept:
+    """Whether anything may have changed since: events were lost, or coherenced was away and has come back.
+
+    While it is away nobody would be told of an end.
+    """
+    cdef uint64_t floor = vt_load(&self.table.vt, VT_WORD_FLOOR)
+    return floor > inode.told_stamp and not vt_distrusted(floor)
+
+
+cdef bint is_unwatched(const inode_t *inode) noexcept:
+    """Whether the host watch sees no changes of the data of a file, or of the list of a directory."""
+    return inode.watch == REFUSED or (inode.type != S_IFDIR and inode.uncovered)
+
+
+cdef bint blip(inode_t *inode, fuse_attr *attr, bint compared) noexcept:
+    """Tell a wrong mtime, unless it was told for long enough; false where the guest must ask again."""
+    cdef uint64_t now
+    if inode.type != S_IFDIR:
+        now = lt_now()
+        if inode.blip_until == 0 and compared:
+            inode.blip_until = now + BLIP_US
+        elif inode.blip_until != 0 and now >= inode.blip_until:
+            inode.blip = 0
+            return True
+    attr.mtimensec += inode.blip if attr.mtimensec < 500_000_000 else -<int>inode.blip
+    return inode.type == S_IFDIR
+
+
+cdef uint64_t known_for(Validity self, watch_t watch) noexcept:
+    """For an aware guest, by what the host watch sees."""
+    if watch == WATCHED:
+        return self.fixed
+    return UNWATCHED_NS if watch == REFUSED else 0
+
+
+cdef watch_t watch_of(Validity self, inode_t *inode, const statx_t *stx) noexcept:
+    cdef bint linked = stx.stx_nlink > 1 and inode.type != S_IFDIR
+    if self.watcher is None or inode.watch == WATCHED:
+        return WATCHED
+    if stx.stx_nlink == 0:
+        # No directory reports what happens to a file that has no name.
+        return REFUSED
+    if inode.cover == self.epoch and not linked:
+        return WATCHED
+    if inode.type == S_IFDIR or linked:
+        self.ask_watch(inode)
+    return REFUSED if inode.watch == REFUSED or inode.uncovered else ASKED
+
+
+cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born_nsec, watch_t watch) noexcept:
+    """A lease on something of that age, as the validity for the guest; 0 where none can be given."""
+    cdef uint64_t now = lt_now(), span
+    cdef int64_t age = age_ns(born_sec, born_nsec)
+    if age <= 0:
+        return 0
+    span = min(<uint64_t>age // 1000, lb_quiet_for(lt_bucket(&self.leases.lt, hash), now)) // AGE_SHARE
+    span = min(span, self.lease_max)
+    if watch == REFUSED:
+        span = min(span, <uint64_t>(UNWATCHED_NS // 1000))
+    if span < self.lease_margin + LEAST_LEASE_US:
+        return 0
+    if not lt_grant(&self.leases.lt, &self.table.vt, hash, self.changes.journal.holder, self.stamp, now, now + span):
+        return 0
+    if not self.granted:
+        self.granted = True
+        self.granted_at = now
+    self.given += 1
+    return (span - self.lease_margin) * 1000
+
+
+cdef int64_t age_ns(int64_t seconds, int64_t nanoseconds) noexcept:
+    return realtime_ns() - (seconds * 1_000_000_000 + nanoseconds)
+
+
+cdef bint same(const statx_timestamp *a, const statx_timestamp *b) noexcept:
+    return a.tv_sec == b.tv_sec and a.tv_nsec == b.tv_nsec

@@ -1,8 +1,0 @@
-from coherence.leases import Leases
-from coherence.table import Journal, Table
-
-class Changes:
-    held: int
-    @property
-    def made(self) -> int: ...
-    def __init__(self, table: Table | None, journal: Journal | None, leases: Leases | None) -> None: ...

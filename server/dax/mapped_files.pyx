@@ -1,0 +1,137 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# distutils: extra_compile_args = -O3 -std=gnu11
+"""What requests have to heed of the files that this guest and others have mapped (docs/dax.md).
+
+Who maps, and how, is in server.dax. Without DAX all of this does nothing.
+"""
+
+from libc.errno cimport EIO, ENOENT
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+from posix.fcntl cimport O_RDONLY
+from posix.unistd cimport close
+
+from coherent_vfs.coherence.shm.leases cimport lt_now
+from coherent_vfs.server.caching.publishing cimport PARK, Changes, change_t
+from coherent_vfs.server.passthrough.inode_table cimport ABSENT, PRESENT, UNKNOWN, inode_t
+from coherent_vfs.server.host.libc cimport has_dax_flag, statx_t
+from coherent_vfs.server.passthrough.lookup cimport Lookups
+from coherent_vfs.server.caching.validity cimport Validity
+
+from coherent_vfs.server.fuse.protocol import AttrFlag
+
+cdef enum:
+    WOKEN_US = 50_000          # after which a request that somebody wakes is looked at anyway
+    S_IFREG = 0o100000
+
+cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
+
+
+cdef class MappedFiles:
+    """The mapped files of one guest, and what its requests wait for because of them.
+
+    Args:
+        settings: server.settings.Settings.
+        lookups: opens files.
+        changes: where it is noted until when a request waits.
+        validity: has to know that the guest maps files.
+
+    Attributes:
+        window: server.dax.window.Window, or None.
+    """
+
+    def __cinit__(self, settings, Lookups lookups, Changes changes, Validity validity):
+        self.settings = settings
+        self.lookups = lookups
+        self.changes = changes
+        self.validity = validity
+        self.dax = DAX_NEVER
+        self.dax_min_size = settings.dax_min_size
+
+    def use_window(self, window) -> None:
+        """From now on the guest may map files: server.dax.window.Window."""
+        self.window = window
+        self.validity.maps = True
+        self.dax = {"never": DAX_NEVER, "always": DAX_ALWAYS, "inode": DAX_INODE, "auto": DAX_AUTO}[self.settings.dax]
+
+    def advise_no_dax(self) -> None:
+        """Nothing new can be mapped from now on: a guest that leaves it to us maps no file that it meets."""
+        self.dax = DAX_NEVER
+
+    def truncate_with(self, truncations) -> None:
+        """From now on others may have mapped the files that are made smaller: server.dax.truncations.Truncations."""
+        self.truncations = truncations
+
+    def reset(self) -> None:
+        """End the guest's session."""
+        if self.window is not None:
+            self.window.begin_session()
+        if self.truncations is not None:
+            self.truncations.clear()
+
+    cdef uint32_t attr_flags(self, inode_t *inode, const statx_t *stx) noexcept:
+        """Whether the guest is to map a file, where it leaves that to us."""
+        cdef int fd
+        if inode.type != S_IFREG or self.dax == DAX_NEVER or (self.dax == DAX_AUTO and stx.stx_size < self.dax_min_size):
+            return 0
+        if self.dax == DAX_INODE and inode.dax_flag == UNKNOWN:
+            fd = self.lookups.reopen_fd(inode, O_RDONLY)
+            inode.dax_flag = PRESENT if fd >= 0 and has_dax_flag(fd) else ABSENT
+            if fd >= 0:
+                close(fd)
+        return 0 if self.dax == DAX_INODE and inode.dax_flag == ABSENT else ATTR_DAX
+
+    cdef int reach(self, inode_t *inode, uint64_t size):
+        """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there,
+        EINTR where it cannot wait for that."""
+        if inode.withdrawn != 0 and size >= inode.withdrawn:
+            # Where nothing has to be mapped that is done at once.
+            self.window.restore(inode.nodeid, size)
+        if inode.withdrawn == 0 or size < inode.withdrawn:
+            inode.reached = max(inode.reached, size)
+            return 0
+        return self.changes.put_off(lt_now() + WOKEN_US)
+
+    cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
+        """A request is about to make a file smaller: 0, an errno, or PARK while others have mapped what is beyond."""
+        cdef change_t change
+        # Nothing else is mapped; and to open a FIFO may take for ever.
+        if self.truncations is None or inode.type != S_IFREG:
+            return 0
+        if self.truncations.is_new(unique):
+            # Leases first: as long as this waits for those, others have the file as it is.
+            memset(&change, 0, sizeof(change))
+            self.changes.add_known(&change, inode, True)
+            if self.changes.begin(&change) == PARK:
+                return PARK
+            self.changes.withdraw(&change, ENOENT)
+        try:
+            if self.truncations.begin(unique, inode.nodeid, size):
+                return 0
+        except OSError as error:
+            return error.errno or EIO
+        return self.changes.put_off(lt_now() + WOKEN_US)
+
+    cdef int confirm_truncation(self, uint64_t unique):
+        """Right before the system call: 0, or PARK where what begin_truncation() said is out of date."""
+        if self.truncations is None or self.truncations.is_current(unique):
+            return 0
+        return self.changes.put_off(lt_now())
+
+    cdef void end_truncation(self, uint64_t unique):
+        """It has done that, or failed."""
+        if self.truncations is not None:
+            self.truncations.end(unique)
+
+    cdef void forget_request(self, uint64_t unique):
+        """A request that was parked is over: nothing that was begun for it remains."""
+        if self.window is not None:
+            self.window.forget(unique)
+        self.end_truncation(unique)
+
+    cdef int end_session(self, uint64_t unique):
+        """The guest ends its session: 0, or PARK as long as something is mapped in its window."""
+        # A machine that resets its device, and has something mapped there, may not survive that (docs/vhost-user.md).
+        if self.window is None or self.changes.abandoning or self.window.emptied(unique):
+            return 0
+        return self.changes.put_off(lt_now() + WOKEN_US)

@@ -1,0 +1,1 @@
+"""System calls of the host, and the few checks that go with them."""

@@ -1,8 +1,0 @@
-from server.file_system cimport FileSystem
-from server.request cimport request_t
-
-cdef enum:
-    NO_REPLY = -1
-
-cdef bint is_compiled(unsigned opcode) noexcept
-cdef int serve(FileSystem fs, request_t *request)

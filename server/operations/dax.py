@@ -1,0 +1,47 @@
+"""DAX: SETUPMAPPING and REMOVEMAPPING."""
+
+import errno
+from contextlib import nullcontext
+
+from coherent_vfs.server.fuse.protocol import (
+    REMOVEMAPPING_IN,
+    REMOVEMAPPING_ONE,
+    SETUPMAPPING_IN,
+    Opcode,
+    SetupMappingFlag,
+)
+from coherent_vfs.server.operations.interface import FileSystem, Request, Window, error, operation, unpack
+
+
+def _window(fs: FileSystem) -> Window:
+    if fs.window is None:
+        raise error(errno.ENOSYS)
+    return fs.window
+
+
+@operation(Opcode.SETUPMAPPING)
+def setup_mapping(fs: FileSystem, request: Request) -> bytes:
+    """Map a part of a file into the window, where the guest wants it. It has no handle for that (fs/fuse/dax.c)."""
+    _, offset, length, flags, place = unpack(SETUPMAPPING_IN, request.body)
+    writable = bool(flags & SetupMappingFlag.WRITE)
+    if writable and fs.readonly:
+        raise error(errno.EROFS)
+    window = _window(fs)
+    # What is stored is seen by no bump. So nobody may rely on what it was; coherenced sees to that from now on.
+    with fs.changing(inodes=(request.nodeid,), data=True) if writable else nullcontext():
+        window.set_up(request.unique, request.nodeid, offset, length, writable, place)
+    return b""
+
+
+@operation(Opcode.REMOVEMAPPING)
+def remove_mapping(fs: FileSystem, request: Request) -> bytes:
+    """Take mappings away: those at these places of the window."""
+    (count,) = unpack(REMOVEMAPPING_IN, request.body)
+    if len(request.body) < REMOVEMAPPING_IN.size + count * REMOVEMAPPING_ONE.size:
+        raise error(errno.EINVAL)
+    places = [
+        REMOVEMAPPING_ONE.unpack_from(request.body, REMOVEMAPPING_IN.size + number * REMOVEMAPPING_ONE.size)
+        for number in range(count)
+    ]
+    _window(fs).remove(request.unique, places)
+    return b""

@@ -1,0 +1,1 @@
+"""From FUSE's node ids and handles to the host's files."""

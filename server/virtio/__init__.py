@@ -1,0 +1,1 @@
+"""The virtqueue and the guest's memory."""
