@@ -40,7 +40,7 @@ class Asker:
     def __init__(self, daemon: Coherenced, share: Path) -> None:
         with open_directory(share) as root:
             self.membership = Membership.join(
-                str(daemon.places.table), share_root=root, guest="bench", cache="shared", socket_path=str(daemon.socket)
+                str(daemon.paths.table), share_root=root, guest="bench", cache="shared", socket_path=str(daemon.socket)
             )
         self._loop = asyncio.new_event_loop()
         self._answers: list[bool] = []
@@ -132,7 +132,7 @@ def test_from_a_write_to_its_bump(daemon: Coherenced, share: Path, tmp_path: Pat
     seen.touch()
     unseen.touch()
     measured = []
-    with contextlib.closing(Table.open(daemon.places.table, writable=True)) as table:
+    with contextlib.closing(Table.open(daemon.paths.table, writable=True)) as table:
         for _ in range(TURNS):
             stolen, ticks = processor_ticks()
             with bumper(table, unseen):

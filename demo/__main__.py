@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.guest.guest import Guest as UserSpaceGuest
 from demo.account import Stage, perform
 from demo.viewers import Embedded, Host, Stock, Viewer
@@ -40,9 +40,9 @@ class Demo:
         self.share.mkdir()
         # By the time that somebody looks at it, it is old enough for a lease.
         (self.share / "quiet").write_text("as it was")
-        places = Places(f"/vt-demo-{os.getpid()}-{secrets.token_hex(4)}")
-        self.table = places.name
-        for path in (places.table, places.leases, places.lock):
+        paths = DomainPaths(f"/vt-demo-{os.getpid()}-{secrets.token_hex(4)}")
+        self.table = paths.name
+        for path in (paths.table, paths.leases, paths.lock):
             stack.callback(path.unlink, missing_ok=True)
         self.daemon = stack.enter_context(backends.daemon(folder, self.table))
         self._stack = stack

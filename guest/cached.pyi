@@ -69,7 +69,7 @@ class Hits:
     targets: int
     pages: int
 
-def kept_attributes(node: Node, rule: Rule, hits: Hits) -> Attributes | None: ...
+def cached_attributes(node: Node, rule: Rule, hits: Hits) -> Attributes | None: ...
 def walk(
     root: Node,
     rule: Rule,

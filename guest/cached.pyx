@@ -225,7 +225,7 @@ cdef class Hits:
         )
 
 
-def kept_attributes(Node node, Rule rule, Hits hits):
+def cached_attributes(Node node, Rule rule, Hits hits):
     """A node's attributes if they are good, or None."""
     cdef Attributes kept = node.attributes
     if kept is None or kept.expiry == 0.0 or not rule.good(node.slot, kept.stamp, kept.expiry):

@@ -7,7 +7,7 @@ import os
 from typing import Final, NamedTuple
 
 from coherent_vfs.guest.cache import Cache, Listing, Target
-from coherent_vfs.guest.cached import FOREVER, Attributes, Node, Rule, kept_attributes, walk
+from coherent_vfs.guest.cached import FOREVER, Attributes, Node, Rule, cached_attributes, walk
 from coherent_vfs.guest.dax import Dax
 from coherent_vfs.guest.fuse_client import DirectoryEntry, Entry, FuseClient
 from coherent_vfs.server.fuse.protocol import InitFlag, OpenFlag
@@ -106,7 +106,7 @@ class Tree:
 
     def attributes(self, node: Node, fh: int | None = None) -> Attributes:
         """A node's attributes."""
-        kept = kept_attributes(node, self.rule, self.cache.hits)
+        kept = cached_attributes(node, self.rule, self.cache.hits)
         if kept is None:
             stamp = self.rule.stamp()
             ttl, attr = self.client.getattr(node.nodeid, fh)

@@ -142,8 +142,8 @@ def _counters(device: FsDevice) -> dict[str, int]:
         "inodes": fs.inodes.live,
         "handles": fs.handles.live,
         "aware": int(fs.aware),
-        "changes": fs.changes.made,
-        "held": fs.changes.held,
+        "changes": fs.publisher.made,
+        "held": fs.publisher.held,
         "leases": fs.validity.given,
         "parked": device.parked,
     }

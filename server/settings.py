@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tag: the tag offered in the device's configuration space; None offers none.
         cache: the cache mode.
         timeout: seconds that names and attributes are valid, instead of the mode's own.
-        lease_max: seconds of the longest lease that a plain guest in mode shared is given.
+        lease_max: seconds of the longest lease that a stock guest in mode shared is given.
         lease_margin: seconds of that which are for the way of the reply.
         writeback: let the guest delay its writes.
         xattr: serve extended attributes.

@@ -88,7 +88,7 @@ def compare(
     samples: dict[tuple[str, str], list[Cost]] = {}
     caches = sorted({operation.cache for operation in operations})
     for boot_number in range(boots):
-        # New guests: where the host places their memory makes a difference of a fifth in long transfers.
+        # New guests: where the host paths their memory makes a difference of a fifth in long transfers.
         with contextlib.ExitStack() as stack:
             subjects = {name: stack.enter_context(_subject(name, kind, cpu, caches)) for name in names}
             for operation in operations:

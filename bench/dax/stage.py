@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from tests.lab import assets, backends
 from tests.lab.backends import Backend
 from tests.lab.guest import Guest, boot
@@ -89,12 +89,12 @@ def open_stage(
         # On a disk, as what is shared is; it stays in the host's page cache.
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dax-", dir="/var/tmp")))
         share.chmod(0o755)
-        places = Places(f"/vt-dax-{os.getpid()}-{secrets.token_hex(3)}")
-        stack.callback(backends.remove_table, places.name)
-        daemon = stack.enter_context(backends.daemon(folder, places.name))
+        paths = DomainPaths(f"/vt-dax-{os.getpid()}-{secrets.token_hex(3)}")
+        stack.callback(backends.remove_table, paths.name)
+        daemon = stack.enter_context(backends.daemon(folder, paths.name))
         if others := os.sched_getaffinity(0) - {int(cpu)}:
             os.sched_setaffinity(daemon.pid, others)
-        coherence = ["--coherence", str(places.table), "--coherence-socket", str(daemon.socket)]
+        coherence = ["--coherence", str(paths.table), "--coherence-socket", str(daemon.socket)]
         guests: list[Guest] = []
         served: list[Backend] = []
         for number in range(count):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from tests.lab import assets, backends
 from tests.lab.backends import Backend
 from tests.lab.guest import Guest, boot
@@ -163,16 +163,16 @@ def open_stage(kind: str, cpu: str, say: Callable[[str], None]) -> Iterator[Stag
         yield Stage(share, guests["looker"], guests["other"], served["looker"], daemons, say)
 
 
-def _domain(mode: Mode, folder: Path, cpu: str, stack: contextlib.ExitStack) -> tuple[Places, Path]:
-    places = Places(f"/vt-modes-{os.getpid()}-{secrets.token_hex(3)}")
-    stack.callback(backends.remove_table, places.name)
+def _domain(mode: Mode, folder: Path, cpu: str, stack: contextlib.ExitStack) -> tuple[DomainPaths, Path]:
+    paths = DomainPaths(f"/vt-modes-{os.getpid()}-{secrets.token_hex(3)}")
+    stack.callback(backends.remove_table, paths.name)
     place = folder / mode.name
     place.mkdir()
-    daemon = stack.enter_context(backends.daemon(place, places.name))
+    daemon = stack.enter_context(backends.daemon(place, paths.name))
     # A host has more than one processor. Where guests write without end, coherenced has work to do beside them.
     if others := os.sched_getaffinity(0) - {int(cpu)}:
         os.sched_setaffinity(daemon.pid, others)
-    return places, daemon.socket
+    return paths, daemon.socket
 
 
 def _backend(
@@ -181,7 +181,7 @@ def _backend(
     share: Path,
     folder: Path,
     cpu: str,
-    domains: Mapping[Mode, tuple[Places, Path]],
+    domains: Mapping[Mode, tuple[DomainPaths, Path]],
     stack: contextlib.ExitStack,
 ) -> Backend:
     if not mode.ours:
@@ -189,8 +189,8 @@ def _backend(
         return stack.enter_context(served)
     options: list[str] = []
     if mode in domains:
-        places, daemon = domains[mode]
-        options = ["--coherence", str(places.table), "--coherence-socket", str(daemon), "--guest", guest]
+        paths, daemon = domains[mode]
+        options = ["--coherence", str(paths.table), "--coherence-socket", str(daemon), "--guest", guest]
         options += ["--lease-max", str(mode.lease_max)]
     served = backends.ours(share, folder, cache=mode.cache, tag=mode.name, options=options, cpu_list=cpu)
     return stack.enter_context(served)

@@ -92,8 +92,8 @@ class DaxClient:
         self._timer: Timer | None = None
         self._connection: Connection[FromDaemon] | None = None
         # Whether the daemon knows the window and all that is in it.
-        self._told = False
-        self._untold: deque[Mapping] = deque()
+        self._reported = False
+        self._unreported: deque[Mapping] = deque()
         self._refused = False
         # Whether requests do not wait (any longer) for the daemon.
         self._given_up = False
@@ -239,9 +239,9 @@ class DaxClient:
         return self._window
 
     @property
-    def told(self) -> bool:
+    def reported(self) -> bool:
         """Whether the daemon knows all of the window, or has refused it."""
-        return self._told
+        return self._reported
 
     def serve(self, timer: Timer) -> None:
         """The backend's event loop runs from now on."""
@@ -250,16 +250,16 @@ class DaxClient:
     def joined(self, connection: Connection[FromDaemon]) -> None:
         """The backend has become a member. Dropped when the window cannot be told."""
         self._connection = connection
-        self._untold = deque(self._mappings.values())
+        self._unreported = deque(self._mappings.values())
         if self._window:
             self._tell()
         else:
-            self._all_told()
+            self._all_reported()
 
     def lost(self) -> None:
         """The connection is over."""
         self._connection = None
-        self._told = False
+        self._reported = False
         self._outbox.clear()
         self._claims_waiting = deque(self._claims)
         self._shrinks_waiting = deque(self._shrinks)
@@ -275,12 +275,12 @@ class DaxClient:
         """Nobody is told anything any more."""
         self._connection = None
         self._timer = None
-        self._told = False
+        self._reported = False
 
     def handle(self, message: FromAllocator) -> None:
         """Act on a message. Dropped when it is not expected, UserError when the first window is refused."""
         match message:
-            case Windowed() if self._window and not self._told:
+            case Windowed() if self._window and not self._reported:
                 self._windowed(message)
             case Claimed() if message.token in self._claims:
                 self._claimed(self._claims.pop(message.token), message)
@@ -305,8 +305,8 @@ class DaxClient:
 
     def _tell(self) -> None:
         assert self._connection is not None
-        page = [self._untold.popleft() for _ in range(min(MAX_MAPPINGS, len(self._untold)))]
-        self._connection.send(Window(self._window, page, bool(self._untold)))
+        page = [self._unreported.popleft() for _ in range(min(MAX_MAPPINGS, len(self._unreported)))]
+        self._connection.send(Window(self._window, page, bool(self._unreported)))
 
     def _windowed(self, answer: Windowed) -> None:
         if answer.refused:
@@ -318,15 +318,15 @@ class DaxClient:
             if not self._refused:
                 log.error("coherenced refuses the DAX window: nothing new is mapped", reason=told)
             self._refused = True
-            self._untold.clear()
-        if self._untold:
+            self._unreported.clear()
+        if self._unreported:
             self._tell()
         else:
             self._refused = bool(answer.error)
-            self._all_told()
+            self._all_reported()
 
-    def _all_told(self) -> None:
-        self._told = True
+    def _all_reported(self) -> None:
+        self._reported = True
         self._given_up = False
         if self._refused:
             self._fail_claims(errno.ENOSPC)
@@ -336,7 +336,7 @@ class DaxClient:
         self._send()
 
     def _give_up(self, losses: int) -> None:
-        if self._told or losses != self._losses or self._timer is None:
+        if self._reported or losses != self._losses or self._timer is None:
             return
         self._given_up = True
         self._fail_claims(errno.EAGAIN)
@@ -382,7 +382,7 @@ class DaxClient:
 
     def _send(self) -> None:
         """Ask for what may be asked for now."""
-        if not self._told:
+        if not self._reported:
             return
         while self._claims_waiting and len(self._claims) - len(self._claims_waiting) < MAX_CLAIMS:
             self._outbox.append((self._claims[self._claims_waiting.popleft()].message, ()))
@@ -393,7 +393,7 @@ class DaxClient:
         self._flush()
 
     def _flush(self) -> None:
-        while self._told and self._outbox and not self._retrying:
+        while self._reported and self._outbox and not self._retrying:
             assert self._connection is not None
             try:
                 self._connection.send(*self._outbox[0])

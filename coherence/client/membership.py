@@ -210,7 +210,7 @@ class Membership:
         deadline = time.monotonic() + JOIN_SECONDS
         try:
             self._connection.send(Hello(PROTOCOL, "backend"))
-            while not (self._registered and self.dax.told):
+            while not (self._registered and self.dax.reported):
                 self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 self._handle(self._connection, *self._connection.receive())
         except TimeoutError:

@@ -21,7 +21,7 @@ from coherent_vfs.coherence.ctl.check import check
 from coherent_vfs.coherence.ctl.client import fetch_dax, fetch_status
 from coherent_vfs.coherence.ctl.status import render
 from coherent_vfs.coherence.protocol.messages import MAX_FILES
-from coherent_vfs.coherence.shm.paths import Places, socket_of
+from coherent_vfs.coherence.shm.paths import DomainPaths, socket_of
 
 EPILOG = """\
   coherencectl status                  the daemon of table /vt
@@ -47,7 +47,7 @@ many were left out. End it with Ctrl-C.
 TOP_EPILOG = """\
 For each guest: requests, changes that it made, those of them that had to wait for leases of others (held) and
 leases that it was given, each per second; requests that wait now (parked); inodes that it knows and files that
-it has open. KIND is aware for a guest that checks the table, plain for any other.
+it has open. KIND is aware for a guest that checks the table, stock for any other.
 
 Who changes most comes first: each change makes the other guests fetch again what they had of the thing.
 A raised floor makes all of them fetch everything again. "-": not known. End it with Ctrl-C.
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "check":
             _show(check(options.file))
         else:
-            socket = Path(options.socket or socket_of(str(Places(options.table).table)))
+            socket = Path(options.socket or socket_of(str(DomainPaths(options.table).table)))
             DAEMON_COMMANDS[options.command](socket, options)
     except UserError as error:
         print(f"coherencectl: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ class GuestRow(Struct, frozen=True):
 
     Args:
         guest, cache, pid: of the backend.
-        kind: "aware" of the table or "plain".
+        kind: "aware" of the table or "stock".
         requests_per_second: from the guest.
         changes_per_second: that it made; each makes the others fetch again what they had of it.
         held_per_second: of these, those that had to wait for leases of other guests.
@@ -133,7 +133,7 @@ def _guest(old: Backend | None, new: Backend, seconds: float) -> GuestRow:
         guest=new.guest,
         cache=new.cache,
         pid=new.pid,
-        kind=None if aware is None else "aware" if aware else "plain",
+        kind=None if aware is None else "aware" if aware else "stock",
         requests_per_second=rate("requests"),
         changes_per_second=rate("changes"),
         held_per_second=rate("held"),

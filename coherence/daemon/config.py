@@ -15,7 +15,7 @@ from coherent_vfs.coherence.common.log import Level
 from coherent_vfs.coherence.common.sizes import parse_size
 from coherent_vfs.coherence.daemon.metrics import address
 from coherent_vfs.coherence.daemon.watch.host_watch import Kind
-from coherent_vfs.coherence.shm.paths import Places, socket_of
+from coherent_vfs.coherence.shm.paths import DomainPaths, socket_of
 from coherent_vfs.coherence.shm.table import DEFAULT_SLOT_COUNT, MAX_SLOT_COUNT, MIN_SLOT_COUNT
 
 
@@ -68,19 +68,19 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
             except ValueError as error:
                 raise ValueError(f"metrics is {self.metrics!r}: {error}") from None
         try:
-            Places(self.table)
+            DomainPaths(self.table)
         except UserError as error:
             raise ValueError(str(error)) from None
 
     @property
-    def places(self) -> Places:
+    def paths(self) -> DomainPaths:
         """Where the table and what belongs to it are."""
-        return Places(self.table)
+        return DomainPaths(self.table)
 
     @property
     def socket_path(self) -> Path:
         """Where the control socket is."""
-        return Path(self.socket) if self.socket is not None else socket_of(str(self.places.table))
+        return Path(self.socket) if self.socket is not None else socket_of(str(self.paths.table))
 
     @property
     def dax_limits(self) -> tuple[int, int]:

@@ -14,11 +14,11 @@ import posix_ipc  # type: ignore[import-not-found]
 
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.shm import liveness
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import JOURNAL_BYTES, JournalContent, journal_content, parse_journal
 
 
-def create(places: Places, domain: bytes, uid: int, holder_id: int) -> int:
+def create(paths: DomainPaths, domain: bytes, uid: int, backend_id: int) -> int:
     """Make a journal and its semaphore for a process of this user, a backend with this number.
 
     Returns:
@@ -28,33 +28,33 @@ def create(places: Places, domain: bytes, uid: int, holder_id: int) -> int:
         key = secrets.randbelow((1 << 31) - 1) + 1
         # The file comes first: after a kill in between it is what leads a new daemon to the semaphore.
         try:
-            memory = posix_ipc.SharedMemory(f"/{places.journal(key).name}", posix_ipc.O_CREX, mode=0o600)
+            memory = posix_ipc.SharedMemory(f"/{paths.journal(key).name}", posix_ipc.O_CREX, mode=0o600)
         except posix_ipc.ExistentialError:
             continue
         except (posix_ipc.Error, OSError) as error:
             raise UserError(f"no journal can be made: {error}: free shared memory") from None
         try:
             os.posix_fallocate(memory.fd, 0, JOURNAL_BYTES)
-            os.pwrite(memory.fd, journal_content(domain, holder_id), 0)
+            os.pwrite(memory.fd, journal_content(domain, backend_id), 0)
             if liveness.create(key, uid):
                 return key
-            places.journal(key).unlink()
+            paths.journal(key).unlink()
         except UserError:
-            places.journal(key).unlink()
+            paths.journal(key).unlink()
             raise
         except OSError as error:
-            places.journal(key).unlink()
+            paths.journal(key).unlink()
             raise UserError(f"no journal can be made: {error.strerror}: free shared memory") from None
         finally:
             memory.close_fd()
 
 
-def open_fd(places: Places, key: int) -> int:
+def open_fd(paths: DomainPaths, key: int) -> int:
     """A writable descriptor of the journal, to be given to its backend. UserError when there is none."""
     try:
-        return os.open(places.journal(key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(paths.journal(key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        raise UserError(f"{places.journal(key)}: {error.strerror}: restart the backend") from None
+        raise UserError(f"{paths.journal(key)}: {error.strerror}: restart the backend") from None
 
 
 def read(path: Path) -> JournalContent | None:
@@ -66,7 +66,7 @@ def read(path: Path) -> JournalContent | None:
         return None
 
 
-def remove(places: Places, key: int) -> None:
+def remove(paths: DomainPaths, key: int) -> None:
     """Remove the journal and its semaphore; the file goes last, so that a kill in between loses neither."""
     liveness.remove(key)
-    places.journal(key).unlink(missing_ok=True)
+    paths.journal(key).unlink(missing_ok=True)

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run_first()
         notifier = Notifier()
         with Service(
-            config.places,
+            config.paths,
             config.slots,
             config.socket_path,
             config.socket_bits,

@@ -17,12 +17,12 @@ from coherent_vfs.coherence.daemon import journals
 from coherent_vfs.coherence.protocol.messages import FloorReason
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import ROOT_BITS, TRUST_NOTHING, Table
 
 log = get_logger(__name__)
 
-# Below HOLDER_MAX, so that the number of a dead one, whose leases may run on, is not given out again at once.
+# Below BACKEND_MAX, so that the number of a dead one, whose leases may run on, is not given out again at once.
 MAX_BACKENDS = 1000
 # Roots that no member has any more: one root in 64 bits of the table makes one change in 64 bump slot 1 needlessly.
 MAX_LEFT_ROOTS = ROOT_BITS // 64
@@ -42,42 +42,42 @@ class Member:
 
 
 class Registry:
-    """The journals of one table and their holders.
+    """The journals of one table and their backend_ids.
 
     Args:
         table: mapped writable.
         leases: of the same table.
-        places: of the same table.
+        paths: of the same table.
     """
 
-    def __init__(self, table: Table, leases: Leases, places: Places) -> None:
+    def __init__(self, table: Table, leases: Leases, paths: DomainPaths) -> None:
         self.table = table
         self.leases = leases
-        self.places = places
+        self.paths = paths
         # By key: the backend's number in the lease table.
-        self.holders: dict[int, int] = {}
+        self.backend_ids: dict[int, int] = {}
         # By key.
         self.members: dict[int, Member] = {}
         self.missing: set[int] = set()
         self.trusted = False
         # Whether a member has yet to tell what its guest has mapped: which slots are pinned depends on it.
-        self.untold: Callable[[], bool] = lambda: False
+        self.unreported: Callable[[], bool] = lambda: False
         self.floor_raises: dict[FloorReason, int] = dict.fromkeys(get_args(FloorReason), 0)
         self.distrusts = 0
 
     def recover(self) -> None:
-        """Start over with what an earlier daemon left, or with nothing: bury the dead, await the living."""
+        """Start over with what an earlier daemon left, or with nothing: reap the dead, await the living."""
         self._distrust()
-        for key in self.places.journal_keys():
-            journal = journals.read(self.places.journal(key))
+        for key in self.paths.journal_keys():
+            journal = journals.read(self.paths.journal(key))
             if journal is not None and journal.domain != self.table.domain:
                 # Of a table that is gone: its backend, if it lives, will be told so when it comes.
-                journals.remove(self.places, key)
+                journals.remove(self.paths, key)
                 continue
             if journal is not None:
-                self.holders[key] = journal.holder
-            if liveness.holder(key) is None:
-                self._bury(key)
+                self.backend_ids[key] = journal.backend_id
+            if liveness.owner(key) is None:
+                self._reap(key)
             else:
                 self.missing.add(key)
         if self.missing:
@@ -99,14 +99,14 @@ class Registry:
         Returns:
             The journal's key. UserError when there are MAX_BACKENDS, or no journal can be made.
         """
-        if held is not None and held in self.missing and liveness.holder(held) == pid:
+        if held is not None and held in self.missing and liveness.owner(held) == pid:
             return held
         # Clients are bounded, but one that takes a semaphore and goes, again and again, leaves a journal each time.
         if len(self.members) + len(self.missing) >= MAX_BACKENDS:
             raise UserError(f"there are {MAX_BACKENDS} backends already: end one, or use another table")
-        number = self.leases.next_holder(self.holders.values())
-        key = journals.create(self.places, self.table.domain, uid, number)
-        self.holders[key] = number
+        number = self.leases.next_backend(self.backend_ids.values())
+        key = journals.create(self.paths, self.table.domain, uid, number)
+        self.backend_ids[key] = number
         return key
 
     def register(self, key: int, pid: int, root: tuple[int, int], window: bool = False) -> None:
@@ -121,7 +121,7 @@ class Registry:
         Raises:
             UserError: it does not hold the journal's semaphore.
         """
-        if liveness.holder(key) != pid:
+        if liveness.owner(key) != pid:
             raise UserError("the journal's semaphore is not held by this backend: report this as a bug")
         self.missing.discard(key)
         slot = self.table.inode_slot(*root)
@@ -133,8 +133,8 @@ class Registry:
     def leave(self, key: int) -> None:
         """The connection of the journal's backend is over: it died, or it will have to come back."""
         member = self.members.pop(key, None)
-        if liveness.holder(key) is None:
-            self._bury(key, member)
+        if liveness.owner(key) is None:
+            self._reap(key, member)
             if len(self.table.root_bits) > len(self.roots) + MAX_LEFT_ROOTS:
                 self.raise_floor("shares")
         else:
@@ -143,9 +143,9 @@ class Registry:
 
     def sweep(self) -> None:
         """See whether a missing backend has died meanwhile, and end a distrust that nobody else will end."""
-        for key in [key for key in self.missing if liveness.holder(key) is None]:
+        for key in [key for key in self.missing if liveness.owner(key) is None]:
             self.missing.discard(key)
-            self._bury(key)
+            self._reap(key)
         self._settle()
         if self.trusted and self.table.floor == TRUST_NOTHING:
             # Of a backend that took this daemon for gone and died before it came back.
@@ -153,16 +153,16 @@ class Registry:
 
     def missing_pids(self) -> list[int]:
         """The processes that are waited for."""
-        return sorted(pid for key in self.missing if (pid := liveness.holder(key)) is not None)
+        return sorted(pid for key in self.missing if (pid := liveness.owner(key)) is not None)
 
     def close(self) -> None:
         """The daemon ends: nobody watches over the table, so nobody may trust it."""
         self._distrust()
 
-    def _bury(self, key: int, member: Member | None = None) -> None:
-        journal = journals.read(self.places.journal(key))
+    def _reap(self, key: int, member: Member | None = None) -> None:
+        journal = journals.read(self.paths.journal(key))
         announced = None if journal is None else journal.announced
-        number = self.holders.pop(key, 0)
+        number = self.backend_ids.pop(key, 0)
         if announced and (member is None or self.table.root_epoch != member.root_epoch):
             # A directory that has become a root meanwhile has its names under slot 1 as well; it did not know.
             self.raise_floor("death")
@@ -178,7 +178,7 @@ class Registry:
                 self.table.bump(1)
         # After all bumps: slots share their locks, and an open one lets leases be given.
         self.leases.release(number)
-        journals.remove(self.places, key)
+        journals.remove(self.paths, key)
         log.info("backend buried", journal=f"{key:08x}", announced=len(announced or ()))
 
     def _distrust(self) -> None:
@@ -187,7 +187,7 @@ class Registry:
         self.distrusts += 1
 
     def _settle(self) -> None:
-        if not (self.trusted or self.missing or self.untold()):
+        if not (self.trusted or self.missing or self.unreported()):
             self.trusted = True
             self.raise_floor("trusted")
             log.info("the table is trusted", sequence=self.table.sequence)

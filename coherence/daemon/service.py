@@ -17,7 +17,7 @@ from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.common.sd_notify import Notifier
 from coherent_vfs.coherence.common.unix_socket import open_listener, permit
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator
-from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.daemon.event_feed import ChangeEvents
 from coherent_vfs.coherence.daemon.metrics.address import Address, listen
 from coherent_vfs.coherence.daemon.metrics.server import MetricsServer
@@ -29,7 +29,7 @@ from coherent_vfs.coherence.daemon.watch.mounts import Mounts
 from coherent_vfs.coherence.protocol.connection import Connection
 from coherent_vfs.coherence.protocol.messages import CLIENT_DECODER, Backend, FloorReason, Status, StatusPage, Watching
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 
 log = get_logger(__name__)
@@ -47,7 +47,7 @@ class Service:
     """One coherenced. It is a context: leaving it lets the next daemon take over.
 
     Args:
-        places: of the table.
+        paths: of the table.
         slots: slot count of a table that has to be made.
         socket_path, socket_bits, socket_group: of the control socket.
         watch: how to see changes on the host.
@@ -62,7 +62,7 @@ class Service:
 
     def __init__(
         self,
-        places: Places,
+        paths: DomainPaths,
         slots: int,
         socket_path: Path,
         socket_bits: int,
@@ -72,30 +72,30 @@ class Service:
         metrics: Address | None = None,
         dax_limits: tuple[int, int] = (0, 0),
     ) -> None:
-        self._places = places
+        self._places = paths
         self._socket_path = socket_path
         self._started = time.monotonic()
         self._handlers: list[Handler] = []
         self._rate = 0.0
         with contextlib.ExitStack() as stack:
-            self._lock_fd = _lock(places)
+            self._lock_fd = _lock(paths)
             stack.callback(os.close, self._lock_fd)
-            table = _open_table(places, slots)
+            table = _open_table(paths, slots)
             stack.callback(table.close)
-            self.table_fd = os.open(places.table, os.O_RDWR | os.O_CLOEXEC)
+            self.table_fd = os.open(paths.table, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, self.table_fd)
             self.permit_table(socket_group)
-            leases = _open_leases(places, table)
+            leases = _open_leases(paths, table)
             stack.callback(leases.close)
-            self.leases_fd = os.open(places.leases, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.leases_fd = os.open(paths.leases, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             stack.callback(os.close, self.leases_fd)
             self._listener = open_listener(socket_path, socket_bits, socket_group)
             stack.callback(self._listener.close)
             self._metrics = None if metrics is None else self._open_metrics(metrics, stack)
-            self.registry = Registry(table, leases, places)
-            pins = Pins(table, leases)
-            self.dax = Allocator(*dax_limits, table.inode_slot, pins, lambda: bool(self.registry.missing))
-            self.registry.untold = self.dax.untold
+            self.registry = Registry(table, leases, paths)
+            write_mappings = WriteMappings(table, leases)
+            self.dax = Allocator(*dax_limits, table.inode_slot, write_mappings, lambda: bool(self.registry.missing))
+            self.registry.unreported = self.dax.unreported
             self.domain = Domain(table, leases, self._events_lost)
             self.domain.on_data = self.dax.changed
             self.watch = open_watch(watch, self.domain, max_watches)
@@ -276,55 +276,55 @@ def _fail(end: asyncio.Future[None], context: dict[str, Any]) -> None:
         end.set_exception(context.get("exception") or RuntimeError(context["message"]))
 
 
-def _lock(places: Places) -> int:
+def _lock(paths: DomainPaths) -> int:
     """Be the one daemon of the table. The kernel gives the lock back however this process ends."""
     try:
-        fd = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise UserError(f"{places.lock}: {error.strerror}: remove it, or run coherenced as its owner") from None
+        raise UserError(f"{paths.lock}: {error.strerror}: remove it, or run coherenced as its owner") from None
     if os.fstat(fd).st_uid != os.geteuid():
         os.close(fd)
-        raise UserError(f"{places.lock} belongs to another user: remove it, or choose another --table")
+        raise UserError(f"{paths.lock} belongs to another user: remove it, or choose another --table")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         raise UserError(
-            f"table {places.name} has a running coherenced already: stop it, or choose another --table"
+            f"table {paths.name} has a running coherenced already: stop it, or choose another --table"
         ) from None
     return fd
 
 
-def _open_table(places: Places, slots: int) -> Table:
+def _open_table(paths: DomainPaths, slots: int) -> Table:
     """The table that an earlier daemon left, or a new one."""
-    if not places.table.exists():
-        return Table.create(places.name, slots)
-    if places.table.lstat().st_uid != os.geteuid():
-        raise UserError(f"{places.table} belongs to another user: remove it, or choose another --table")
-    with places.table.open("rb") as file:
+    if not paths.table.exists():
+        return Table.create(paths.name, slots)
+    if paths.table.lstat().st_uid != os.geteuid():
+        raise UserError(f"{paths.table} belongs to another user: remove it, or choose another --table")
+    with paths.table.open("rb") as file:
         unfinished = file.read(8) in (b"", bytes(8))
     if unfinished:
         # Its magic is written last: a daemon was killed while it made the table, and nobody has used it.
-        places.table.unlink()
-        return Table.create(places.name, slots)
-    table = Table.open(places.table, writable=True)
+        paths.table.unlink()
+        return Table.create(paths.name, slots)
+    table = Table.open(paths.table, writable=True)
     if table.slot_count != slots:
         log.warning("the table keeps its slot count until its file is removed", slots=table.slot_count)
     return table
 
 
-def _open_leases(places: Places, table: Table) -> Leases:
+def _open_leases(paths: DomainPaths, table: Table) -> Leases:
     """The lease table that an earlier daemon left for this version table, or a new one."""
     try:
-        with places.leases.open("r+b", buffering=0) as file:
+        with paths.leases.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_uid == os.geteuid():
                 return Leases.from_fd(file.fileno(), table)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UserError(f"{places.leases}: {error.strerror}: remove it") from None
+        raise UserError(f"{paths.leases}: {error.strerror}: remove it") from None
     except UserError:
         # Of a table that is gone, or never finished.
         pass
-    places.leases.unlink(missing_ok=True)
-    return Leases.create(f"/{places.leases.name}", table)
+    paths.leases.unlink(missing_ok=True)
+    return Leases.create(f"/{paths.leases.name}", table)

@@ -13,7 +13,7 @@ from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.daemon import journals
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator
-from coherent_vfs.coherence.daemon.dax.member import Peer
+from coherent_vfs.coherence.daemon.dax.member import Member
 from coherent_vfs.coherence.daemon.event_feed import ChangeEvents, Subscriber
 from coherent_vfs.coherence.daemon.registry import Registry
 from coherent_vfs.coherence.daemon.watch.host_watch import HostWatch
@@ -93,7 +93,7 @@ class Handler:
         self._answer: asyncio.Future[dict[str, int] | None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._subscriber: Subscriber | None = None
-        self._peer: Peer | None = None
+        self._peer: Member | None = None
         self._deadline = self._loop.call_later(DEADLINE_SECONDS, self._drop, "it is too slow")
         self._loop.add_reader(connection.fileno(), self._readable)
 
@@ -229,7 +229,7 @@ class Handler:
         self.root, self._root = fds.pop(0), (root.st_dev, root.st_ino)
         self._key = registry.grant(self._pid, self._uid, join.key)
         self._join = join
-        fd = journals.open_fd(registry.places, self._key)
+        fd = journals.open_fd(registry.paths, self._key)
         try:
             self._connection.send(Granted(self._key), [self._daemon.table_fd, self._daemon.leases_fd, fd])
         finally:
@@ -239,7 +239,7 @@ class Handler:
         assert self._join is not None
         registry = self._daemon.registry
         registry.register(key, self._pid, self._root, window)
-        number, journal = registry.holders.get(key, 0), registry.places.journal(key)
+        number, journal = registry.backend_ids.get(key, 0), registry.paths.journal(key)
         self._daemon.watch.join(key, number, self._join.guest, journal, self._pid)
         self._since = time.monotonic()
         self._deadline.cancel()

@@ -18,7 +18,7 @@ enum {
     LT_WORD_ABI = 1,
     LT_WORD_BUCKETS = 2,
     LT_WORD_DOMAIN = 6,     /* 2 words, those of the table */
-    LT_WORD_NEXT_HOLDER = 8,
+    LT_WORD_NEXT_BACKEND = 8,
     LT_WORD_EPOCH = 16,     /* of the host watch: what was watched in an older one may not be any more */
     LT_WORD_MARKERS = 17,   /* whether the host watch wants to be told of each change in the journals */
     LT_WORD_FIRST = 512,    /* byte 4096: the buckets */
@@ -32,11 +32,11 @@ enum {
     LB_WORDS = 8,
     LB_SLOT_BITS = 2,       /* four slots share a bucket */
 
-    LT_HOLDER_BITS = 10,
-    LT_HOLDER_MAX = (1 << LT_HOLDER_BITS) - 2,
-    LT_MANY = (1 << LT_HOLDER_BITS) - 1,
+    LT_BACKEND_BITS = 10,
+    LT_BACKEND_MAX = (1 << LT_BACKEND_BITS) - 2,
+    LT_MANY = (1 << LT_BACKEND_BITS) - 1,
     LT_TAG_BITS = 18,
-    LT_UNTIL_SHIFT = LT_HOLDER_BITS + LT_TAG_BITS,
+    LT_UNTIL_SHIFT = LT_BACKEND_BITS + LT_TAG_BITS,
     LT_UNTIL_US_BITS = 10,  /* a lease's end is kept in units of 1024 microseconds */
     LT_LOCK_US = 10000000,
 };
@@ -93,14 +93,14 @@ static inline uint64_t lt_tag(uint64_t hash)
 
 /* --- the lock ----------------------------------------------------------------------------------------- */
 
-static inline uint64_t lb_holder(uint64_t word)
+static inline uint64_t lb_backend(uint64_t word)
 {
     return word & LT_MANY;
 }
 
 static inline uint64_t lb_time(uint64_t lock)
 {
-    return lock >> LT_HOLDER_BITS;
+    return lock >> LT_BACKEND_BITS;
 }
 
 static inline uint64_t lb_word(lb_t *bucket)
@@ -110,13 +110,13 @@ static inline uint64_t lb_word(lb_t *bucket)
 
 static inline int lb_locked(uint64_t lock, uint64_t now)
 {
-    return lb_holder(lock) != 0 && lb_time(lock) > now;
+    return lb_backend(lock) != 0 && lb_time(lock) > now;
 }
 
 /* Lock a bucket that the caller has not locked. Gives 0, or what lb_unlock wants, with *old as it was. */
 static inline uint64_t lb_lock(lb_t *bucket, uint64_t me, uint64_t now, uint64_t *old)
 {
-    uint64_t mine = me | (now + LT_LOCK_US) << LT_HOLDER_BITS;
+    uint64_t mine = me | (now + LT_LOCK_US) << LT_BACKEND_BITS;
 
     *old = atomic_load(&bucket[LB_LOCK]);
     do {
@@ -135,15 +135,15 @@ static inline int lb_unlock(lb_t *bucket, uint64_t mine, uint64_t next)
 /* The word of a free lock: when the last change ended. */
 static inline uint64_t lb_free_since(uint64_t now)
 {
-    return now << LT_HOLDER_BITS;
+    return now << LT_BACKEND_BITS;
 }
 
 /* Unlock what a dead backend had locked. */
-static inline void lb_release(lb_t *bucket, uint64_t holder, uint64_t now)
+static inline void lb_release(lb_t *bucket, uint64_t backend_id, uint64_t now)
 {
     uint64_t lock = lb_word(bucket);
 
-    if (lb_holder(lock) == holder)
+    if (lb_backend(lock) == backend_id)
         atomic_compare_exchange_strong(&bucket[LB_LOCK], &lock, lb_free_since(now));
 }
 
@@ -163,16 +163,16 @@ static inline uint64_t lb_until(uint64_t lease)
     return lease >> LT_UNTIL_SHIFT << LT_UNTIL_US_BITS;
 }
 
-static inline uint64_t lb_lease_word(uint64_t holder, uint64_t tag, uint64_t until)
+static inline uint64_t lb_lease_word(uint64_t backend_id, uint64_t tag, uint64_t until)
 {
     uint64_t units = (until + (1 << LT_UNTIL_US_BITS) - 1) >> LT_UNTIL_US_BITS;
 
-    return holder | tag << LT_HOLDER_BITS | units << LT_UNTIL_SHIFT;
+    return backend_id | tag << LT_BACKEND_BITS | units << LT_UNTIL_SHIFT;
 }
 
 static inline uint64_t lb_tag(uint64_t lease)
 {
-    return lease >> LT_HOLDER_BITS & ((1 << LT_TAG_BITS) - 1);
+    return lease >> LT_BACKEND_BITS & ((1 << LT_TAG_BITS) - 1);
 }
 
 /* When the last lease of others on this hash ends; 0 when there is none. */
@@ -183,7 +183,7 @@ static inline uint64_t lb_leased_until(lb_t *bucket, uint64_t hash, uint64_t me,
     for (unsigned i = 0; i < LB_WORDS - LB_LEASE; i++) {
         uint64_t lease = atomic_load(&bucket[LB_LEASE + i]);
 
-        if (lb_holder(lease) != 0 && lb_holder(lease) != me && lb_tag(lease) == lt_tag(hash) &&
+        if (lb_backend(lease) != 0 && lb_backend(lease) != me && lb_tag(lease) == lt_tag(hash) &&
             lb_until(lease) > now && lb_until(lease) > latest)
             latest = lb_until(lease);
     }
@@ -203,11 +203,11 @@ enum { OWN, FREE, SHARED };
 
 static inline int lb_cell_fits(uint64_t lease, int round, uint64_t tag, uint64_t me, uint64_t now)
 {
-    int live = lb_holder(lease) != 0 && lb_until(lease) > now;
+    int live = lb_backend(lease) != 0 && lb_until(lease) > now;
 
     if (round == FREE)
         return !live;
-    return live && lb_tag(lease) == tag && (round == SHARED || lb_holder(lease) == me);
+    return live && lb_tag(lease) == tag && (round == SHARED || lb_backend(lease) == me);
 }
 
 /* Write a lease into a cell: an own one, a free one, or one of the same thing that is then of many. */
@@ -236,7 +236,7 @@ static inline int lb_locked_by_another(lb_t *bucket, uint64_t me, uint64_t now)
 {
     uint64_t lock = lb_word(bucket);
 
-    return lb_locked(lock, now) && lb_holder(lock) != me;
+    return lb_locked(lock, now) && lb_backend(lock) != me;
 }
 
 static inline int lb_is_closed(lb_t *bucket, uint64_t now)
@@ -276,7 +276,7 @@ static inline uint64_t lb_quiet_for(lb_t *bucket, uint64_t now)
 
 /* --- origin and data ---------------------------------------------------------------------------------- */
 
-enum { LB_ORIGIN_SHIFT = LT_HOLDER_BITS + LB_SLOT_BITS };
+enum { LB_ORIGIN_SHIFT = LT_BACKEND_BITS + LB_SLOT_BITS };
 
 /* Which of the slots that share a bucket this one is. */
 static inline uint64_t lt_part(const lt_t *lt, uint64_t slot)
@@ -287,16 +287,16 @@ static inline uint64_t lt_part(const lt_t *lt, uint64_t slot)
 /* A slot that is inside the table: who changes it, by the how manieth of its changes. */
 static inline void lt_set_origin(const lt_t *lt, uint64_t slot, uint64_t me, uint64_t number)
 {
-    atomic_store(&lt_bucket(lt, slot)[LB_ORIGIN], me | lt_part(lt, slot) << LT_HOLDER_BITS | number << LB_ORIGIN_SHIFT);
+    atomic_store(&lt_bucket(lt, slot)[LB_ORIGIN], me | lt_part(lt, slot) << LT_BACKEND_BITS | number << LB_ORIGIN_SHIFT);
 }
 
-/* The holder of the last change of a slot, with its number; 0 where another slot's has replaced it. */
+/* The backend_id of the last change of a slot, with its number; 0 where another slot's has replaced it. */
 static inline uint64_t lt_origin(const lt_t *lt, uint64_t slot, uint64_t *number)
 {
     uint64_t origin = atomic_load(&lt_bucket(lt, slot)[LB_ORIGIN]);
 
     *number = origin >> LB_ORIGIN_SHIFT;
-    return (origin >> LT_HOLDER_BITS & ((1 << LB_SLOT_BITS) - 1)) == lt_part(lt, slot) ? lb_holder(origin) : 0;
+    return (origin >> LT_BACKEND_BITS & ((1 << LB_SLOT_BITS) - 1)) == lt_part(lt, slot) ? lb_backend(origin) : 0;
 }
 
 /*

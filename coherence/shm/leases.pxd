@@ -13,14 +13,14 @@ cdef extern from "leases.h" nogil:
         LT_WORD_ABI
         LT_WORD_BUCKETS
         LT_WORD_DOMAIN
-        LT_WORD_NEXT_HOLDER
+        LT_WORD_NEXT_BACKEND
         LT_WORD_EPOCH
         LT_WORD_MARKERS
         LT_WORD_FIRST
         LT_ABI
         LB_SLOT_BITS
         LB_WORDS
-        LT_HOLDER_MAX
+        LT_BACKEND_MAX
         LT_MANY
     const uint64_t LT_MAGIC
 
@@ -42,7 +42,7 @@ cdef extern from "leases.h" nogil:
     bint lb_unlock(lb_t *bucket, uint64_t mine, uint64_t next)
     uint64_t lb_time(uint64_t lock)
     uint64_t lb_free_since(uint64_t now)
-    void lb_release(lb_t *bucket, uint64_t holder, uint64_t now)
+    void lb_release(lb_t *bucket, uint64_t backend_id, uint64_t now)
     void lb_note(lb_t *bucket, uint64_t now)
     bint lb_open(lb_t *bucket, uint64_t me, uint64_t now)
 

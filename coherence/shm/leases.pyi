@@ -4,7 +4,7 @@ from collections.abc import Container
 
 from coherent_vfs.coherence.shm.table import Table
 
-HOLDER_MAX: int
+BACKEND_MAX: int
 """Holders are numbered from 1 to this."""
 
 def lease_table_bytes(slot_count: int) -> int:
@@ -29,7 +29,7 @@ class Leases:
     def close(self) -> None:
         """Unmap. Compiled code that still uses `lt` would touch unmapped memory."""
 
-    def next_holder(self, used: Container[int]) -> int:
+    def next_backend(self, used: Container[int]) -> int:
         """A number for a new backend, one that was not in use for as long as possible: leases of a dead one run on.
 
         Only coherenced calls it. UserError when all are in use.
@@ -39,7 +39,7 @@ class Leases:
     def epoch(self) -> int:
         """The epoch of the host watch: what was found to be watched in an older one may not be any more."""
 
-    def uncover(self) -> None:
+    def end_watch_epoch(self) -> None:
         """Begin a new epoch: something that was watched by its directory has left it."""
 
     @property
@@ -64,16 +64,16 @@ class Leases:
     def unpin(self, slot: int) -> bool:
         """End Table.pin; false while somebody is changing something in the slot's bucket: then try again."""
 
-    def release(self, holder: int) -> None:
+    def release(self, backend_id: int) -> None:
         """Unlock all that a dead backend had locked; after the bumps."""
 
-    def leased_until(self, hash: int, holder: int) -> int:
-        """When the last lease of others than this holder ends (CLOCK_MONOTONIC, microseconds), 0: there is none."""
+    def leased_until(self, hash: int, backend_id: int) -> int:
+        """When the last lease of others than this backend_id ends (CLOCK_MONOTONIC, microseconds), 0: there is none."""
 
-    def grant(self, hash: int, holder: int, stamp: int, microseconds: int) -> bool:
+    def grant(self, hash: int, backend_id: int, stamp: int, microseconds: int) -> bool:
         """Give a lease of so many microseconds on what was fetched after the stamp was taken; whether that may be."""
 
-    def lock(self, slot: int, holder: int) -> int:
+    def lock(self, slot: int, backend_id: int) -> int:
         """Lock a slot's bucket; 0 where another holds the lock."""
 
     def close_until(self, slot: int, microseconds: int) -> None:

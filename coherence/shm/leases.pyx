@@ -15,7 +15,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from coherent_vfs.coherence.shm.table cimport Table, vt_unpin
 
 FIRST_OFFSET = LT_WORD_FIRST * 8
-HOLDER_MAX = LT_HOLDER_MAX
+BACKEND_MAX = LT_BACKEND_MAX
 
 
 def lease_table_bytes(slot_count):
@@ -95,21 +95,21 @@ cdef class Leases:
             raise IndexError(f"slot {slot} of a table with {self.table.slot_count} slots")
         return 0
 
-    def next_holder(self, used):
+    def next_backend(self, used):
         self.check(0)
-        cdef uint64_t *word = <uint64_t *>self.mapping + LT_WORD_NEXT_HOLDER
-        for _ in range(LT_HOLDER_MAX):
-            word[0] = word[0] % LT_HOLDER_MAX + 1
+        cdef uint64_t *word = <uint64_t *>self.mapping + LT_WORD_NEXT_BACKEND
+        for _ in range(LT_BACKEND_MAX):
+            word[0] = word[0] % LT_BACKEND_MAX + 1
             if word[0] not in used:
                 return word[0]
-        raise UserError(f"there are {LT_HOLDER_MAX} backends already: end one, or use another table")
+        raise UserError(f"there are {LT_BACKEND_MAX} backends already: end one, or use another table")
 
     @property
     def epoch(self):
         self.check(0)
         return lt_load(&self.lt, LT_WORD_EPOCH)
 
-    def uncover(self):
+    def end_watch_epoch(self):
         self.check(0)
         lt_bump_epoch(&self.lt)
 
@@ -125,8 +125,8 @@ cdef class Leases:
     def origin(self, slot):
         self.check(slot)
         cdef uint64_t number = 0
-        cdef uint64_t holder = lt_origin(&self.lt, slot, &number)
-        return (holder, number) if holder else None
+        cdef uint64_t backend_id = lt_origin(&self.lt, slot, &number)
+        return (backend_id, number) if backend_id else None
 
     def locked(self, slot):
         self.check(slot)
@@ -150,27 +150,27 @@ cdef class Leases:
         lb_unlock(bucket, mine, lb_free_since(lt_now()))
         return True
 
-    def release(self, holder):
+    def release(self, backend_id):
         self.check(0)
         cdef uint64_t i, now = lt_now()
         for i in range(self.lt.mask + 1):
-            lb_release(lt_bucket(&self.lt, i), holder, now)
+            lb_release(lt_bucket(&self.lt, i), backend_id, now)
 
-    def leased_until(self, hash, holder):
+    def leased_until(self, hash, backend_id):
         self.check(0)
-        return lb_leased_until(lt_bucket(&self.lt, hash), hash, holder, lt_now())
+        return lb_leased_until(lt_bucket(&self.lt, hash), hash, backend_id, lt_now())
 
-    def grant(self, hash, holder, stamp, microseconds):
+    def grant(self, hash, backend_id, stamp, microseconds):
         self.check(0)
         cdef uint64_t now = lt_now()
         return lt_grant(
-            &self.lt, &(<Table>self.table).vt, hash, holder, stamp, now, now + <uint64_t>microseconds
+            &self.lt, &(<Table>self.table).vt, hash, backend_id, stamp, now, now + <uint64_t>microseconds
         )
 
-    def lock(self, slot, holder):
+    def lock(self, slot, backend_id):
         self.check(slot)
         cdef uint64_t old = 0
-        return lb_lock(lt_bucket(&self.lt, slot), holder, lt_now(), &old)
+        return lb_lock(lt_bucket(&self.lt, slot), backend_id, lt_now(), &old)
 
     def close_until(self, slot, microseconds):
         self.check(slot)

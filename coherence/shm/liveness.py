@@ -1,4 +1,4 @@
-"""Whether the holder of something is alive: a SysV semaphore taken with SEM_UNDO.
+"""Whether the owner of something is alive: a SysV semaphore taken with SEM_UNDO.
 
 The kernel gives the semaphore back when the process that took it ends, however it ends. Unlike a file lock
 it is not inherited by fork or passed on with a descriptor, and unlike a process id it is never reused.
@@ -52,7 +52,7 @@ def let_go(key: int) -> None:
         return
 
 
-def holder(key: int) -> int | None:
+def owner(key: int) -> int | None:
     """The process that holds the semaphore, as numbered in this pid namespace; None when it has none.
 
     A semaphore that may not be read counts as held, by process 0: its holder cannot be proved dead. One that was

@@ -20,7 +20,7 @@ def socket_of(table_path: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Places:
+class DomainPaths:
     """The names that coherenced uses for one table.
 
     Args:

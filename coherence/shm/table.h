@@ -253,7 +253,7 @@ enum {
     VJ_WORD_MAGIC = 0,
     VJ_WORD_ABI = 1,
     VJ_WORD_DOMAIN = 6,  /* 2 words, those of the table */
-    VJ_WORD_HOLDER = 8,  /* the backend's number in the lease table */
+    VJ_WORD_BACKEND = 8,  /* the backend's number in the lease table */
     VJ_WORD_CHANGES = 9, /* how many changes it has made; written with pwrite(2), which the host watch sees */
     VJ_WORD_LANE = 16,   /* byte 128: two cache lines */
     VJ_BYTES = 4096,

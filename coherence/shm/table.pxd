@@ -24,7 +24,7 @@ cdef extern from "table.h" nogil:
         VJ_WORD_MAGIC
         VJ_WORD_ABI
         VJ_WORD_DOMAIN
-        VJ_WORD_HOLDER
+        VJ_WORD_BACKEND
         VJ_WORD_CHANGES
         VJ_WORD_LANE
         VJ_BYTES
@@ -84,6 +84,6 @@ cdef class Journal:
     cdef vj_t vj
     cdef void *mapping
     cdef int fd
-    cdef readonly uint64_t holder
+    cdef readonly uint64_t backend_id
 
     cdef int check_open(self) except -1

@@ -35,17 +35,17 @@ class JournalContent(NamedTuple):
 
     Attributes:
         domain: of its table.
-        holder: its backend's number in the lease table.
+        backend_id: its backend's number in the lease table.
         changes: how many changes its backend has made.
         announced: the slots that its backend may be changing; None: more than fit, so any.
     """
 
     domain: bytes
-    holder: int
+    backend_id: int
     changes: int
     announced: tuple[int, ...] | None
 
-def journal_content(domain: bytes, holder: int) -> bytes:
+def journal_content(domain: bytes, backend_id: int) -> bytes:
     """The content of a new journal, for the table with this domain and the backend with this number."""
 
 def parse_journal(content: bytes) -> JournalContent:
@@ -185,7 +185,7 @@ class Journal:
         """After the bumps."""
 
     @property
-    def holder(self) -> int:
+    def backend_id(self) -> int:
         """The backend's number in the lease table."""
 
     @property

@@ -31,7 +31,7 @@ TRUST_NOTHING = VT_DISTRUST
 JOURNAL_MAX = VJ_MAX
 JOURNAL_BYTES = VJ_BYTES
 
-JournalContent = namedtuple("JournalContent", "domain holder changes announced")
+JournalContent = namedtuple("JournalContent", "domain backend_id changes announced")
 
 
 def shared_memory_path(path_or_name):
@@ -60,12 +60,12 @@ def check_header(header, size, what):
         )
 
 
-def journal_content(domain, holder):
+def journal_content(domain, backend_id):
     """The content of a new journal; see table.pyi."""
     content = bytearray(VJ_BYTES)
     struct.pack_into("<2Q", content, 0, VJ_MAGIC, VJ_ABI)
     content[8 * VJ_WORD_DOMAIN : 8 * VJ_WORD_DOMAIN + 16] = domain
-    struct.pack_into("<Q", content, 8 * VJ_WORD_HOLDER, holder)
+    struct.pack_into("<Q", content, 8 * VJ_WORD_BACKEND, backend_id)
     return bytes(content)
 
 
@@ -74,9 +74,9 @@ def parse_journal(content):
     if len(content) != VJ_BYTES or struct.unpack_from("<2Q", content) != (VJ_MAGIC, VJ_ABI):
         raise UserError("the journal is not one of this version: restart coherenced")
     domain = content[8 * VJ_WORD_DOMAIN : 8 * VJ_WORD_DOMAIN + 16]
-    holder, changes = struct.unpack_from("<2Q", content, 8 * VJ_WORD_HOLDER)
+    backend_id, changes = struct.unpack_from("<2Q", content, 8 * VJ_WORD_BACKEND)
     count, *slots = struct.unpack_from(f"<{1 + VJ_MAX}Q", content, 8 * VJ_WORD_LANE)
-    return JournalContent(domain, holder, changes, tuple(slots[:count]) if count <= VJ_MAX else None)
+    return JournalContent(domain, backend_id, changes, tuple(slots[:count]) if count <= VJ_MAX else None)
 
 
 cdef void *map_shared(int fd, size_t size, bint writable) except NULL:
@@ -328,7 +328,7 @@ cdef class Journal:
             entries[i] = vj_load(&self.vj, 1 + i)
         vj_attach(&self.vj, <uint64_t *>mapping + VJ_WORD_LANE)
         self.mapping = mapping
-        self.holder = content.holder
+        self.backend_id = content.backend_id
         self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         if old != NULL:
             vj_announce(&self.vj, entries, <unsigned>count)

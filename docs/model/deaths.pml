@@ -2,7 +2,7 @@
  * Backends and the daemon die, at any point (docs/coherenced.md, "What happens when something dies").
  *
  * Two backends, the guests of which want one change each; the daemon, which is started again; and an aware guest with
- * one copy, fetched and used at any time, or, with PLAIN, a plain guest of each backend that reads once. With NEWCOMER
+ * one copy, fetched and used at any time, or, with STOCK, a plain guest of each backend that reads once. With NEWCOMER
  * another backend joins when the first was buried.
  *
  * A dead backend's change counts as acknowledged once it is buried, or once all the living have noticed that there
@@ -15,7 +15,7 @@
 #else
 #define N 2
 #endif
-#ifdef PLAIN
+#ifdef STOCK
 #define READS 1
 #else
 #define READS 0
@@ -340,7 +340,7 @@ init
         run daemon();
         run fate();
         run clock();
-#if !defined(PLAIN) && !defined(LIVENESS)
+#if !defined(STOCK) && !defined(LIVENESS)
         run guest()
 #endif
     }

@@ -52,7 +52,7 @@ def cache_policy(mode: CacheMode, *, timeout: float | None = None, aware: bool =
             OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR,
         )
     if mode == "shared":
-        # What a plain guest may keep, and for how long, is found for each thing (server.caching.validity); it compares
+        # What a stock guest may keep, and for how long, is found for each thing (server.caching.validity); it compares
         # pages and lists with the attributes (AUTO_INVAL_DATA).
         return CachePolicy(0.0, OpenFlag.KEEP_CACHE, OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR)
     return CachePolicy(0.0, OpenFlag.DIRECT_IO, OpenFlag(0))

@@ -28,7 +28,7 @@ cdef struct change_t:
     uint64_t before[THINGS_MAX]     # the same before
     unsigned locked_count
 
-cdef class Changes:
+cdef class Publisher:
     cdef Table table
     cdef Journal journal
     cdef Leases leases
@@ -44,5 +44,5 @@ cdef class Changes:
     cdef void add_inode(self, change_t *change, uint64_t hash, bint data) noexcept
     cdef void add_known(self, change_t *change, inode_t *inode, bint data) noexcept
     cdef int begin(self, change_t *change) noexcept
-    cdef void acknowledge(self, change_t *change) noexcept
-    cdef void withdraw(self, change_t *change, int error) noexcept
+    cdef void commit(self, change_t *change) noexcept
+    cdef void abort(self, change_t *change, int error) noexcept

@@ -1,7 +1,7 @@
 from coherent_vfs.coherence.shm.leases import Leases
 from coherent_vfs.coherence.shm.table import Journal, Table
 
-class Changes:
+class Publisher:
     held: int
     @property
     def made(self) -> int: ...

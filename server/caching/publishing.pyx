@@ -3,7 +3,7 @@
 """How a change is made known: to those who cache, before it is acknowledged (docs/table.md, docs/leases.md).
 
 An operation that changes something names it with add_name() and add_inode(), calls begin() right before its system
-call, and acknowledge() or withdraw() right after it.
+call, and commit() or abort() right after it.
 """
 
 from libc.errno cimport EACCES, EDQUOT, EEXIST, EINTR, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -42,7 +42,7 @@ cdef enum:
     RESERVED_US = 20000  # beyond it, for other changes to wait until it is made
 
 
-cdef class Changes:
+cdef class Publisher:
     """The changes that one guest makes.
 
     Args:
@@ -52,7 +52,7 @@ cdef class Changes:
 
     Attributes:
         due: after an operation said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
-        stamp: after acknowledge(): one that is no older than this change, and no newer than another's.
+        stamp: after commit(): one that is no older than this change, and no newer than another's.
         made: changes made so far.
         leased: whether the request that is served was kept waiting by leases; whoever serves it resets it before.
         held: changes that had to wait for leases, as who parks them counts.
@@ -79,9 +79,9 @@ cdef class Changes:
         return EINTR if self.abandoning else PARK
 
     cdef void add_name(self, change_t *change, uint64_t dir_slot, const char *name, size_t length) noexcept:
-        """Count a name as changed. Names come first: see acknowledge()."""
+        """Count a name as changed. Names come first: see commit()."""
         cdef uint64_t hash
-        if not is_told(self, change):
+        if not is_announced(self, change):
             return
         hash = vt_name_hash(&self.table.vt, dir_slot, name, length)
         add_thing(change, hash, False)
@@ -92,7 +92,7 @@ cdef class Changes:
 
     cdef void add_inode(self, change_t *change, uint64_t hash, bint data) noexcept:
         """Count an inode as changed; data: not only its attributes."""
-        if not is_told(self, change):
+        if not is_announced(self, change):
             return
         add_thing(change, hash, data)
         add_slot(change, hash & self.table.vt.mask)
@@ -120,7 +120,7 @@ cdef class Changes:
             return PARK
         return 0
 
-    cdef void acknowledge(self, change_t *change) noexcept:
+    cdef void commit(self, change_t *change) noexcept:
         """After the system call and before the reply: nobody can use an older copy from here on.
 
         Which inodes a name stood for was found out before the call, and somebody may have changed the name since:
@@ -147,26 +147,26 @@ cdef class Changes:
         self.stamp = vt_stamp(&self.table.vt)
         for i in range(change.known_count):
             if change.current[i]:
-                change.known[i].told_stamp = self.stamp
+                change.known[i].reported_stamp = self.stamp
         if not unlock(change, lt_now()):
             # A lock was held too long: somebody may have taken it away, or given a lease on what was old.
             vt_lift_floor(&self.table.vt)
             outwait(self, change)
         vj_clear(&self.journal.vj)
 
-    cdef void withdraw(self, change_t *change, int error) noexcept:
+    cdef void abort(self, change_t *change, int error) noexcept:
         """After a system call that failed: there is nothing to bump where the error says that nothing happened.
 
         Others, as EIO of a network file system, may come after the change took effect.
         """
         if error not in (EEXIST, ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, EROFS, ENOSPC, EDQUOT):
-            self.acknowledge(change)
+            self.commit(change)
         elif self.table is not None:
             vj_clear(&self.journal.vj)
             restore(change)
 
 
-cdef bint is_told(Changes self, change_t *change) noexcept:
+cdef bint is_announced(Publisher self, change_t *change) noexcept:
     """Whether there is anybody to tell of a change, to which something is going to be added."""
     if self.table is None:
         return False
@@ -185,7 +185,7 @@ cdef void add_slot(change_t *change, uint64_t slot) noexcept:
         change.count += 1
 
 
-cdef void add_name_slot(Changes self, change_t *change, uint64_t slot) noexcept:
+cdef void add_name_slot(Publisher self, change_t *change, uint64_t slot) noexcept:
     if change.names < NAMES_MAX:
         change.seen[change.names] = vt_load(&self.table.vt, VT_WORD_SLOTS + slot)
         change.slots[change.names] = slot
@@ -205,7 +205,7 @@ cdef void add_thing(change_t *change, uint64_t hash, bint data) noexcept:
         change.thing_count += 1
 
 
-cdef bint lock(Changes self, change_t *change) noexcept:
+cdef bint lock(Publisher self, change_t *change) noexcept:
     """Lock the buckets of all that changes, and see that nobody else has a lease on it; else set due.
 
     A change that waits for leases closes its buckets for some time longer, and again where locks keep it waiting after
@@ -244,7 +244,7 @@ cdef bint lock(Changes self, change_t *change) noexcept:
     return False
 
 
-cdef void reserve(Changes self, uint64_t hash, uint64_t now) noexcept:
+cdef void reserve(Publisher self, uint64_t hash, uint64_t now) noexcept:
     """Let other guests' changes of the same data wait for this one, which waits.
 
     While a guest changes the size of a file its kernel takes no notice of attributes (FUSE_I_SIZE_UNSTABLE), and so
@@ -253,10 +253,10 @@ cdef void reserve(Changes self, uint64_t hash, uint64_t now) noexcept:
     """
     cdef lb_t *bucket = lt_bucket(&self.leases.lt, hash)
     if not lb_is_closed(bucket, now):
-        lb_write_lease(bucket, hash, self.journal.holder, now, self.due + RESERVED_US)
+        lb_write_lease(bucket, hash, self.journal.backend_id, now, self.due + RESERVED_US)
 
 
-cdef bint lock_buckets(Changes self, change_t *change, uint64_t now) noexcept:
+cdef bint lock_buckets(Publisher self, change_t *change, uint64_t now) noexcept:
     """All or nothing."""
     cdef lb_t *bucket
     cdef unsigned i, k
@@ -269,7 +269,7 @@ cdef bint lock_buckets(Changes self, change_t *change, uint64_t now) noexcept:
         if known:
             continue
         k = change.locked_count
-        change.mine[k] = lb_lock(bucket, self.journal.holder, now, &change.before[k])
+        change.mine[k] = lb_lock(bucket, self.journal.backend_id, now, &change.before[k])
         if change.mine[k] == 0:
             restore(change)
             return False
@@ -278,7 +278,7 @@ cdef bint lock_buckets(Changes self, change_t *change, uint64_t now) noexcept:
     return True
 
 
-cdef void outwait(Changes self, change_t *change) noexcept:
+cdef void outwait(Publisher self, change_t *change) noexcept:
     """Wait for the leases of others on what has been changed; new ones can only be on what it is now."""
     cdef uint64_t now = lt_now(), until = leased_until(self, change, now)
     while now < until:
@@ -286,7 +286,7 @@ cdef void outwait(Changes self, change_t *change) noexcept:
         now = lt_now()
 
 
-cdef uint64_t leased_until(Changes self, change_t *change, uint64_t now) noexcept:
+cdef uint64_t leased_until(Publisher self, change_t *change, uint64_t now) noexcept:
     """When the last lease of others on what changes ends; 0 when there is none."""
     cdef uint64_t until = 0
     cdef unsigned i
@@ -294,7 +294,7 @@ cdef uint64_t leased_until(Changes self, change_t *change, uint64_t now) noexcep
         until = max(
             until,
             lb_leased_until(
-                lt_bucket(&self.leases.lt, change.things[i]), change.things[i], self.journal.holder, now
+                lt_bucket(&self.leases.lt, change.things[i]), change.things[i], self.journal.backend_id, now
             ),
         )
     return until
@@ -319,21 +319,21 @@ cdef void restore(change_t *change) noexcept:
     change.locked_count = 0
 
 
-cdef void mark(Changes self, change_t *change) noexcept:
+cdef void mark(Publisher self, change_t *change) noexcept:
     """Say in the lease table what this was; then to a host watch by inotify, which sees writes to the journal, that
     it was."""
     cdef unsigned i
     cdef inode_t *inode
     for i in range(change.known_count):
         inode = change.known[i]
-        change.current[i] = inode.told_stamp != 0 and not lt_data_since(
-            &self.leases.lt, inode.slot, inode.told_stamp
+        change.current[i] = inode.reported_stamp != 0 and not lt_data_since(
+            &self.leases.lt, inode.slot, inode.reported_stamp
         )
     for i in range(change.thing_count):
         if change.data[i]:
             lt_set_data(&self.leases.lt, &self.table.vt, change.things[i])
     self.number += 1
     for i in range(change.count):
-        lt_set_origin(&self.leases.lt, change.slots[i], self.journal.holder, self.number)
+        lt_set_origin(&self.leases.lt, change.slots[i], self.journal.backend_id, self.number)
     if lt_load(&self.leases.lt, LT_WORD_MARKERS):
         pwrite(self.journal.fd, &self.number, sizeof(self.number), 8 * VJ_WORD_CHANGES)

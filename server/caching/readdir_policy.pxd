@@ -4,7 +4,7 @@ from coherent_vfs.server.passthrough.inode_table cimport inode_t
 
 cdef class Listings:
     cdef bint shared
-    cdef bint chooses          # what a plain guest in shared does
+    cdef bint chooses          # what a stock guest in shared does
     cdef uint64_t span         # microseconds that leases which come with a list are good for
     cdef uint64_t opened       # node id of the directory that the guest opened last
     cdef bint probes           # the list that is being read is to have a probe

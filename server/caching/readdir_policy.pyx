@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""When a plain guest in shared keeps the list of a directory, and when its list brings attributes.
+"""When a stock guest in shared keeps the list of a directory, and when its list brings attributes.
 
 Such a guest reads directories by READDIRPLUS only (server.session.init): the answer says of each entry whether it has
 attributes, and with them leases.

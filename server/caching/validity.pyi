@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 from coherent_vfs.coherence.shm.leases import Leases
 from coherent_vfs.coherence.shm.table import Table
-from coherent_vfs.server.caching.publishing import Changes
+from coherent_vfs.server.caching.publishing import Publisher
 from coherent_vfs.server.settings import Settings
 
 class Validity:
     given: int
-    def __init__(self, settings: Settings, table: Table | None, leases: Leases | None, changes: Changes) -> None: ...
+    def __init__(self, settings: Settings, table: Table | None, leases: Leases | None, changes: Publisher) -> None: ...
     def adopt(self, timeout: float, aware: bool) -> None: ...
     def watch_with(self, watcher: Callable[[int, int], bool]) -> None: ...

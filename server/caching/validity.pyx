@@ -3,7 +3,7 @@
 """For how long the guest may keep what a reply tells it.
 
 In mode shared an aware guest may keep it until the table says otherwise, as far as the host watch sees changes made
-on the host; a plain guest gets leases (docs/leases.md). Times are nanoseconds where FUSE has them, else microseconds.
+on the host; a stock guest gets leases (docs/leases.md). Times are nanoseconds where FUSE has them, else microseconds.
 """
 
 from libc.stddef cimport size_t
@@ -13,7 +13,7 @@ from coherent_vfs.coherence.shm.leases cimport (
     LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
 )
 from coherent_vfs.coherence.shm.table cimport VT_WORD_FLOOR, Table, vt_distrusted, vt_is_pinned, vt_load, vt_name_hash, vt_stamp
-from coherent_vfs.server.caching.publishing cimport Changes
+from coherent_vfs.server.caching.publishing cimport Publisher
 from coherent_vfs.server.fuse.wire cimport fuse_attr
 from coherent_vfs.server.passthrough.inode_table cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
 from coherent_vfs.server.host.libc cimport realtime_ns, statx_t, statx_timestamp
@@ -28,8 +28,8 @@ cdef enum:
     UNWATCHED_NS = 1_000_000_000   # as in mode auto
     LATE_US = 10_000           # between a lease and its reply
     RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
-    BLIP_US = 200_000
-    BLIP_MAX = 7
+    MTIME_SKEW_US = 200_000
+    MTIME_SKEW_MAX = 7
     ANSWER_US = 5_000          # of coherenced, to which replies wait that could not be kept without
     S_IFMT = 0o170000
     S_IFREG = 0o100000
@@ -41,17 +41,17 @@ cdef class Validity:
 
     Args:
         settings: server.settings.Settings.
-        table, leases: of the domain, or None; without leases a plain guest in shared keeps nothing.
-        changes: knows this backend's number among the holders of leases.
+        table, leases: of the domain, or None; without leases a stock guest in shared keeps nothing.
+        publisher: knows this backend's number among the holders of leases.
 
     Attributes:
         given: how many leases were given so far.
     """
 
-    def __cinit__(self, settings, Table table, Leases leases, Changes changes):
+    def __cinit__(self, settings, Table table, Leases leases, Publisher publisher):
         self.table = table
         self.leases = leases
-        self.changes = changes
+        self.publisher = publisher
         self.shared = table is not None and settings.cache == "shared"
         self.lease_max = round(settings.lease_max * 1_000_000)
         self.lease_margin = round(settings.lease_margin * 1_000_000)
@@ -71,13 +71,13 @@ cdef class Validity:
     cdef void begin_request(self) noexcept:
         """Before the host is asked for anything."""
         if self.shared:
-            self.stamp = self.told_by = vt_stamp(&self.table.vt)
+            self.stamp = self.reported_by = vt_stamp(&self.table.vt)
             self.epoch = lt_load(&self.leases.lt, LT_WORD_EPOCH) if self.leases is not None else 0
             self.granted = False
 
     cdef void end_change(self) noexcept:
         """After a change that this request made: what it replies is no older than that."""
-        self.told_by = self.changes.stamp
+        self.reported_by = self.publisher.stamp
 
     cdef bint too_late(self) noexcept:
         """Whether a reply is so late after the first lease in it that the guest would keep things for too long."""
@@ -100,16 +100,16 @@ cdef class Validity:
             return False
         return lt_now() < inode.watch_due
 
-    cdef void cover(self, const inode_t *parent, inode_t *inode, const statx_t *stx) noexcept:
+    cdef void watch_via_parent(self, const inode_t *parent, inode_t *inode, const statx_t *stx) noexcept:
         """An inode was found in a directory, whose watch sees changes of it unless it has other links, too."""
         if self.watcher is None or not self.shared:
             return
         if stx.stx_nlink > 1 and inode.type != S_IFDIR:
-            inode.cover = 0
+            inode.parent_watch_epoch = 0
             self.ask_watch(inode)
             return
-        inode.cover = self.epoch if parent.watch == WATCHED else 0
-        inode.uncovered = parent.watch == REFUSED
+        inode.parent_watch_epoch = self.epoch if parent.watch == WATCHED else 0
+        inode.parent_unwatched = parent.watch == REFUSED
 
     cdef uint64_t of_name(
         self, inode_t *parent, const char *name, size_t length, int64_t born_sec, int64_t born_nsec
@@ -140,7 +140,7 @@ cdef class Validity:
         return lease(self, inode.hash, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec, watch)
 
     cdef bint tell(self, inode_t *inode, const statx_t *stx, fuse_attr *attr, bint compared) noexcept:
-        """Note what a plain guest is told; false where it must ask again.
+        """Note what a stock guest is told; false where it must ask again.
 
         With AUTO_INVAL_DATA a guest's kernel drops the pages of a file, and the list of a directory, when size or
         mtime are others than it has (fuse_change_attributes(), fuse_readdir_cached()). They may be the same after a
@@ -154,28 +154,28 @@ cdef class Validity:
         cdef bint same_mtime
         if not self.shared or self.aware or self.leases is None or inode.type not in (S_IFREG, S_IFDIR):
             return True
-        same_mtime = inode.told_stamp != 0 and same(&inode.told_mtime, &stx.stx_mtime)
+        same_mtime = inode.reported_stamp != 0 and same(&inode.reported_mtime, &stx.stx_mtime)
         if not same_mtime and inode.type == S_IFDIR:
-            inode.blip = 0
+            inode.mtime_skew = 0
         if (
             compared
             and same_mtime
-            and (inode.type == S_IFDIR or inode.told_size == stx.stx_size)
+            and (inode.type == S_IFDIR or inode.reported_size == stx.stx_size)
             # A ctime cannot be set: the same one is no change, but for one in the same tick.
-            and (inode.told_racy or not same(&inode.told_ctime, &stx.stx_ctime))
+            and (inode.reported_racy or not same(&inode.reported_ctime, &stx.stx_ctime))
             and (has_new_data(self, inode) or is_unwatched(inode))
         ):
-            self.spoil(inode)
-        inode.told_stamp = self.told_by
-        inode.told_mtime, inode.told_ctime, inode.told_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
-        inode.told_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
-        return inode.blip == 0 or blip(inode, attr, compared)
+            self.force_invalidation(inode)
+        inode.reported_stamp = self.reported_by
+        inode.reported_mtime, inode.reported_ctime, inode.reported_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
+        inode.reported_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
+        return inode.mtime_skew == 0 or skew_mtime(inode, attr, compared)
 
     cdef bint is_watched(self, const inode_t *inode) noexcept:
         """Whether the host watch sees changes of the data of a file, or of the list of a directory."""
         if self.watcher is None or inode.watch == WATCHED:
             return True
-        return inode.type != S_IFDIR and inode.cover == self.epoch
+        return inode.type != S_IFDIR and inode.parent_watch_epoch == self.epoch
 
     cdef bint is_stale(self, const inode_t *inode) noexcept:
         """Whether the guest may have pages that are older than what it is told now."""
@@ -183,19 +183,19 @@ cdef class Validity:
             self.shared
             and not self.aware
             and self.leases is not None
-            and (inode.blip != 0 or has_new_data(self, inode))
+            and (inode.mtime_skew != 0 or has_new_data(self, inode))
         )
 
-    cdef void spoil(self, inode_t *inode) noexcept:
+    cdef void force_invalidation(self, inode_t *inode) noexcept:
         """Let the guest drop the pages of a file, or the list of a directory."""
-        inode.blip = inode.blip % BLIP_MAX + 1
-        inode.blip_until = 0
+        inode.mtime_skew = inode.mtime_skew % MTIME_SKEW_MAX + 1
+        inode.mtime_skew_until = 0
 
 
 cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
     """Whether the data may have changed since the guest was told attributes."""
-    return inode.told_stamp != 0 and (
-        lt_data_since(&self.leases.lt, inode.slot, inode.told_stamp)
+    return inode.reported_stamp != 0 and (
+        lt_data_since(&self.leases.lt, inode.slot, inode.reported_stamp)
         or was_blind(self, inode)
         # Somebody stores into it; a guest that maps files has no pages of its own.
         or (vt_is_pinned(&self.table.vt, inode.slot) and not self.maps)
@@ -208,25 +208,25 @@ cdef bint was_blind(Validity self, const inode_t *inode) noexcept:
     While it is away nobody would be told of an end.
     """
     cdef uint64_t floor = vt_load(&self.table.vt, VT_WORD_FLOOR)
-    return floor > inode.told_stamp and not vt_distrusted(floor)
+    return floor > inode.reported_stamp and not vt_distrusted(floor)
 
 
 cdef bint is_unwatched(const inode_t *inode) noexcept:
     """Whether the host watch sees no changes of the data of a file, or of the list of a directory."""
-    return inode.watch == REFUSED or (inode.type != S_IFDIR and inode.uncovered)
+    return inode.watch == REFUSED or (inode.type != S_IFDIR and inode.parent_unwatched)
 
 
-cdef bint blip(inode_t *inode, fuse_attr *attr, bint compared) noexcept:
+cdef bint skew_mtime(inode_t *inode, fuse_attr *attr, bint compared) noexcept:
     """Tell a wrong mtime, unless it was told for long enough; false where the guest must ask again."""
     cdef uint64_t now
     if inode.type != S_IFDIR:
         now = lt_now()
-        if inode.blip_until == 0 and compared:
-            inode.blip_until = now + BLIP_US
-        elif inode.blip_until != 0 and now >= inode.blip_until:
-            inode.blip = 0
+        if inode.mtime_skew_until == 0 and compared:
+            inode.mtime_skew_until = now + MTIME_SKEW_US
+        elif inode.mtime_skew_until != 0 and now >= inode.mtime_skew_until:
+            inode.mtime_skew = 0
             return True
-    attr.mtimensec += inode.blip if attr.mtimensec < 500_000_000 else -<int>inode.blip
+    attr.mtimensec += inode.mtime_skew if attr.mtimensec < 500_000_000 else -<int>inode.mtime_skew
     return inode.type == S_IFDIR
 
 
@@ -244,11 +244,11 @@ cdef watch_t watch_of(Validity self, inode_t *inode, const statx_t *stx) noexcep
     if stx.stx_nlink == 0:
         # No directory reports what happens to a file that has no name.
         return REFUSED
-    if inode.cover == self.epoch and not linked:
+    if inode.parent_watch_epoch == self.epoch and not linked:
         return WATCHED
     if inode.type == S_IFDIR or linked:
         self.ask_watch(inode)
-    return REFUSED if inode.watch == REFUSED or inode.uncovered else ASKED
+    return REFUSED if inode.watch == REFUSED or inode.parent_unwatched else ASKED
 
 
 cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born_nsec, watch_t watch) noexcept:
@@ -263,7 +263,7 @@ cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born
         span = min(span, <uint64_t>(UNWATCHED_NS // 1000))
     if span < self.lease_margin + LEAST_LEASE_US:
         return 0
-    if not lt_grant(&self.leases.lt, &self.table.vt, hash, self.changes.journal.holder, self.stamp, now, now + span):
+    if not lt_grant(&self.leases.lt, &self.table.vt, hash, self.publisher.journal.backend_id, self.stamp, now, now + span):
         return 0
     if not self.granted:
         self.granted = True

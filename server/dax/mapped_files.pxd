@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from coherent_vfs.server.caching.publishing cimport Changes
+from coherent_vfs.server.caching.publishing cimport Publisher
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
 from coherent_vfs.server.host.libc cimport statx_t
 from coherent_vfs.server.passthrough.lookup cimport Lookups
@@ -15,7 +15,7 @@ cdef enum dax_t:
 cdef class MappedFiles:
     cdef object settings
     cdef Lookups lookups
-    cdef Changes changes
+    cdef Publisher publisher
     cdef Validity validity
     cdef readonly object window
     cdef object truncations

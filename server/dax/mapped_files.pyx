@@ -12,7 +12,7 @@ from posix.fcntl cimport O_RDONLY
 from posix.unistd cimport close
 
 from coherent_vfs.coherence.shm.leases cimport lt_now
-from coherent_vfs.server.caching.publishing cimport PARK, Changes, change_t
+from coherent_vfs.server.caching.publishing cimport PARK, Publisher, change_t
 from coherent_vfs.server.passthrough.inode_table cimport ABSENT, PRESENT, UNKNOWN, inode_t
 from coherent_vfs.server.host.libc cimport has_dax_flag, statx_t
 from coherent_vfs.server.passthrough.lookup cimport Lookups
@@ -33,17 +33,17 @@ cdef class MappedFiles:
     Args:
         settings: server.settings.Settings.
         lookups: opens files.
-        changes: where it is noted until when a request waits.
+        publisher: where it is noted until when a request waits.
         validity: has to know that the guest maps files.
 
     Attributes:
         window: server.dax.window.Window, or None.
     """
 
-    def __cinit__(self, settings, Lookups lookups, Changes changes, Validity validity):
+    def __cinit__(self, settings, Lookups lookups, Publisher publisher, Validity validity):
         self.settings = settings
         self.lookups = lookups
-        self.changes = changes
+        self.publisher = publisher
         self.validity = validity
         self.dax = DAX_NEVER
         self.dax_min_size = settings.dax_min_size
@@ -90,7 +90,7 @@ cdef class MappedFiles:
         if inode.withdrawn == 0 or size < inode.withdrawn:
             inode.reached = max(inode.reached, size)
             return 0
-        return self.changes.put_off(lt_now() + WOKEN_US)
+        return self.publisher.put_off(lt_now() + WOKEN_US)
 
     cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
         """A request is about to make a file smaller: 0, an errno, or PARK while others have mapped what is beyond."""
@@ -101,22 +101,22 @@ cdef class MappedFiles:
         if self.truncations.is_new(unique):
             # Leases first: as long as this waits for those, others have the file as it is.
             memset(&change, 0, sizeof(change))
-            self.changes.add_known(&change, inode, True)
-            if self.changes.begin(&change) == PARK:
+            self.publisher.add_known(&change, inode, True)
+            if self.publisher.begin(&change) == PARK:
                 return PARK
-            self.changes.withdraw(&change, ENOENT)
+            self.publisher.abort(&change, ENOENT)
         try:
             if self.truncations.begin(unique, inode.nodeid, size):
                 return 0
         except OSError as error:
             return error.errno or EIO
-        return self.changes.put_off(lt_now() + WOKEN_US)
+        return self.publisher.put_off(lt_now() + WOKEN_US)
 
     cdef int confirm_truncation(self, uint64_t unique):
         """Right before the system call: 0, or PARK where what begin_truncation() said is out of date."""
         if self.truncations is None or self.truncations.is_current(unique):
             return 0
-        return self.changes.put_off(lt_now())
+        return self.publisher.put_off(lt_now())
 
     cdef void end_truncation(self, uint64_t unique):
         """It has done that, or failed."""
@@ -132,6 +132,6 @@ cdef class MappedFiles:
     cdef int end_session(self, uint64_t unique):
         """The guest ends its session: 0, or PARK as long as something is mapped in its window."""
         # A machine that resets its device, and has something mapped there, may not survive that (docs/vhost-user.md).
-        if self.window is None or self.changes.abandoning or self.window.emptied(unique):
+        if self.window is None or self.publisher.abandoning or self.window.emptied(unique):
             return 0
-        return self.changes.put_off(lt_now() + WOKEN_US)
+        return self.publisher.put_off(lt_now() + WOKEN_US)

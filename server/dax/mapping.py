@@ -17,8 +17,8 @@ class Mapping:
         place, length: in the window, bytes.
         nodeid, device, inode, offset: what is there.
         writable: whether the guest stores into it.
-        kept: how many bytes of it are of the file, the rest is trash.
-        pieces: places and lengths as the front-end has them, the file's before those of trash.
+        kept: how many bytes of it are of the file, the rest is scratch.
+        pieces: places and lengths as the front-end has them, the file's before those of scratch.
         upgrading: whether the allocator is being told that the guest stores into it.
         refused: why the front-end has not made some piece of it, an errno; ECONNRESET after a reset.
     """

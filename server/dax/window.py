@@ -1,7 +1,7 @@
 """What is mapped in one guest's DAX window, and how that changes (docs/dax.md).
 
 A mapping is claimed from coherenced, then made by the front-end. What lies beyond the end of a file that another
-guest or the host truncates is withdrawn: trash is mapped in its place, as access beyond the end of a file kills the
+guest or the host truncates is withdrawn: scratch is mapped in its place, as access beyond the end of a file kills the
 virtual machine. Before the guest is told of a larger file again, that is taken back.
 """
 
@@ -80,9 +80,9 @@ class Files(Protocol):
         """The largest size of a file that the guest may know of."""
 
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
-        """Note that what the guest maps of a file beyond this size is trash; None: nothing is."""
+        """Note that what the guest maps of a file beyond this size is scratch; None: nothing is."""
 
-    def told_again(self, nodeid: int, size: int) -> None:
+    def reported_again(self, nodeid: int, size: int) -> None:
         """The guest was told sizes so often since it knew of a larger one that it goes by this one."""
 
     def wake(self) -> None:
@@ -335,7 +335,7 @@ class Window:
     # --- ends of files --------------------------------------------------------------------------------------
 
     def withdraw(self, device: int, inode: int, size: int, done: Callable[[], None]) -> None:
-        """Put trash in the place of what the guest maps of a file beyond a size, which it is about to have.
+        """Put scratch in the place of what the guest maps of a file beyond a size, which it is about to have.
 
         Args:
             device, inode: the file.
@@ -351,7 +351,7 @@ class Window:
         self._line.add(self._settle_size((device, inode)))
 
     def restore(self, nodeid: int, size: int) -> None:
-        """Map the file again where trash is in its place; wakes parked requests when that is done.
+        """Map the file again where scratch is in its place; wakes parked requests when that is done.
 
         Args:
             nodeid: of the file.
@@ -368,16 +368,16 @@ class Window:
         # First: what the guest is told from now on waits until this is over, also where it knows of less yet.
         for mapping in self._of_file(file):
             self._files.withdrawn_beyond(mapping.nodeid, size)
-        yield from self._put_trash(file, size)
+        yield from self._put_scratch(file, size)
         done()
 
     def _settle_size(self, file: tuple[int, int]) -> Steps:
         opened = self._opened.get(file)
         if opened is not None:
-            yield from self._put_trash(file, os.fstat(opened.fd).st_size)
+            yield from self._put_scratch(file, os.fstat(opened.fd).st_size)
         self._files.wake()
 
-    def _put_trash(self, file: tuple[int, int], size: int) -> Steps:
+    def _put_scratch(self, file: tuple[int, int], size: int) -> Steps:
         # Where the guest knows of nothing beyond, it does not go there.
         there = [mapping for mapping in self._of_file(file) if size < self._files.reached(mapping.nodeid)]
         for mapping in there:
@@ -394,7 +394,7 @@ class Window:
         # again, and while that is done the guest has nothing there. But not in ever smaller pieces: each is a size that
         # the guest was told.
         if any(len(mapping.pieces) > MOST_PIECES for mapping in there):
-            self._files.told_again(nodeid, size)
+            self._files.reported_again(nodeid, size)
         whole = size >= self._files.reached(nodeid)
         kept = {mapping: mapping.length if whole else mapping.pages_of(size) for mapping in there}
         yield from self._change({mapping: kept[mapping] for mapping in there if mapping.kept < kept[mapping]})
@@ -406,7 +406,7 @@ class Window:
             self._files.wake()
 
     def _change(self, wanted: dict[Mapping, int]) -> Steps:
-        """Have so many bytes of mappings be the file's, and the rest trash; `refused` tells how it went."""
+        """Have so many bytes of mappings be the file's, and the rest scratch; `refused` tells how it went."""
         calls = [call for mapping, kept in wanted.items() for call in self._calls(mapping, kept)]
         # All at once: what is taken away first is missing in the guest until the last is there.
         yield together(calls)
@@ -432,13 +432,13 @@ class Window:
                 yield partial(self._map_piece, mapping, view, mapping.offset + start, place, length)
             else:
                 length = min(CHUNK, mapping.length - start)
-                yield partial(self._map_trash, mapping, place, length)
+                yield partial(self._map_scratch, mapping, place, length)
             start += length
 
-    def _map_trash(self, mapping: Mapping, place: int, length: int, done: Callable[[int], None]) -> None:
+    def _map_scratch(self, mapping: Mapping, place: int, length: int, done: Callable[[int], None]) -> None:
         # New each time: what one of the guest's programs has stored beyond the end of its file no other one loads.
         try:
-            fd = os.memfd_create("trash", os.MFD_CLOEXEC)
+            fd = os.memfd_create("scratch", os.MFD_CLOEXEC)
         except OSError as problem:
             mapping.refused = problem.errno or errno.EIO
             done(mapping.refused)

@@ -23,7 +23,7 @@ from coherent_vfs.server.fuse.wire cimport FUSE_READ, FUSE_WRITE, fuse_in_header
 from coherent_vfs.server.caching.publishing cimport PARK
 from coherent_vfs.server.operations.hot_operations cimport NO_REPLY, is_compiled, serve
 from coherent_vfs.server.host.libc cimport monotonic_ns
-from coherent_vfs.server.fuse.request cimport BODY_ROOM, request_t
+from coherent_vfs.server.fuse.request cimport BODY_CAPACITY, request_t
 from coherent_vfs.server.virtio.virtqueue cimport Virtqueue
 
 import os
@@ -112,7 +112,7 @@ cdef class RequestQueue:
         """Serve what is parked, waiting for it: the driver keeps the ring, but not the account of what we have."""
         cdef uint64_t now
         # What needs the loop to go on will not come: requests that wait for that fail with EINTR.
-        self.fs.changes.abandoning = True
+        self.fs.publisher.abandoning = True
         try:
             while self.parked_count and self.enabled:
                 now = monotonic_ns()
@@ -120,7 +120,7 @@ cdef class RequestQueue:
                     usleep(min((self.waiting[0].due - now) // 1000 + 1, <uint64_t>999_999))
                 self.serve_parked(0)
         finally:
-            self.fs.changes.abandoning = False
+            self.fs.publisher.abandoning = False
 
     def close(self) -> None:
         """Close the descriptors, telling the driver first what it has not been told."""
@@ -170,7 +170,7 @@ cdef class RequestQueue:
             self.unsignalled += 1
             if self.patient:
                 continue
-            # A lease runs from now on: its holder is to have it at once.
+            # A lease runs from now on: its backend_id is to have it at once.
             if self.fs.validity.granted or moved >= LONG_TRANSFER or self.ring.readable_size >= LONG_TRANSFER:
                 self.signal()
         if served == BUDGET:
@@ -203,11 +203,11 @@ cdef class RequestQueue:
     cdef void put_off(self, parked_t *parked) noexcept:
         """A request that was just served has to wait."""
         parked.unique = self.request.header.unique
-        parked.due = self.fs.changes.due * 1000
+        parked.due = self.fs.publisher.due * 1000
         parked.full = self.full
-        if self.fs.changes.leased and not parked.held:
+        if self.fs.publisher.leased and not parked.held:
             parked.held = True
-            self.fs.changes.held += 1
+            self.fs.publisher.held += 1
 
     cdef int retry(self, uint64_t now) except -1:
         """Serve what is parked and due."""
@@ -328,13 +328,13 @@ cdef class RequestQueue:
         if gather(ring.readable, ring.n_readable, 0, &request.header, sizeof(fuse_in_header)) < 0:
             return 0
         total = request.header.len
-        self.fs.changes.leased = False
+        self.fs.publisher.leased = False
         request.reply_size = 0
-        request.room_size = 0
-        request.room_count = 0
+        request.reply_capacity = 0
+        request.reply_buffer_count = 0
         if ring.writable_size >= sizeof(fuse_out_header):
-            request.room_size = ring.writable_size - sizeof(fuse_out_header)
-            request.room_count = skip(ring.writable, ring.n_writable, sizeof(fuse_out_header), request.room)
+            request.reply_capacity = ring.writable_size - sizeof(fuse_out_header)
+            request.reply_buffer_count = skip(ring.writable, ring.n_writable, sizeof(fuse_out_header), request.reply_buffers)
         if total < sizeof(fuse_in_header) or total > ring.readable_size:
             return self.reply(EINVAL)
         request.body_size = total - sizeof(fuse_in_header)
@@ -346,7 +346,7 @@ cdef class RequestQueue:
             request.data_count = skip(
                 ring.readable, ring.n_readable, sizeof(fuse_in_header) + sizeof(fuse_write_in), request.data
             )
-        elif request.body_size > BODY_ROOM:
+        elif request.body_size > BODY_CAPACITY:
             return self.reply(EINVAL)
         gather(ring.readable, ring.n_readable, sizeof(fuse_in_header), request.body, request.body_size)
         request.body[request.body_size] = 0
@@ -354,9 +354,9 @@ cdef class RequestQueue:
             # What is done already does not wait for an operation that may take long.
             self.signal()
         error = serve(self.fs, request)
-        self.full = error in (ENOSPC, EDQUOT) and not (self.last_try or self.fs.changes.abandoning)
+        self.full = error in (ENOSPC, EDQUOT) and not (self.last_try or self.fs.publisher.abandoning)
         if self.full:
-            error = self.fs.changes.put_off(lt_now() + FULL_US)
+            error = self.fs.publisher.put_off(lt_now() + FULL_US)
         if error == PARK:
             # It is counted when it is served.
             self.fs.counters[request.header.opcode] -= 1
@@ -371,8 +371,8 @@ cdef class RequestQueue:
         if error == NO_REPLY or ring.writable_size < sizeof(out):
             return 0
         if error == 0 and request.header.opcode != FUSE_READ and request.reply_size:
-            if request.reply_size <= request.room_size:
-                scatter(request.room, request.reply, request.reply_size)
+            if request.reply_size <= request.reply_capacity:
+                scatter(request.reply_buffers, request.reply, request.reply_size)
             else:
                 error = EIO
         if error:

@@ -8,22 +8,22 @@ from coherent_vfs.server.fuse.wire cimport fuse_in_header
 from coherent_vfs.server.virtio.virtqueue cimport MAX_IOV
 
 cdef enum:
-    BODY_ROOM = 128 << 10      # the largest body but a WRITE's: SETXATTR with 64 KiB, many forgets
-    REPLY_ROOM = 128 << 10     # the largest reply but a READ's: a buffer of directory entries
+    BODY_CAPACITY = 128 << 10      # the largest body but a WRITE's: SETXATTR with 64 KiB, many forgets
+    REPLY_CAPACITY = 128 << 10     # the largest reply but a READ's: a buffer of directory entries
 
 cdef struct request_t:
     fuse_in_header header
     # What follows the header; of a WRITE, fuse_write_in only. Always ends in a NUL that is not counted.
-    char body[BODY_ROOM + 8]
+    char body[BODY_CAPACITY + 8]
     size_t body_size
     # A WRITE's data, in the guest's memory.
     iovec data[MAX_IOV]
     int data_count
     size_t data_size
     # Room for the reply's body, in the guest's memory.
-    iovec room[MAX_IOV]
-    int room_count
-    size_t room_size
+    iovec reply_buffers[MAX_IOV]
+    int reply_buffer_count
+    size_t reply_capacity
     # The reply's body; a READ's goes straight to the room and is only counted.
-    char reply[REPLY_ROOM]
+    char reply[REPLY_CAPACITY]
     size_t reply_size

@@ -63,7 +63,7 @@ def setattr_(fs: FileSystem, request: Request) -> bytes:
             )
     reply = fs.attr_out(request.nodeid)
     if stale:
-        fs.spoil(request.nodeid)
+        fs.force_invalidation(request.nodeid)
     return reply
 
 

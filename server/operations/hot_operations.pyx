@@ -101,7 +101,7 @@ cdef int serve(FileSystem fs, request_t *request):
         return NO_REPLY
     if opcode in (FUSE_INIT, FUSE_DESTROY):
         return begin_or_end(fs, request)
-    return fs.serve_rarely(request)
+    return fs.serve_in_python(request)
 
 
 cdef int begin_or_end(FileSystem fs, request_t *request):
@@ -113,7 +113,7 @@ cdef int begin_or_end(FileSystem fs, request_t *request):
     except OSError as error:
         return error.errno
     # Guests before 7.23 take a shorter reply.
-    request.reply_size = min(<size_t>len(reply), request.room_size)
+    request.reply_size = min(<size_t>len(reply), request.reply_capacity)
     memcpy(request.reply, <char *>reply, request.reply_size)
     return 0
 
@@ -213,12 +213,12 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
         if error:
             return error
         memset(&change, 0, sizeof(change))
-        fs.changes.add_known(&change, inode, True)
-        if fs.changes.begin(&change) == PARK:
+        fs.publisher.add_known(&change, inode, True)
+        if fs.publisher.begin(&change) == PARK:
             return PARK
         error = fs.mapped.confirm_truncation(request.header.unique)
         if error:
-            fs.changes.withdraw(&change, ENOENT)
+            fs.publisher.abort(&change, ENOENT)
             return error
         if kill:
             drop_fsetid()
@@ -226,7 +226,7 @@ cdef int open_inode(FileSystem fs, request_t *request, inode_t *inode, int flags
     if truncate:
         if kill:
             restore_fsetid()
-        fs.changes.acknowledge(&change)
+        fs.publisher.commit(&change)
         fs.mapped.end_truncation(request.header.unique)
         if fd[0] >= 0:
             inode.reached = 0
@@ -317,13 +317,13 @@ cdef int read(FileSystem fs, request_t *request) noexcept:
         error = fs.handles.set_flags(handle, handle.flags & O_APPEND | ask.flags & O_DIRECT)
     if error:
         return error
-    size = min(<size_t>ask.size, request.room_size)
+    size = min(<size_t>ask.size, request.reply_capacity)
     if size == 0:
         return 0
     if ask.offset > <uint64_t>INT64_MAX - size:
         return EINVAL
-    clip(request.room, &request.room_count, size)
-    done = preadv(handle.fd, request.room, request.room_count, ask.offset)
+    clip(request.reply_buffers, &request.reply_buffer_count, size)
+    done = preadv(handle.fd, request.reply_buffers, request.reply_buffer_count, ask.offset)
     if done < 0:
         return errno
     request.reply_size = done
@@ -382,8 +382,8 @@ cdef int write(FileSystem fs, request_t *request):
         return error
     kill = ask.write_flags & FUSE_WRITE_KILL_SUIDGID and runs_as_another(fd)
     memset(&change, 0, sizeof(change))
-    fs.changes.add_known(&change, inode, True)
-    if fs.changes.begin(&change) == PARK:
+    fs.publisher.add_known(&change, inode, True)
+    if fs.publisher.begin(&change) == PARK:
         return PARK
     if kill:
         drop_fsetid()
@@ -395,7 +395,7 @@ cdef int write(FileSystem fs, request_t *request):
             error = errno
     if kill:
         restore_fsetid()
-    fs.changes.acknowledge(&change)
+    fs.publisher.commit(&change)
     if error:
         return error
     memset(out, 0, sizeof(fuse_write_out))
@@ -431,13 +431,13 @@ cdef int create(FileSystem fs, request_t *request):
     # An ordinary user does not make a file that runs with a group he is not in (inode_init_owner() of the kernel).
     kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
     memset(&change, 0, sizeof(change))
-    fs.changes.add_name(&change, parent.slot, name, length)
-    fs.changes.add_known(&change, parent, True)
-    if fs.changes.begin(&change) == PARK:
+    fs.publisher.add_name(&change, parent.slot, name, length)
+    fs.publisher.add_known(&change, parent, True)
+    if fs.publisher.begin(&change) == PARK:
         return PARK
     error = become(request.header.uid, request.header.gid)
     if error:
-        fs.changes.withdraw(&change, EPERM)
+        fs.publisher.abort(&change, EPERM)
         return error
     if kill:
         drop_fsetid()
@@ -452,11 +452,11 @@ cdef int create(FileSystem fs, request_t *request):
         path_fd = fs.lookups.path_fd(fd)
         error = fs.lookups.adopt(path_fd, &inode, &stx) if path_fd >= 0 else -path_fd
         if inode != NULL:
-            fs.changes.add_inode(&change, inode.hash, True)
-        fs.changes.acknowledge(&change)
+            fs.publisher.add_inode(&change, inode.hash, True)
+        fs.publisher.commit(&change)
         fs.validity.end_change()
     else:
-        fs.changes.withdraw(&change, error)
+        fs.publisher.abort(&change, error)
         if error == EEXIST and not ask.flags & O_EXCL:
             # What vanished again since is for the guest's kernel to try once more, too.
             if request.header.uid or fs.lookups.look_up(parent, name, &inode, &stx):
@@ -501,22 +501,22 @@ cdef int unlink(FileSystem fs, request_t *request) noexcept:
     if fs.readonly:
         return EROFS
     memset(&change, 0, sizeof(change))
-    fs.changes.add_name(&change, parent.slot, name, length)
-    fs.changes.add_known(&change, parent, True)
+    fs.publisher.add_name(&change, parent.slot, name, length)
+    fs.publisher.add_known(&change, parent, True)
     # The victim's link count changes; and if it is only held open as idle here, its blocks are to be freed.
     known = (fs.table is not None or fs.inodes.idle_ones.count) and statx(
         parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx
     ) == 0
     if known:
-        fs.changes.add_inode(&change, fs.inodes.hash_of(&stx), False)
+        fs.publisher.add_inode(&change, fs.inodes.hash_of(&stx), False)
         fs.lookups.hold(&stx)
-    if fs.changes.begin(&change) == PARK:
+    if fs.publisher.begin(&change) == PARK:
         return PARK
     error = errno if unlinkat(parent.fd, name, 0) < 0 else 0
     if error:
-        fs.changes.withdraw(&change, error)
+        fs.publisher.abort(&change, error)
     else:
-        fs.changes.acknowledge(&change)
+        fs.publisher.commit(&change)
     if known and error == 0:
-        fs.evict(&stx)
+        fs.name_removed(&stx)
     return error

@@ -89,7 +89,7 @@ class FileSystem(Protocol):
         """Whether the data of an inode may have changed since the guest was told its attributes."""
         ...
 
-    def spoil(self, nodeid: int) -> None:
+    def force_invalidation(self, nodeid: int) -> None:
         """Have the guest drop the pages of an inode, as soon as it asks for its attributes."""
         ...
 

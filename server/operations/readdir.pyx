@@ -14,7 +14,7 @@ from coherent_vfs.server.fuse.wire cimport FUSE_READDIRPLUS, fuse_dirent, fuse_d
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
 from coherent_vfs.server.host.libc cimport dirent64, getdents64, statx_t, strnlen
-from coherent_vfs.server.fuse.request cimport REPLY_ROOM, request_t
+from coherent_vfs.server.fuse.request cimport REPLY_CAPACITY, request_t
 
 cdef enum:
     ENTRIES_ROOM = 32 << 10
@@ -29,7 +29,7 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
     cdef bint plus = request.header.opcode == FUSE_READDIRPLUS
     cdef handle_t *handle
     cdef dirent64 *entry = NULL
-    cdef size_t room
+    cdef size_t capacity
     cdef int error
     if parent == NULL:
         return ESTALE
@@ -38,7 +38,7 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
     handle = fs.handles.get(request.header.nodeid, ask.fh)
     if handle == NULL:
         return EBADF
-    room = min(min(<size_t>ask.size, request.room_size), <size_t>REPLY_ROOM)
+    capacity = min(min(<size_t>ask.size, request.reply_capacity), <size_t>REPLY_CAPACITY)
     if plus and fs.awaits_watch(parent):
         return PARK
     if plus and ask.offset == 0:
@@ -49,9 +49,9 @@ cdef int readdir(FileSystem fs, request_t *request) noexcept:
         if error or entry == NULL:
             break
         if plus:
-            if not add_plus(fs, request, parent, entry, room):
+            if not add_plus(fs, request, parent, entry, capacity):
                 break
-        elif not add(request, entry, room):
+        elif not add(request, entry, capacity):
             break
         handle.entries_at += entry.d_reclen
         handle.entries_offset = entry.d_off
@@ -114,12 +114,12 @@ cdef size_t fill_dirent(fuse_dirent *dirent, const dirent64 *entry, size_t lengt
     return sizeof(fuse_dirent) + length
 
 
-cdef bint add(request_t *request, const dirent64 *entry, size_t room) noexcept:
+cdef bint add(request_t *request, const dirent64 *entry, size_t capacity) noexcept:
     """Append an entry to the reply; false when it does not fit."""
     cdef size_t length = strnlen(entry.d_name, entry.d_reclen - DIRENT_NAME)
     cdef size_t size = aligned(sizeof(fuse_dirent) + length)
     cdef char *at = request.reply + request.reply_size
-    if request.reply_size + size > room:
+    if request.reply_size + size > capacity:
         return False
     memset(at + size - 8, 0, 8)
     fill_dirent(<fuse_dirent *>at, entry, length)
@@ -128,7 +128,7 @@ cdef bint add(request_t *request, const dirent64 *entry, size_t room) noexcept:
 
 
 cdef bint add_plus(
-    FileSystem fs, request_t *request, inode_t *parent, const dirent64 *entry, size_t room
+    FileSystem fs, request_t *request, inode_t *parent, const dirent64 *entry, size_t capacity
 ) noexcept:
     """Append an entry with its attributes, counting a lookup; false when it does not fit.
 
@@ -143,7 +143,7 @@ cdef bint add_plus(
     cdef statx_t stx
     cdef bint dots = entry.d_name[0] == c"." and (length == 1 or (length == 2 and entry.d_name[1] == c"."))
     cdef bint bare = dots or (entry.d_type != DT_DIR and not fs.listings.brings(parent))
-    if request.reply_size + size > room:
+    if request.reply_size + size > capacity:
         return False
     memset(at + size - 8, 0, 8)
     memset(&out.entry_out, 0, sizeof(out.entry_out))

@@ -14,7 +14,7 @@ cdef struct handle_t:
 
 cdef class HandleTable:
     cdef handle_t *records
-    cdef int64_t count, room, free_record
+    cdef int64_t count, capacity, free_record
     cdef readonly uint64_t live
     cdef readonly uint64_t buffers    # of entries
 

@@ -38,16 +38,16 @@ cdef class HandleTable:
         until the next open()."""
         cdef handle_t *handle
         cdef handle_t *grown
-        cdef int64_t i, room
+        cdef int64_t i, capacity
         if self.free_record < 0:
-            if self.count == self.room:
-                room = 2 * self.room if self.room else 64
-                grown = <handle_t *>realloc(self.records, room * sizeof(handle_t))
+            if self.count == self.capacity:
+                capacity = 2 * self.capacity if self.capacity else 64
+                grown = <handle_t *>realloc(self.records, capacity * sizeof(handle_t))
                 if grown == NULL:
                     close(fd)
                     return NULL
                 self.records = grown
-                self.room = room
+                self.capacity = capacity
             i = self.count
             self.count += 1
             self.records[i].fh = <uint64_t>i

@@ -14,7 +14,7 @@ cdef struct kept_t:
 cdef class DataFiles:
     cdef HandleTable handles
     cdef kept_t kept[MOST]
-    cdef unsigned count, room
+    cdef unsigned count, capacity
     cdef uint64_t uses, uses_at_tick
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept

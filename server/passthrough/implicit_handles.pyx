@@ -23,7 +23,7 @@ cdef class DataFiles:
 
     def __cinit__(self, HandleTable handles, uint64_t max_open):
         self.handles = handles
-        self.room = min(<uint64_t>MOST, max_open // 2)
+        self.capacity = min(<uint64_t>MOST, max_open // 2)
 
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept:
         """The descriptor of an inode, NULL where it has none that will do."""
@@ -37,7 +37,7 @@ cdef class DataFiles:
         NULL: no memory."""
         cdef handle_t *handle
         self.drop(inode)
-        if self.count == self.room:
+        if self.count == self.capacity:
             close_at(self, least_used(self))
         handle = self.handles.open(inode.nodeid, fd, flags)
         if handle == NULL:

@@ -34,15 +34,15 @@ cdef struct inode_t:
     # Whether the host watch sees changes of it (server.caching.validity).
     watch_t watch
     uint64_t watch_due     # when a reply no longer waits for the answer (CLOCK_MONOTONIC, microseconds)
-    uint64_t cover         # the epoch in which its directory was watched; 0 for none
-    bint uncovered         # its directory cannot be watched
+    uint64_t parent_watch_epoch         # the epoch in which its directory was watched; 0 for none
+    bint parent_unwatched         # its directory cannot be watched
     # The attributes that the guest was told last (server.caching.validity).
-    uint64_t told_stamp    # 0 for never
-    statx_timestamp told_mtime, told_ctime
-    uint64_t told_size
-    bint told_racy         # when its ctime could still be that of a later change
-    uint32_t blip          # nanoseconds that its mtime is told wrong by, for the guest to drop its pages
-    uint64_t blip_until    # 0: it was not told yet
+    uint64_t reported_stamp    # 0 for never
+    statx_timestamp reported_mtime, reported_ctime
+    uint64_t reported_size
+    bint reported_racy         # when its ctime could still be that of a later change
+    uint32_t mtime_skew          # nanoseconds that its mtime is told wrong by, for the guest to drop its pages
+    uint64_t mtime_skew_until    # 0: it was not told yet
     # Directories (server.caching.readdir_policy).
     uint64_t listed_at     # when READDIRPLUS of it began last; 0 for never
     bint singly            # its files are looked up one by one
@@ -51,7 +51,7 @@ cdef struct inode_t:
     uint64_t data_fh
     bint data_writable
     uint64_t data_used     # the how manieth use of all that was
-    # DAX (server.dax): whether the host's file has its flag for it, and beyond which size the guest maps trash.
+    # DAX (server.dax): whether the host's file has its flag for it, and beyond which size the guest maps scratch.
     flag_t dax_flag
     uint64_t withdrawn     # that size and 1; 0: nowhere
     uint64_t reached       # the largest size that the guest may know of
@@ -90,20 +90,20 @@ cdef class InodeTable:
     cdef inode_t *get(self, uint64_t nodeid) noexcept
     cdef inode_t *find(self, const statx_t *stx) noexcept
     cdef inode_t *find_ino(self, const inode_t *sibling, uint64_t ino) noexcept
-    cdef inode_t *refer(self, const statx_t *stx, int fd) noexcept
-    cdef bint reunite(self, inode_t *inode, int fd) noexcept
+    cdef inode_t *insert(self, const statx_t *stx, int fd) noexcept
+    cdef bint rebind(self, inode_t *inode, int fd) noexcept
     cdef bint reopen(self, inode_t *inode) noexcept
     cdef void set_open(self, inode_t *inode, int fd) noexcept
     cdef void keep_to_limit(self) noexcept
     cdef bint set_closed(self, inode_t *inode, bint desperate) noexcept
     cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept
     cdef bint make_room(self) noexcept
-    cdef void disown(self, inode_t *inode) noexcept
+    cdef void unhash(self, inode_t *inode) noexcept
     cdef void free_record(self, inode_t *inode) noexcept
-    cdef void revive(self, inode_t *inode) noexcept
+    cdef void take_from_idle(self, inode_t *inode) noexcept
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept
     cdef void drop_all_idle(self) noexcept
     cdef void drop_idle(self, inode_t *inode) noexcept
-    cdef void evict(self, inode_t *inode) noexcept
+    cdef void drop_if_idle(self, inode_t *inode) noexcept
     cdef bint expire_idle(self, uint64_t now) noexcept
     cdef int grow(self) noexcept

@@ -110,11 +110,11 @@ cdef class InodeTable:
         """The host watch is gone, or another one: nothing is watched."""
         cdef uint64_t i
         self.root.watch = UNASKED
-        self.root.cover = 0
+        self.root.parent_watch_epoch = 0
         for i in range(2, self.record_count):
             self.records[i].watch = UNASKED
-            self.records[i].cover = 0
-            self.records[i].uncovered = False
+            self.records[i].parent_watch_epoch = 0
+            self.records[i].parent_unwatched = False
 
     def clear(self) -> None:
         """Forget everything but the root: the guest's session is over."""
@@ -127,7 +127,7 @@ cdef class InodeTable:
         for i in range(self.bucket_count):
             self.buckets[i] = NULL
         self.record_count = 2
-        self.root.told_stamp = self.root.data_fh = self.root.blip = 0
+        self.root.reported_stamp = self.root.data_fh = self.root.mtime_skew = 0
         self.root.listed_at = self.root.singly = self.root.probe = 0
         self.free_records = NULL
         self.idle_ones = self.open_ones = list_t(NULL, NULL, 0)
@@ -170,7 +170,7 @@ cdef class InodeTable:
 
     cdef inode_t *find(self, const statx_t *stx) noexcept:
         """The inode with this identity, live or idle, or NULL. If it is not open, it may be an older inode that had
-        the same number: reunite() tells."""
+        the same number: rebind() tells."""
         cdef inode_t *inode
         cdef uint64_t dev = statx_dev(stx)
         if stx.stx_ino == self.root.ino and dev == self.root.dev and stx.stx_mnt_id == self.root.mnt_id:
@@ -191,7 +191,7 @@ cdef class InodeTable:
             inode = inode.next
         return NULL
 
-    cdef inode_t *refer(self, const statx_t *stx, int fd) noexcept:
+    cdef inode_t *insert(self, const statx_t *stx, int fd) noexcept:
         """Make a record of an inode that find() does not have, with one lookup; takes fd. NULL: no memory."""
         cdef inode_t *inode
         cdef uint64_t bucket
@@ -207,9 +207,9 @@ cdef class InodeTable:
         inode.unnamed = False
         inode.handle = NULL
         inode.watch = UNASKED
-        inode.cover = inode.told_stamp = inode.data_fh = 0
-        inode.uncovered = False
-        inode.blip = 0
+        inode.parent_watch_epoch = inode.reported_stamp = inode.data_fh = 0
+        inode.parent_unwatched = False
+        inode.mtime_skew = 0
         inode.listed_at = 0
         inode.singly = False
         inode.probe = 0
@@ -229,7 +229,7 @@ cdef class InodeTable:
         self.set_open(inode, fd)
         return inode
 
-    cdef bint reunite(self, inode_t *inode, int fd) noexcept:
+    cdef bint rebind(self, inode_t *inode, int fd) noexcept:
         """Whether an O_PATH descriptor, just opened, is that of an inode that find() gave and that is not open.
 
         If so the inode takes it. If not, the inode is gone from the host, and its number has a new owner.
@@ -245,7 +245,7 @@ cdef class InodeTable:
         if same:
             self.set_open(inode, fd)
         else:
-            self.disown(inode)
+            self.unhash(inode)
         return same
 
     cdef bint reopen(self, inode_t *inode) noexcept:
@@ -307,7 +307,7 @@ cdef class InodeTable:
                 log.warning(
                     "descriptors are short, deleted files are given up: raise --rlimit-nofile", limit=self.max_open
                 )
-            self.disown(inode)
+            self.unhash(inode)
         remove(&self.open_ones, inode)
         close(inode.fd)
         inode.fd = -1
@@ -390,7 +390,7 @@ cdef class InodeTable:
         self.free_records = inode
         return 0
 
-    cdef void revive(self, inode_t *inode) noexcept:
+    cdef void take_from_idle(self, inode_t *inode) noexcept:
         """Count one more lookup of an inode that find() gave."""
         if inode.nodeid == ROOT_NODEID:
             return
@@ -432,7 +432,7 @@ cdef class InodeTable:
         inode.fd = -1
         self.free_record(inode)
 
-    cdef void disown(self, inode_t *inode) noexcept:
+    cdef void unhash(self, inode_t *inode) noexcept:
         """Let find() not give an inode any more, nor reopen() open it."""
         cdef inode_t **link = &self.buckets[bucket_of(self, inode.ino)]
         if inode.hashed:
@@ -450,7 +450,7 @@ cdef class InodeTable:
         if handle != NULL:
             self.handles.close(handle)
         inode.data_fh = 0
-        self.disown(inode)
+        self.unhash(inode)
         inode.nodeid = 0
         inode.next = self.free_records
         self.free_records = inode
@@ -460,7 +460,7 @@ cdef class InodeTable:
         while self.idle_ones.count:
             self.drop_idle(self.idle_ones.oldest)
 
-    cdef void evict(self, inode_t *inode) noexcept:
+    cdef void drop_if_idle(self, inode_t *inode) noexcept:
         """Close an inode if it is idle: it was unlinked, and its blocks are to be freed."""
         if inode.nlookup == 0 and inode.nodeid != ROOT_NODEID:
             self.drop_idle(inode)

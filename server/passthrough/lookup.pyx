@@ -62,7 +62,7 @@ cdef class Lookups:
             return errno
         inode = self.inodes.find(stx)
         if inode != NULL and inode.fd >= 0:
-            self.inodes.revive(inode)
+            self.inodes.take_from_idle(inode)
             found[0] = inode
             return 0
         return open_and_adopt(self, parent, name, found, stx)
@@ -87,11 +87,11 @@ cdef class Lookups:
         self.expects_new = inode == NULL or inode.fd < 0
         if inode != NULL and inode.fd >= 0:
             close(fd)
-            self.inodes.revive(inode)
-        elif inode != NULL and self.inodes.reunite(inode, fd):
-            self.inodes.revive(inode)
+            self.inodes.take_from_idle(inode)
+        elif inode != NULL and self.inodes.rebind(inode, fd):
+            self.inodes.take_from_idle(inode)
         else:
-            inode = self.inodes.refer(stx, fd)
+            inode = self.inodes.insert(stx, fd)
             if inode == NULL:
                 return ENOMEM
         found[0] = inode

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from coherent_vfs.coherence.shm.table cimport Table
-from coherent_vfs.server.caching.publishing cimport Changes
+from coherent_vfs.server.caching.publishing cimport Publisher
 from coherent_vfs.server.passthrough.implicit_handles cimport DataFiles
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
 from coherent_vfs.server.passthrough.inode_table cimport InodeTable, inode_t
@@ -27,7 +27,7 @@ cdef class FileSystem:
     cdef readonly InodeTable inodes
     cdef readonly HandleTable handles
     cdef Table table
-    cdef readonly Changes changes
+    cdef readonly Publisher publisher
     cdef readonly Validity validity
     cdef Listings listings
     cdef Lookups lookups
@@ -46,9 +46,9 @@ cdef class FileSystem:
     cdef int open_file(self, uint64_t nodeid, uint64_t fh, bint writable, handle_t **file) noexcept
     cdef uint32_t flags_of(self, const inode_t *inode) noexcept
     cdef int hand_out(self, inode_t *inode, int fd, int flags, uint64_t *fh) noexcept
-    cdef void evict(self, const statx_t *stx) noexcept
+    cdef void name_removed(self, const statx_t *stx) noexcept
     cdef void make_space(self) noexcept
     cdef void interrupt(self, uint64_t unique) noexcept
     cdef int end(self, uint64_t unique)
-    cdef int serve_rarely(self, request_t *request)
+    cdef int serve_in_python(self, request_t *request)
     cdef bint awaits_watch(self, const inode_t *directory) noexcept

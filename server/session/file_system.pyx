@@ -15,7 +15,7 @@ from posix.unistd cimport close
 
 from coherent_vfs.coherence.shm.leases cimport Leases, lt_now
 from coherent_vfs.coherence.shm.table cimport Journal, Table
-from coherent_vfs.server.caching.publishing cimport PARK, Changes, change_t
+from coherent_vfs.server.caching.publishing cimport PARK, Publisher, change_t
 from coherent_vfs.server.passthrough.implicit_handles cimport DataFiles
 from coherent_vfs.server.fuse.wire cimport fuse_attr_out, fuse_entry_out, fuse_open_out
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
@@ -25,7 +25,7 @@ from coherent_vfs.server.caching.readdir_policy cimport Listings
 from coherent_vfs.server.passthrough.lookup cimport Lookups
 from coherent_vfs.server.dax.mapped_files cimport MappedFiles
 from coherent_vfs.server.session.replies cimport Replies
-from coherent_vfs.server.fuse.request cimport REPLY_ROOM, request_t
+from coherent_vfs.server.fuse.request cimport REPLY_CAPACITY, request_t
 from coherent_vfs.server.caching.validity cimport Validity
 
 import contextlib
@@ -90,15 +90,15 @@ cdef class FileSystem:
         self.writeback = settings.writeback
         self.allow_direct_io = settings.allow_direct_io
         self.table = table
-        self.changes = Changes(table, journal, leases)
-        self.validity = Validity(settings, table, leases, self.changes)
+        self.publisher = Publisher(table, journal, leases)
+        self.validity = Validity(settings, table, leases, self.publisher)
         self.listings = Listings(settings)
         self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
         self.handles = HandleTable()
         self.inodes = InodeTable(settings.root_fd, table, self.handles)
         self.lookups = Lookups(self.inodes, settings.writeback)
         self.data_files = DataFiles(self.handles, self.inodes.max_open)
-        self.mapped = MappedFiles(settings, self.lookups, self.changes, self.validity)
+        self.mapped = MappedFiles(settings, self.lookups, self.publisher, self.validity)
         self.replies = Replies(self.validity, self.mapped, settings.writeback)
         self.adopt_policy()
 
@@ -212,9 +212,9 @@ cdef class FileSystem:
         """Whether the data of an inode may have changed since the guest was told its attributes."""
         return self.validity.is_stale(live(self, nodeid))
 
-    def spoil(self, nodeid: int) -> None:
+    def force_invalidation(self, nodeid: int) -> None:
         """Have the guest drop the pages of an inode, as soon as it asks for its attributes."""
-        self.validity.spoil(live(self, nodeid))
+        self.validity.force_invalidation(live(self, nodeid))
 
     def reopen(self, nodeid: int, flags: int) -> int:
         """Open an inode anew, with these open(2) flags: a descriptor that the caller closes."""
@@ -280,7 +280,7 @@ cdef class FileSystem:
         cdef inode_t *inode = self.inodes.record(nodeid)
         return 0 if inode == NULL else inode.reached
 
-    def told_again(self, nodeid: int, size: int) -> None:
+    def reported_again(self, nodeid: int, size: int) -> None:
         """The guest was told sizes so often since it knew of a larger one that it goes by this one."""
         cdef inode_t *inode = self.inodes.record(nodeid)
         if inode != NULL:
@@ -335,30 +335,30 @@ cdef class FileSystem:
             return
         memset(&change, 0, sizeof(change))
         for nodeid, name in names:
-            self.changes.add_name(&change, live(self, nodeid).slot, name, len(name))
+            self.publisher.add_name(&change, live(self, nodeid).slot, name, len(name))
         for nodeid in inodes:
             inode = live(self, nodeid)
-            self.changes.add_known(&change, inode, data or inode.type == S_IFDIR)
+            self.publisher.add_known(&change, inode, data or inode.type == S_IFDIR)
         for nodeid, name in names:
             add_occupant(self, &change, live(self, nodeid), name, True)
-        if self.changes.begin(&change) == PARK:
+        if self.publisher.begin(&change) == PARK:
             raise Parked
         try:
             yield
         finally:
             for nodeid, name in names:
                 add_occupant(self, &change, live(self, nodeid), name, False)
-            self.changes.acknowledge(&change)
+            self.publisher.commit(&change)
             self.validity.end_change()
 
     # --- for the compiled operations --------------------------------------------------------------
 
     cdef bint awaits_watch(self, const inode_t *directory) noexcept:
         """Whether a request is to be parked, as what it tells of a directory can be kept in a moment."""
-        if self.changes.abandoning or not self.validity.awaits_watch(directory):
+        if self.publisher.abandoning or not self.validity.awaits_watch(directory):
             return False
         self.awaiting = True
-        self.changes.due = directory.watch_due
+        self.publisher.due = directory.watch_due
         return True
 
     cdef int open_file(self, uint64_t nodeid, uint64_t fh, bint writable, handle_t **file) noexcept:
@@ -412,12 +412,12 @@ cdef class FileSystem:
             self.data_files.keep(inode, fd, flags)
         return 0
 
-    cdef void evict(self, const statx_t *stx) noexcept:
+    cdef void name_removed(self, const statx_t *stx) noexcept:
         """A name of this inode is gone: if it was the last one, its blocks are to be freed."""
         cdef inode_t *inode = self.inodes.find(stx)
         if inode != NULL:
             self.data_files.drop(inode)
-            self.inodes.evict(inode)
+            self.inodes.drop_if_idle(inode)
 
     cdef void make_space(self) noexcept:
         """The share is full: let go of what the guest has forgotten, which others may have deleted since."""
@@ -436,7 +436,7 @@ cdef class FileSystem:
         self.reset()
         return 0
 
-    cdef int serve_rarely(self, request_t *request):
+    cdef int serve_in_python(self, request_t *request):
         """Serve a request by its operation in Python: 0 or an errno."""
         cdef Request carried
         cdef bytes reply
@@ -451,19 +451,19 @@ cdef class FileSystem:
         carried.gid = request.header.gid
         carried.pid = request.header.pid
         carried.body = request.body[:request.body_size]
-        carried.reply_size = request.room_size
+        carried.reply_size = request.reply_capacity
         try:
             reply = operation(self, carried)
         except OSError as error:
             return error.errno or EIO
         except Parked as parked:
             if parked.args:
-                return self.changes.put_off(lt_now() + <uint64_t>(1_000_000 * parked.args[0]))
+                return self.publisher.put_off(lt_now() + <uint64_t>(1_000_000 * parked.args[0]))
             return PARK
         except Exception:
             log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
             return EIO
-        if <size_t>len(reply) > min(<size_t>REPLY_ROOM, request.room_size):
+        if <size_t>len(reply) > min(<size_t>REPLY_CAPACITY, request.reply_capacity):
             return ERANGE
         memcpy(request.reply, <char *>reply, len(reply))
         request.reply_size = len(reply)
@@ -498,7 +498,7 @@ cdef void add_occupant(
     """Count the inode behind a name as changed, if there is one; before: the change, or after it."""
     cdef statx_t stx
     if statx(parent.fd, name, AT_SYMLINK_NOFOLLOW, STATX_WANTED, &stx) == 0:
-        fs.changes.add_inode(change, fs.inodes.hash_of(&stx), (stx.stx_mode & S_IFMT) == S_IFDIR)
+        fs.publisher.add_inode(change, fs.inodes.hash_of(&stx), (stx.stx_mode & S_IFMT) == S_IFDIR)
         if before:
             fs.lookups.hold(&stx)
         else:

@@ -45,7 +45,7 @@ cdef class Replies:
         inode.reached = max(inode.reached, stx.stx_size)
         told = self.validity.tell(inode, stx, &entry.attr, True)
         if parent != NULL:
-            self.validity.cover(parent, inode, stx)
+            self.validity.watch_via_parent(parent, inode, stx)
         attr_valid = self.validity.of_attributes(inode, stx) if told else 0
         # A rename in the guest takes the name's validity along to another name, on which it has no lease: then its
         # lease on the inode has to do.

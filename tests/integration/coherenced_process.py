@@ -16,7 +16,7 @@ from types import TracebackType
 
 from coherent_vfs.coherence.ctl.client import Report, fetch_status
 from coherent_vfs.coherence.shm import liveness
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 
 SECONDS = 60.0
@@ -73,9 +73,9 @@ class Coherenced:
 
     def __init__(self, directory: Path, prefix: Sequence[str] = ()) -> None:
         self._prefix = prefix
-        self.places = Places(f"/test.{os.getpid()}.{secrets.token_hex(4)}")
+        self.paths = DomainPaths(f"/test.{os.getpid()}.{secrets.token_hex(4)}")
         self.directory = directory
-        self.socket = directory / f"{self.places.name[1:]}.sock"
+        self.socket = directory / f"{self.paths.name[1:]}.sock"
         self.manager = Manager(directory)
         self.process: subprocess.Popen[str] | None = None
         self._log_path = directory / "coherenced.log"
@@ -94,17 +94,17 @@ class Coherenced:
             print(self.log())
         self.manager.close()
         self._log.close()
-        for key in self.places.journal_keys():
+        for key in self.paths.journal_keys():
             liveness.remove(key)
-            self.places.journal(key).unlink()
-        self.places.table.unlink(missing_ok=True)
-        self.places.leases.unlink(missing_ok=True)
-        self.places.lock.unlink(missing_ok=True)
+            self.paths.journal(key).unlink()
+        self.paths.table.unlink(missing_ok=True)
+        self.paths.leases.unlink(missing_ok=True)
+        self.paths.lock.unlink(missing_ok=True)
 
     def spawn(self, *flags: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a daemon without waiting for it; the caller ends it."""
         command = [*self._prefix, sys.executable, "-m", "coherent_vfs.coherence.daemon.main"]
-        command += ["--table", self.places.name, "--slots", str(SLOTS)]
+        command += ["--table", self.paths.name, "--slots", str(SLOTS)]
         command += ["--socket", str(self.socket), "--log-level", "info", *flags]
         return subprocess.Popen(
             command,
@@ -155,7 +155,7 @@ class Coherenced:
     @contextlib.contextmanager
     def table(self) -> Iterator[Table]:
         """The table, read-only, as a guest has it."""
-        table = Table.open(self.places.table)
+        table = Table.open(self.paths.table)
         try:
             yield table
         finally:
@@ -179,7 +179,7 @@ class Member:
                 sys.executable,
                 "-m",
                 "tests.integration.coherenced_member",
-                str(daemon.places.table),
+                str(daemon.paths.table),
                 str(daemon.socket),
                 guest,
                 str(share or daemon.directory),

@@ -37,7 +37,7 @@ def join(coherenced: Coherenced, guest: str, share: Path | None = None) -> Membe
     """Join in this process, with this share or the daemon's directory."""
     with open_directory(share or coherenced.directory) as root:
         return Membership.join(
-            str(coherenced.places.table),
+            str(coherenced.paths.table),
             share_root=root,
             guest=guest,
             cache="none",
@@ -91,7 +91,7 @@ def test_a_backend_that_leaves_is_forgotten_and_the_table_stays_trusted(coherenc
     coherenced.start()
     with Member(coherenced, "one") as member:
         member.do("leave")
-        eventually(lambda: not coherenced.places.journal_keys())
+        eventually(lambda: not coherenced.paths.journal_keys())
         report = coherenced.status()
         assert report.status.trusted
         assert report.backends == []
@@ -111,16 +111,16 @@ def test_a_backend_that_leaves_makes_nobody_ask(coherenced: Coherenced, monkeypa
         real_let_go = liveness.let_go
         monkeypatch.setattr(liveness, "let_go", let_go)
         membership.close()
-        eventually(lambda: not coherenced.places.journal_keys())
+        eventually(lambda: not coherenced.paths.journal_keys())
         assert table.valid(5, stamp)
     assert coherenced.status().status.distrusts == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_a_lock_of_another_user_is_no_running_daemon(coherenced: Coherenced) -> None:
-    with coherenced.places.lock.open("w") as lock:
+    with coherenced.paths.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.chown(coherenced.places.lock, 65534, -1)
+        os.chown(coherenced.paths.lock, 65534, -1)
         # With sysctl fs.protected_regular even root may not open it.
         line = refusal(coherenced.spawn(), coherenced)
         assert re.search(r"\.lock(: Permission denied| belongs to another user): remove it", line)
@@ -165,7 +165,7 @@ def test_coherencectl_prints_for_people_and_for_programs(
         report = json.loads(capsys.readouterr().out)
         assert report["status"]["dax"]["windows"] == 0
         assert report["backends"][0]["guest"] == "one"
-    assert ctl.main(["check", str(coherenced.places.table)]) == 0
+    assert ctl.main(["check", str(coherenced.paths.table)]) == 0
     assert "sound" in capsys.readouterr().out
 
 
@@ -192,7 +192,7 @@ def test_a_file_at_the_sockets_path_is_refused(coherenced: Coherenced) -> None:
 def test_a_table_of_another_version_is_refused_with_the_remedy(coherenced: Coherenced) -> None:
     coherenced.start()
     coherenced.stop()
-    with coherenced.places.table.open("r+b") as file:
+    with coherenced.paths.table.open("r+b") as file:
         file.seek(8)
         file.write((99).to_bytes(8, "little"))
     line = refusal(coherenced.spawn(), coherenced)
@@ -201,7 +201,7 @@ def test_a_table_of_another_version_is_refused_with_the_remedy(coherenced: Coher
 
 
 def test_a_table_that_a_killed_daemon_left_unfinished_is_made_anew(coherenced: Coherenced) -> None:
-    coherenced.places.table.write_bytes(bytes(SLOTS_OFFSET))
+    coherenced.paths.table.write_bytes(bytes(SLOTS_OFFSET))
     coherenced.start()
     assert coherenced.status().status.trusted
 
@@ -288,13 +288,13 @@ def test_a_backend_in_another_ipc_namespace_is_told_so(coherenced: Coherenced) -
     if os.geteuid() != 0:
         pytest.skip("only root can make namespaces")
     coherenced.start()
-    member = ["-m", "tests.integration.coherenced_member", str(coherenced.places.table)]
+    member = ["-m", "tests.integration.coherenced_member", str(coherenced.paths.table)]
     done = subprocess.run(
         ["unshare", "--ipc", sys.executable, *member, str(coherenced.socket), "g", "/"], capture_output=True, text=True
     )
     assert "UserError" in done.stderr
     assert "IPC namespace of coherenced" in done.stderr
-    eventually(lambda: not coherenced.places.journal_keys())
+    eventually(lambda: not coherenced.paths.journal_keys())
 
 
 def test_a_backend_without_a_daemon_is_told_so(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_backend_that_names_another_table_is_told_so(coherenced: Coherenced, t
     other.write_bytes(b"")
     with open_directory(tmp_path) as root, pytest.raises(UserError, match="serves another table"):
         Membership.join(str(other), share_root=root, guest="g", cache="none", socket_path=str(coherenced.socket))
-    eventually(lambda: not coherenced.places.journal_keys())
+    eventually(lambda: not coherenced.paths.journal_keys())
 
 
 def test_an_error_that_was_not_expected_ends_it_distrusted(
@@ -320,7 +320,7 @@ def test_an_error_that_was_not_expected_ends_it_distrusted(
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
 
     monkeypatch.setattr(Registry, "sweep", bug)
-    arguments = ["--table", coherenced.places.name, "--slots", str(SLOTS), "--socket", str(coherenced.socket)]
+    arguments = ["--table", coherenced.paths.name, "--slots", str(SLOTS), "--socket", str(coherenced.socket)]
     assert daemon.main(arguments) == 1
     with coherenced.table() as table:
         assert table.floor == TRUST_NOTHING

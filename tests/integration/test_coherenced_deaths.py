@@ -28,7 +28,7 @@ def test_what_a_killed_backend_announced_is_bumped(coherenced: Coherenced) -> No
         member.do(f"announce 5 900 {table.slot_count + 77}")
         assert table.valid(5, stamp)
         member.kill()
-        eventually(lambda: not coherenced.places.journal_keys())
+        eventually(lambda: not coherenced.paths.journal_keys())
         assert not any(table.valid(slot, stamp) for slot in (5, 900, 77))
         assert table.valid(6, stamp)
 
@@ -49,7 +49,7 @@ def test_more_than_a_journal_holds_makes_everything_invalid(coherenced: Coherenc
         stamp = table.stamp()
         member.do("announce " + " ".join(map(str, range(16))))
         member.kill()
-        eventually(lambda: not coherenced.places.journal_keys())
+        eventually(lambda: not coherenced.paths.journal_keys())
         assert not table.valid(500, stamp)
         assert table.valid(500, table.stamp())
 
@@ -61,7 +61,7 @@ def test_a_cleared_journal_bumps_nothing(coherenced: Coherenced) -> None:
         member.do("clear")
         stamp = table.stamp()
         member.kill()
-        eventually(lambda: not coherenced.places.journal_keys())
+        eventually(lambda: not coherenced.paths.journal_keys())
         assert table.valid(5, stamp)
 
 
@@ -118,7 +118,7 @@ def test_a_backend_that_died_while_the_daemon_was_away_is_buried_by_the_next(coh
         assert table.slot(5) <= stamp
         coherenced.start()
         assert table.slot(5) > stamp
-        assert coherenced.places.journal_keys() == []
+        assert coherenced.paths.journal_keys() == []
         assert coherenced.status().status.trusted
 
 
@@ -137,7 +137,7 @@ def test_a_removed_table_is_never_trusted_again_by_its_backends(coherenced: Cohe
     coherenced.start()
     with Member(coherenced, "one") as member, coherenced.table() as old:
         coherenced.kill()
-        coherenced.places.table.unlink()
+        coherenced.paths.table.unlink()
         coherenced.start()
         eventually(lambda: "has a new table" in member.log())
         assert old.floor == TRUST_NOTHING
@@ -152,14 +152,14 @@ def test_a_removed_table_is_never_trusted_again_by_its_backends(coherenced: Cohe
 def test_a_backend_whose_journal_was_removed_gets_another(coherenced: Coherenced) -> None:
     coherenced.start()
     with Member(coherenced, "one") as member, coherenced.table() as table:
-        (old,) = coherenced.places.journal_keys()
+        (old,) = coherenced.paths.journal_keys()
         member.do("announce 5")
         coherenced.kill()
-        coherenced.places.journal(old).unlink()
+        coherenced.paths.journal(old).unlink()
         liveness.remove(old)
         coherenced.start()
         eventually(lambda: len(coherenced.status().backends) == 1)
-        assert coherenced.places.journal_keys() != [old]
+        assert coherenced.paths.journal_keys() != [old]
         stamp = table.stamp()
         member.kill()
         eventually(lambda: table.slot(5) > stamp)

@@ -210,13 +210,13 @@ def test_another_protocol_version(coherenced: Coherenced) -> None:
 def test_a_join_without_proof_that_there_is_such_a_share(coherenced: Coherenced, path: str | None) -> None:
     fds = [] if path is None else [os.open(path, os.O_PATH)]
     with coherenced.table() as table, Client(coherenced) as client:
-        roots, journals = table.root_bits, coherenced.places.journal_keys()
+        roots, journals = table.root_bits, coherenced.paths.journal_keys()
         client.ask(Hello(PROTOCOL, "backend"), Welcome)
         client.connection.send(JOIN, fds)
         answer, _ = client.connection.receive()
         assert isinstance(answer, Refused)
         assert "no descriptor of its share" in answer.reason
-        assert (table.root_bits, coherenced.places.journal_keys()) == (roots, journals)
+        assert (table.root_bits, coherenced.paths.journal_keys()) == (roots, journals)
     for fd in fds:
         os.close(fd)
 
@@ -244,12 +244,12 @@ def test_a_backend_that_is_ready_without_the_semaphore(coherenced: Coherenced) -
 
 
 def test_the_key_of_another_backends_journal(coherenced: Coherenced) -> None:
-    (key,) = coherenced.places.journal_keys()
+    (key,) = coherenced.paths.journal_keys()
     with Client(coherenced) as client:
         client.ask(Hello(PROTOCOL, "backend"), Welcome)
         granted = client.ask(Join("hostile", "none", key), Granted)
         assert granted.key != key
-    eventually(lambda: coherenced.places.journal_keys() == [key])
+    eventually(lambda: coherenced.paths.journal_keys() == [key])
 
 
 def test_a_backend_that_never_answers_is_shown_as_such(coherenced: Coherenced) -> None:

@@ -69,7 +69,7 @@ class Guest:
     def __init__(self, coherenced: Coherenced, name: str, window: int = WINDOW) -> None:
         with open_directory(coherenced.directory) as root:
             self.membership = Membership.join(
-                str(coherenced.places.table),
+                str(coherenced.paths.table),
                 share_root=root,
                 guest=name,
                 cache="shared",
@@ -304,7 +304,7 @@ def test_a_daemon_that_is_killed_learns_everything_again(
             await asyncio.gather(*(red.claim(file, 0, n * CHUNK) for n in range(50)))
             await blue.claim(file, CHUNK, 0)
             coherenced.kill()
-            await eventually(lambda: not red.dax.told and not blue.dax.told)
+            await eventually(lambda: not red.dax.reported and not blue.dax.reported)
             # These wait for the next one; what is given back is not told.
             claim = asyncio.create_task(red.claim(file, 0, 50 * CHUNK))
             token, granted = blue.shrink(file, CHUNK)
@@ -357,7 +357,7 @@ def test_a_smaller_limit_after_a_restart(coherenced: Coherenced, file: int, expe
             await red.claim(file, 0)
             coherenced.stop()
             coherenced.start("--dax-window", "64M")
-            await eventually(lambda: bool(coherenced.status().backends) and red.dax.told)
+            await eventually(lambda: bool(coherenced.status().backends) and red.dax.reported)
             assert await red.refused(file, 0) == errno.ENOSPC
             assert coherenced.status().status.trusted
 

@@ -192,7 +192,7 @@ def test_a_backend_asks_for_so_much_at_once_and_never_waits(daemon: Coherenced, 
         membership.close()
         assert not membership.watch(fd, 8)
 
-    table, socket = str(daemon.places.table), str(daemon.socket)
+    table, socket = str(daemon.paths.table), str(daemon.socket)
     with open_directory(share) as root:
         asyncio.run(ask(Membership.join(table, share_root=root, guest="hasty", cache="shared", socket_path=socket)))
 

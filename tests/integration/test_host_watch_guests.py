@@ -195,9 +195,9 @@ def test_a_checkout_is_seen_completely(tmp_path: Path, repository: Path, daemon:
     with (
         Backend(repository, tmp_path, name="b", cache="shared", daemon=daemon) as another,
         backend.connect() as aware,
-        another.connect(aware=False) as plain,
+        another.connect(aware=False) as stock,
     ):
-        guests = [aware, plain]
+        guests = [aware, stock]
         for _ in range(2):
             for guest in guests:
                 assert all(guest.read_bytes(name).startswith(b"two") for name in names)

@@ -498,7 +498,7 @@ def test_a_table_of_another_domain_is_no_proof(share: Path, tmp_path: Path, daem
     with Coherenced(tmp_path) as stranger:
         stranger.start()
         with Backend(share, tmp_path, cache="shared", daemon=daemon) as backend:
-            with Guest.connect(backend.socket, table=stranger.places.table) as guest:
+            with Guest.connect(backend.socket, table=stranger.paths.table) as guest:
                 assert not guest.aware
             with backend.connect() as guest:
                 assert guest.aware

@@ -44,7 +44,7 @@ class World:
     def guest(self, number: int) -> Guest:
         """A guest on a back-end, which checks the table."""
         backend = self.backends[number]
-        return Guest.connect(backend.socket, table=self.daemon.places.table, timeout=10, dax="inode")
+        return Guest.connect(backend.socket, table=self.daemon.paths.table, timeout=10, dax="inode")
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +208,14 @@ def test_against_a_model(guests: tuple[Guest, Guest], path: Path) -> None:
 def test_a_guest_without_dax_beside_one(world: World, guests: tuple[Guest, Guest], path: Path) -> None:
     backend = world.backends[1]
     guests[1].close()
-    plain = Guest.connect(backend.socket, table=world.daemon.places.table, timeout=10)
-    with plain, guests[0].open("/f", os.O_RDWR) as mapped, plain.open("/f", os.O_RDWR) as file:
+    stock = Guest.connect(backend.socket, table=world.daemon.paths.table, timeout=10)
+    with stock, guests[0].open("/f", os.O_RDWR) as mapped, stock.open("/f", os.O_RDWR) as file:
         for number in range(20):
             mapped.pwrite(b"%05d" % number, 100)
             assert file.pread(5, 100) == b"%05d" % number
             file.pwrite(b"%05d" % number, 200)
             assert mapped.pread(5, 200) == b"%05d" % number
-    assert (plain.mapped, plain.requests[Opcode.SETUPMAPPING]) == (0, 0)
+    assert (stock.mapped, stock.requests[Opcode.SETUPMAPPING]) == (0, 0)
 
 
 def test_what_is_mapped_takes_no_request_while_nobody_stores(guests: tuple[Guest, Guest], path: Path) -> None:

@@ -149,11 +149,11 @@ def test_a_member_of_a_domain(share: Path, tmp_path: Path) -> None:
         coherenced.start()
         options = (
             *("--socket-path", tmp_path / "s", "--cache", "shared", "--guest", "web"),
-            *("--coherence", coherenced.places.table, "--coherence-socket", coherenced.socket),
+            *("--coherence", coherenced.paths.table, "--coherence-socket", coherenced.socket),
         )
         with (
             backend(share, *options, directory=tmp_path),
-            Guest.connect(tmp_path / "s", table=coherenced.places.table) as guest,
+            Guest.connect(tmp_path / "s", table=coherenced.paths.table) as guest,
         ):
             assert guest.aware
             assert guest.stat("file").st_size == 7

@@ -113,7 +113,7 @@ def test_fd_that_does_not_listen(share: Path) -> None:
 def test_daemon_gone(share: Path, tmp_path: Path, coherenced: Coherenced) -> None:
     arguments: tuple[str | Path, ...] = (
         *("--shared-dir", share, "--socket-path", tmp_path / "s", "--cache", "shared"),
-        *("--coherence", coherenced.places.table, "--coherence-socket", coherenced.socket),
+        *("--coherence", coherenced.paths.table, "--coherence-socket", coherenced.socket),
     )
     assert_says(complaint(*arguments), coherenced.socket, "no coherenced", "start it")
     coherenced.start()
@@ -124,14 +124,14 @@ def test_daemon_gone(share: Path, tmp_path: Path, coherenced: Coherenced) -> Non
 
 def test_table_of_another_version(share: Path, tmp_path: Path, coherenced: Coherenced) -> None:
     coherenced.start()
-    with coherenced.places.table.open("r+b") as table:
+    with coherenced.paths.table.open("r+b") as table:
         table.seek(8)
         table.write((99).to_bytes(8, "little"))
     line = complaint(
         *("--shared-dir", share, "--socket-path", tmp_path / "s", "--cache", "shared"),
-        *("--coherence", coherenced.places.table, "--coherence-socket", coherenced.socket),
+        *("--coherence", coherenced.paths.table, "--coherence-socket", coherenced.socket),
     )
-    assert_says(line, coherenced.places.table, "99", "version")
+    assert_says(line, coherenced.paths.table, "99", "version")
 
 
 def test_table_of_another_daemon(share: Path, tmp_path: Path, coherenced: Coherenced) -> None:
@@ -165,6 +165,6 @@ def test_not_permitted() -> None:
         assert_says(refused("--rlimit-nofile", str(1 << 29)), "--rlimit-nofile", "not permitted")
 
         coherenced.start()
-        domain = ("--coherence", coherenced.places.table, "--coherence-socket", coherenced.socket)
+        domain = ("--coherence", coherenced.paths.table, "--coherence-socket", coherenced.socket)
         assert_says(refused("--cache", "shared", *domain), coherenced.socket, "not permitted")
         assert list(theirs.iterdir()) == []

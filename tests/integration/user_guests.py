@@ -73,7 +73,7 @@ class Backend:
             *("--cache", cache, "--tag", name, "--xattr", *options),
         ]
         if daemon is not None:
-            table, socket = str(daemon.places.table), str(daemon.socket)
+            table, socket = str(daemon.paths.table), str(daemon.socket)
             self._command += ["--coherence", table, "--coherence-socket", socket]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -107,5 +107,5 @@ class Backend:
 
     def connect(self, *, aware: bool = True, timeout: float = SECONDS, request_queues: int = 1) -> Guest:
         """A guest on it; `aware`: with the daemon's table, if there is a daemon."""
-        table = self._daemon.places.table if aware and self._daemon is not None else None
+        table = self._daemon.paths.table if aware and self._daemon is not None else None
         return Guest.connect(self.socket, table=table, timeout=timeout, request_queues=request_queues)

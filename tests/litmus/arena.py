@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.guest.guest import Guest as UserSpaceGuest
 from tests.lab import backends
 from tests.lab.guest import boot
@@ -26,14 +26,14 @@ from tests.litmus.side_channel import SideChannel
 from tests.litmus.user_space import UserSpace
 
 STOCK_HOST_MODES = (Mode.NONE, Mode.AUTO, Mode.ALWAYS, Mode.SHARED)
-STOCK_MODES = (*STOCK_HOST_MODES, Mode.MIXED, Mode.APART)
+STOCK_MODES = (*STOCK_HOST_MODES, Mode.MIXED, Mode.ISOLATED)
 USER_SPACE_HOST_MODES = (*STOCK_HOST_MODES, Mode.AWARE)
 USER_SPACE_MODES = (*USER_SPACE_HOST_MODES, Mode.MIXED)
 DAX_MODES = (Mode.AUTO, Mode.ALWAYS, Mode.DAX)
 """Without DAX each guest has pages of its own, which shows that the tests can fail."""
 DAX_WINDOW = "64M"
 LEASE_LANES, USER_SPACE_LANES, DAX_LANES = 40, 12, 12
-"""User-space guests are threads of one Python; with DAX, what a window has places for."""
+"""User-space guests are threads of one Python; with DAX, what a window has paths for."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Daemon(NamedTuple):
 
 
 class _Shared:
-    """The directories, a coherenced for all, in mode apart one for each guest, and the backends."""
+    """The directories, a coherenced for all, in mode isolated one for each guest, and the backends."""
 
     def __init__(self, folder: Path, modes: Sequence[Mode], options: Sequence[str], stack: ExitStack) -> None:
         self._folder = folder
@@ -153,7 +153,7 @@ class _Shared:
         folder.mkdir(exist_ok=True)
         options: list[str] = []
         if mode.in_domain:
-            alone = number if mode is Mode.APART else 0
+            alone = number if mode is Mode.ISOLATED else 0
             if alone not in self._daemons:
                 self._daemons[alone] = self._start_daemon(alone)
             daemon = self._daemons[alone]
@@ -169,10 +169,10 @@ class _Shared:
     def _start_daemon(self, number: int) -> _Daemon:
         folder = self._folder / f"daemon{number}"
         folder.mkdir()
-        places = Places(f"/vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
-        self._stack.callback(backends.remove_table, places.name)
-        backend = self._stack.enter_context(backends.daemon(folder, places.name))
-        return _Daemon(places.table, backend.socket)
+        paths = DomainPaths(f"/vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
+        self._stack.callback(backends.remove_table, paths.name)
+        backend = self._stack.enter_context(backends.daemon(folder, paths.name))
+        return _Daemon(paths.table, backend.socket)
 
     def check(self) -> None:
         """No backend has anything to complain about."""

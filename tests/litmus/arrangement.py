@@ -121,7 +121,7 @@ class Played:
         found = problems(test, self.arrangement.shows(test, self.mode), seen.judged)
         # Nothing is promised of these but what holds in each mode.
         found += problems(test, Shows.MAY, seen.disturbed)
-        if self.mode is Mode.APART and test.told and seen.rounds >= ENOUGH and not test.stale & set(seen.judged):
+        if self.mode is Mode.ISOLATED and test.told and seen.rounds >= ENOUGH and not test.stale & set(seen.judged):
             found.append(f"{test.name}: no stale outcome was seen, so it proves nothing in shared: {dict(seen.judged)}")
         if seen.rounds >= ENOUGH and not seen.judged:
             found.append(f"{test.name}: all {seen.rounds} rounds were disturbed, so it proves nothing")

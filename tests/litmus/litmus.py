@@ -36,8 +36,8 @@ class Mode(enum.StrEnum):
     """How guests cache.
 
     AWARE: shared, and they check the version table. MIXED: one domain, each in another way. DAX: shared, and they map
-    all files. APART: shared, but each in a domain of its own, so nobody waits for the leases of another: what would be
-    seen if leases did not work, and so which tests would find that.
+    all files. ISOLATED: shared, but each in a domain of its own, so nobody waits for the leases of another: what would
+    be seen if leases did not work, and so which tests would find that.
     """
 
     NONE = "none"
@@ -47,12 +47,12 @@ class Mode(enum.StrEnum):
     AWARE = "aware"
     MIXED = "mixed"
     DAX = "dax"
-    APART = "apart"
+    ISOLATED = "isolated"
 
     @property
     def in_domain(self) -> bool:
         """Whether the backends join a coherence domain."""
-        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED, Mode.DAX, Mode.APART)
+        return self in (Mode.SHARED, Mode.AWARE, Mode.MIXED, Mode.DAX, Mode.ISOLATED)
 
     def cache(self, number: int) -> str:
         """--cache of the backend of guest `number`, from 1."""
@@ -145,7 +145,7 @@ class Litmus:
 
     def shows(self, mode: Mode) -> Shows:
         """What guests in a mode do with the stale outcomes, when all changes come from guests."""
-        if mode is Mode.APART:
+        if mode is Mode.ISOLATED:
             # Leases on what was just made are short: none may be left.
             return Shows.MAY
         return {Mode.AUTO: self.auto, Mode.ALWAYS: self.always}.get(mode, Shows.NEVER)

@@ -26,7 +26,7 @@ _FAILED = 0
 _CELLS = 16
 _CELL = 16
 _RESULTS = _CELLS + LANES * PARTIES * _CELL
-"""Places of words of 32 bits."""
+"""DomainPaths of words of 32 bits."""
 
 
 class SideChannel:

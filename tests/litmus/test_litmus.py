@@ -29,7 +29,7 @@ ARRANGEMENTS = {
     "qemu": (Arrangement.GUESTS,),
     "qemu-dax": tuple(Arrangement),
 }
-PROVEN = frozenset(Mode) - {Mode.APART}
+PROVEN = frozenset(Mode) - {Mode.ISOLATED}
 """Modes in which few rounds are enough to show what is expected."""
 LONG_ROUNDS = {"user-space": 100, "uml": 150, "qemu": 60, "qemu-dax": 100}
 

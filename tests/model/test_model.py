@@ -78,7 +78,7 @@ GOOD = [
     ("names", ()),
     ("data", ("HOST",)),
     ("deaths", ("CHANGERS=1",)),
-    ("deaths", ("DAEMON_DEATHS=0", "PLAIN")),
+    ("deaths", ("DAEMON_DEATHS=0", "STOCK")),
 ]
 LARGER = [
     ("leases", ("N=3",)),
@@ -86,11 +86,11 @@ LARGER = [
     # A change may then wait for ever, which is below; but nothing stale is used.
     ("leases", ("N=2", "CHANGES=2", "GIVE_WHILE_A_CHANGE_WAITS")),
     ("data", ()),
-    ("deaths", ("CHANGERS=1", "PLAIN")),
+    ("deaths", ("CHANGERS=1", "STOCK")),
     ("deaths", ("DAEMON_DEATHS=0",)),
-    ("deaths", ("DAEMON_DEATHS=0", "CHANGERS=1", "PLAIN", "NEWCOMER")),
+    ("deaths", ("DAEMON_DEATHS=0", "CHANGERS=1", "STOCK", "NEWCOMER")),
     ("deaths", ("LIVENESS",)),
-    ("deaths", ("DAEMON_DEATHS=0", "PLAIN", "LIVENESS")),
+    ("deaths", ("DAEMON_DEATHS=0", "STOCK", "LIVENESS")),
 ]
 """What takes longer, or says little more: part of the longer suite."""
 
@@ -142,8 +142,8 @@ BAD = [
     ("deaths", ("CHANGERS=1", "ANNOUNCE_AFTER_CALL"), ASSERTION),
     ("deaths", ("CHANGERS=1", "NO_DISTRUST"), ASSERTION),
     ("deaths", ("CHANGERS=1", "FLOOR_BEFORE_ALL_ARE_BACK"), ASSERTION),
-    ("deaths", ("CHANGERS=1", "DAEMON_DEATHS=0", "PLAIN", "RELEASE_BEFORE_BUMP"), ASSERTION),
-    ("deaths", ("CHANGERS=1", "DAEMON_DEATHS=0", "PLAIN", "NEWCOMER", "HOLDER_REUSED"), ASSERTION),
+    ("deaths", ("CHANGERS=1", "DAEMON_DEATHS=0", "STOCK", "RELEASE_BEFORE_BUMP"), ASSERTION),
+    ("deaths", ("CHANGERS=1", "DAEMON_DEATHS=0", "STOCK", "NEWCOMER", "HOLDER_REUSED"), ASSERTION),
     ("deaths", ("DAEMON_DEATHS=0", "LIVENESS", "NO_RELEASE"), CYCLE),
 ]
 

@@ -76,7 +76,7 @@ def end(domain: Domain) -> None:
     for member in domain.members:
         member.backend.kill()
     _eventually("no window is left", lambda: not domain.use().windows)
-    _eventually("no journal is left", lambda: not domain.daemon.places.journal_keys())
+    _eventually("no journal is left", lambda: not domain.daemon.paths.journal_keys())
     _eventually("no semaphore is left", lambda: not domain.semaphores & _semaphores())
     _eventually("no process is left", lambda: not _living(domain), lambda: str(_living(domain)))
     _eventually("no view is left", lambda: not domain.views & fuse_mounts(), lambda: str(domain.views & fuse_mounts()))
@@ -116,7 +116,7 @@ def _known(domain: Domain) -> _Known:
 
 
 def _pinned(domain: Domain) -> list[int]:
-    table = Table.open(domain.daemon.places.table)
+    table = Table.open(domain.daemon.paths.table)
     try:
         return table.pinned()
     finally:
@@ -141,7 +141,7 @@ def _open_after_a_guest(domain: Domain, member: Member) -> Counter[str]:
     member.backend.kill()
     member.start_backend()
     with (
-        Guest.connect(member.backend.socket, table=domain.daemon.places.table, dax="inode") as guest,
+        Guest.connect(member.backend.socket, table=domain.daemon.paths.table, dax="inode") as guest,
         guest.open(f"/{FILES[0].name}", os.O_RDWR) as file,
     ):
         file.pwrite(b"", 0)
@@ -185,7 +185,7 @@ def _living(domain: Domain) -> list[int]:
 
 def _daemon(domain: Domain) -> None:
     """coherenced has closed everything, and leaves its three files in shared memory."""
-    daemon, places = domain.daemon, domain.daemon.places
+    daemon, paths = domain.daemon, domain.daemon.paths
     assert daemon.process is not None
     # The last who asked it has only just hung up.
     _closes(
@@ -195,8 +195,8 @@ def _daemon(domain: Domain) -> None:
     )
     if status := daemon.stop():
         raise Failed(f"coherenced ended with status {status}")
-    left = set(places.table.parent.glob(f"{places.table.name}*"))
-    if files := left - {places.table, places.leases, places.lock}:
+    left = set(paths.table.parent.glob(f"{paths.table.name}*"))
+    if files := left - {paths.table, paths.leases, paths.lock}:
         raise Failed(f"left in shared memory: {files}")
 
 

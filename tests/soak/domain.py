@@ -70,7 +70,7 @@ class Member:
 
     def start_guest(self) -> None:
         command = [sys.executable, "-m", "tests.soak.actor", str(self.number), str(self.backend.socket)]
-        command += [str(self._domain.daemon.places.table), str(self._domain.folder), self._domain.seed]
+        command += [str(self._domain.daemon.paths.table), str(self._domain.folder), self._domain.seed]
         with self._log.open("ab") as log:
             self._guest = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
 
@@ -229,7 +229,7 @@ class Domain:
         for pid in (backend, *_children(backend)):
             self.processes[pid] = start_time(pid)
         self.views |= {os.minor(number) for number in devices(backend)} & fuse_mounts()
-        self.semaphores |= set(self.daemon.places.journal_keys())
+        self.semaphores |= set(self.daemon.paths.journal_keys())
 
     def bus_error(self, member: Member) -> None:
         """A guest died of SIGBUS. Failed when nothing explains that.

@@ -38,7 +38,7 @@ class Plan:
         contexts: Threads of each guest's actor.
         cache: Cache mode of the backends.
         lease_max, lease_margin: Options of the backends in mode shared, in seconds.
-        apart: Each backend is in a domain of its own, so nobody waits for the leases of another, or is told what
+        isolated: Each backend is in a domain of its own, so nobody waits for the leases of another, or is told what
             another changed: a test that finds nothing stale then would never find anything.
     """
 
@@ -48,7 +48,7 @@ class Plan:
     cache: str = "shared"
     lease_max: float = 1.0
     lease_margin: float = 0.2
-    apart: bool = False
+    isolated: bool = False
 
 
 class Member:
@@ -103,7 +103,7 @@ class Member:
         """kill -9; returns when it has ended. The guest lives on, without an answer to anything it asks."""
         self.alive.clear()
         os.kill(self._backend.pid, signal.SIGKILL)
-        await asyncio.to_thread(self._bury_backend)
+        await asyncio.to_thread(self._reap_backend)
 
     async def kill_guest(self) -> None:
         """End the guest like a power failure; what was asked of it is lost."""
@@ -175,7 +175,7 @@ class Member:
             guest.kill()
             raise
 
-    def _bury_backend(self) -> None:
+    def _reap_backend(self) -> None:
         self._backend.process.wait(10)
         self._backend_life.close()
 
@@ -228,7 +228,7 @@ class Domain:
         self.share = folder / "share"
         self.share.mkdir()
         self.program = assets.compile_static(Path(__file__).with_name("actor"))
-        self.centers = [_Center(folder / f"d{number}") for number in range(plan.guests if plan.apart else 1)]
+        self.centers = [_Center(folder / f"d{number}") for number in range(plan.guests if plan.isolated else 1)]
         self.daemon_lives = asyncio.Lock()
         self.members = [Member(self, number) for number in range(plan.guests)]
 

@@ -80,7 +80,7 @@ def test_the_same_finds_what_another_mode_is_stale_about(cache: str) -> None:
 
 
 def test_the_same_finds_what_is_stale_when_nobody_waits_for_leases() -> None:
-    plan = Plan(kind="uml", contexts=16, apart=True)
+    plan = Plan(kind="uml", contexts=16, isolated=True)
     report = torture(Settings(plan=plan, changes=300, odds=Odds(warm=0.5), seconds=SHORT))
     found = " ".join(report.stale)
     for way in ["lstat", "open"]:

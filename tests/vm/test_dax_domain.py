@@ -24,13 +24,13 @@ class Domain:
     Attributes:
         place: of them all.
         mapping, backend: a guest that maps files, and its backend.
-        plain: a guest that does not.
+        stock: a guest that does not.
     """
 
     place: DaxPlace
     mapping: Guest
     backend: backends.Backend
-    plain: Guest
+    stock: Guest
     daemon_life: ExitStack
     daemon: backends.Backend
 
@@ -56,7 +56,7 @@ def domain() -> Iterator[Domain]:
         daemon = daemon_life.enter_context(backends.daemon(place.folder, place.table))
         guests: list[Guest] = []
         served: list[backends.Backend] = []
-        for name, options in (("mapping", ["--dax", "always", "--dax-window", "16M"]), ("plain", [])):
+        for name, options in (("mapping", ["--dax", "always", "--dax-window", "16M"]), ("stock", [])):
             run_dir = place.folder / name
             run_dir.mkdir()
             told = [*place.coherence(daemon), "--guest", name, *options]
@@ -74,11 +74,11 @@ def test_what_one_stores_the_other_reads_and_the_reverse(domain: Domain) -> None
     path.write_bytes(content(CHUNK + 100))
     for number in range(10):
         # It reads all of it each time, and keeps nothing that is not so any more.
-        assert sum_of(domain.plain, "both") == digest(path.read_bytes())
+        assert sum_of(domain.stock, "both") == digest(path.read_bytes())
         domain.mapping.check(f"/mapped /mnt/both {CHUNK + 100} put 5 {number} put {CHUNK + 99} {number + 100}")
-        assert domain.plain.check("head -c 6 /mnt/both | tail -c 1") == bytes([number])
-        assert domain.plain.check("tail -c 1 /mnt/both") == bytes([number + 100])
-        domain.plain.check(f"printf '{number:05}' | dd of=/mnt/both bs=1 seek=50 conv=notrunc 2>/dev/null")
+        assert domain.stock.check("head -c 6 /mnt/both | tail -c 1") == bytes([number])
+        assert domain.stock.check("tail -c 1 /mnt/both") == bytes([number + 100])
+        domain.stock.check(f"printf '{number:05}' | dd of=/mnt/both bs=1 seek=50 conv=notrunc 2>/dev/null")
         got = domain.mapping.check(f"/mapped /mnt/both {CHUNK} " + " ".join(f"get {50 + place}" for place in range(5)))
         assert bytes(map(int, got.split())) == f"{number:05}".encode()
 
@@ -86,9 +86,9 @@ def test_what_one_stores_the_other_reads_and_the_reverse(domain: Domain) -> None
 def test_sizes_of_each_are_seen_by_the_other(domain: Domain) -> None:
     path = domain.share / "sizes"
     path.write_bytes(b"")
-    for number, vm in enumerate([domain.mapping, domain.plain] * 4):
+    for number, vm in enumerate([domain.mapping, domain.stock] * 4):
         vm.check(f"printf '{number:0999}\\n' >> /mnt/sizes")
-        for other in (domain.mapping, domain.plain):
+        for other in (domain.mapping, domain.stock):
             assert other.check("stat -c %s /mnt/sizes") == b"%d\n" % (1000 * (number + 1))
             assert sum_of(other, "sizes") == digest(path.read_bytes())
 
@@ -100,16 +100,16 @@ def test_the_guest_without_windows_cuts_a_mapped_file_off(domain: Domain) -> Non
         domain.mapping, "cut", 2 * CHUNK, f"get 10 get {CHUNK + 10}", "get 10 put 11 99", f"get {CHUNK + 10}"
     )
     mapped.go()
-    domain.plain.check("truncate -s 100 /mnt/cut")
+    domain.stock.check("truncate -s 100 /mnt/cut")
     assert domain.mapping.check("stat -c %s /mnt/cut") == b"100\n"
     mapped.go()
-    assert domain.plain.check("head -c 12 /mnt/cut | tail -c 1") == bytes([99])
-    domain.plain.check("cat >> /mnt/cut", stdin=data[100:])
+    assert domain.stock.check("head -c 12 /mnt/cut | tail -c 1") == bytes([99])
+    domain.stock.check("cat >> /mnt/cut", stdin=data[100:])
     assert domain.mapping.check("stat -c %s /mnt/cut") == b"%d\n" % len(data)
     mapped.go(last=True)
     assert mapped.seen() == [data[10], data[CHUNK + 10], data[10], data[CHUNK + 10]]
     expected = data[:11] + bytes([99]) + data[12:]
-    assert sum_of(domain.mapping, "cut") == sum_of(domain.plain, "cut") == digest(expected)
+    assert sum_of(domain.mapping, "cut") == sum_of(domain.stock, "cut") == digest(expected)
 
 
 def test_permission_bits_are_no_obstacle_to_reading(domain: Domain) -> None:
@@ -146,7 +146,7 @@ def test_coherenced_is_killed_while_files_are_mapped(domain: Domain) -> None:
     mapped.go(last=True)
     assert mapped.seen() == [content(8)[5], 66, 0x63]
     # The next coherenced knows what the one before has granted.
-    domain.plain.check("truncate -s 0 /mnt/stays")
+    domain.stock.check("truncate -s 0 /mnt/stays")
     eventually(vm, "stat -c %s /mnt/stays", b"0\n")
     assert vm.check("cat /mnt/stays") == b""
 
@@ -163,5 +163,5 @@ def test_a_backend_is_killed_while_its_guest_has_files_mapped(domain: Domain) ->
     mapped.go()
     assert vm.check("cat /tmp/seen").split() == [b"%d" % content(6)[5], b"66"]
     # The others go on, and nobody waits for it.
-    assert domain.plain.check("head -c 7 /mnt/orphan | tail -c 1") == bytes([66])
-    domain.plain.check("echo gone > /mnt/elsewhere")
+    assert domain.stock.check("head -c 7 /mnt/orphan | tail -c 1") == bytes([66])
+    domain.stock.check("echo gone > /mnt/elsewhere")

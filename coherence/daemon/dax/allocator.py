@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from coherent_vfs.coherence.common.log import get_logger
-from coherent_vfs.coherence.daemon.dax.member import Peer
+from coherent_vfs.coherence.daemon.dax.member import Member
 from coherent_vfs.coherence.daemon.dax.truncations import WITHDRAW_SECONDS, Shrinks
 from coherent_vfs.coherence.daemon.dax.windows import File, Refusal, Window, Windows
-from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.protocol.connection import Connection, Dropped
 from coherent_vfs.coherence.protocol.messages import (
     Claim,
@@ -51,7 +51,7 @@ class Allocator:
         window_limit: largest size of a window, bytes.
         total_limit: of the sizes of all windows together, bytes.
         inode_slot: of a device and inode number, in the version table.
-        pins: of that table.
+        write_mappings: of that table.
         missing: whether backends live that are not connected: what they have mapped is not known.
     """
 
@@ -60,15 +60,15 @@ class Allocator:
         window_limit: int,
         total_limit: int,
         inode_slot: Callable[[int, int], int],
-        pins: Pins,
+        write_mappings: WriteMappings,
         missing: Callable[[], bool],
     ) -> None:
         self._windows = Windows(window_limit, total_limit)
         self._inode_slot = inode_slot
-        self._pins = pins
+        self._pins = write_mappings
         self._missing = missing
-        self._peers: dict[Peer, None] = {}
-        self._owners: dict[int, Peer] = {}
+        self._members: dict[Member, None] = {}
+        self._owners: dict[int, Member] = {}
         self._slots: dict[int, set[File]] = {}
         self._shrinks = Shrinks(self._holders, self._blind, self._decide)
         self._blind_until = 0.0
@@ -81,7 +81,7 @@ class Allocator:
 
     def join(
         self, guest: str, pid: int, connection: Connection[FromClient], drop: Callable[[str], None], window: bool
-    ) -> Peer:
+    ) -> Member:
         """A backend has become a member.
 
         Args:
@@ -89,24 +89,24 @@ class Allocator:
             drop: ends the connection, for this reason.
             window: whether it will tell of a window.
         """
-        peer = Peer(guest, pid, connection, drop, self._shrinks.is_cut)
+        member = Member(guest, pid, connection, drop, self._shrinks.is_cut)
         if window:
-            peer.told_until = _now() + BLIND_SECONDS
-        self._peers[peer] = None
+            member.reported_until = _now() + BLIND_SECONDS
+        self._members[member] = None
         self._announce()
-        return peer
+        return member
 
-    def leave(self, peer: Peer) -> None:
+    def leave(self, member: Member) -> None:
         """A member's connection is over: everything of it is given back."""
-        peer.leave()
-        del self._peers[peer]
-        if peer.window is not None:
+        member.leave()
+        del self._members[member]
+        if member.window is not None:
             self._await_missing()
-            files = {(mapping.device, mapping.inode) for mapping in peer.window}
-            self._windows.remove(peer.window)
-            del self._owners[peer.window.number]
+            files = {(mapping.device, mapping.inode) for mapping in member.window}
+            self._windows.remove(member.window)
+            del self._owners[member.window.number]
             self._index(files)
-        self._shrinks.leave(peer)
+        self._shrinks.leave(member)
         self._announce()
 
     def sweep(self) -> None:
@@ -114,35 +114,35 @@ class Allocator:
         self._announce()
         self._shrinks.look()
 
-    def untold(self) -> bool:
+    def unreported(self) -> bool:
         """Whether a member has yet to tell what its guest has mapped, and is waited for."""
-        return any(_now() < peer.told_until for peer in self._peers)
+        return any(_now() < member.reported_until for member in self._members)
 
     def changed(self, slot: int | None) -> None:
         """The data of a file with this inode slot has changed on the host; None: that of any file."""
         files = self._windows.mapped_files() if slot is None else self._slots.get(slot, ())
         for file in files:
             if not self._shrinks.is_cut(file):
-                for peer in self._holders(file, -1):
-                    peer.settle(file)
+                for member in self._holders(file, -1):
+                    member.settle(file)
 
-    def handle(self, peer: Peer, message: FromMember, fds: list[int]) -> None:
+    def handle(self, member: Member, message: FromMember, fds: list[int]) -> None:
         """Do what a member asks for. Dropped when it must not ask for that."""
         match message:
             case Shrink():
-                self._shrink(peer, message, fds)
+                self._shrink(member, message, fds)
             case _ if fds:
                 raise Dropped("a descriptor that nobody asked for")
             case WindowMessage():
-                self._window(peer, message)
-            case Claim() if peer.window is not None and not peer.telling:
-                self._claim(peer, message)
-            case Release() if peer.window is not None and not peer.telling:
-                self._release(peer, peer.window, message)
+                self._window(member, message)
+            case Claim() if member.window is not None and not member.telling:
+                self._claim(member, message)
+            case Release() if member.window is not None and not member.telling:
+                self._release(member, member.window, message)
             case Shrunk():
-                self._shrinks.end(peer, message.token)
+                self._shrinks.end(member, message.token)
             case Withdrawn():
-                self._shrinks.withdrawn(peer, message.token)
+                self._shrinks.withdrawn(member, message.token)
             case _:
                 raise Dropped(f"{type(message).__name__} without a window")
 
@@ -162,87 +162,87 @@ class Allocator:
 
     def page(self, first: int, files: int) -> DaxPage:
         """The windows from number `first` on, and the files of which most is mapped."""
-        peers = list(self._owners.values())
-        page = [_window_use(peer, peer.window) for peer in peers[first : first + PAGE_WINDOWS] if peer.window]
+        members = list(self._owners.values())
+        page = [_window_use(member, member.window) for member in members[first : first + PAGE_WINDOWS] if member.window]
         end = first + len(page)
-        return DaxPage(self.use(), page, self._windows.largest_files(files), end if end < len(peers) else None)
+        return DaxPage(self.use(), page, self._windows.largest_files(files), end if end < len(members) else None)
 
     # --- windows --------------------------------------------------------------------------------------------
 
-    def _window(self, peer: Peer, message: WindowMessage) -> None:
+    def _window(self, member: Member, message: WindowMessage) -> None:
         error = refused = 0
-        if peer.window is None:
+        if member.window is None:
             try:
-                peer.window = self._windows.add(message.size, returning=bool(message.mappings))
-                self._owners[peer.window.number] = peer
+                member.window = self._windows.add(message.size, returning=bool(message.mappings))
+                self._owners[member.window.number] = member
             except Refusal as refusal:
-                log.warning("a DAX window is refused", reason=str(refusal), guest=peer.guest, pid=peer.pid)
+                log.warning("a DAX window is refused", reason=str(refusal), guest=member.guest, pid=member.pid)
                 error = refusal.errno
-        elif not peer.telling or peer.window.size != message.size:
+        elif not member.telling or member.window.size != message.size:
             raise Dropped("a second window")
-        if peer.window is not None:
-            refused = self._restore(peer, peer.window, message)
-        peer.telling = message.more and not error
-        peer.send(Windowed(error, self._windows.window_limit, refused))
-        if not peer.telling:
-            peer.told_until = 0.0
+        if member.window is not None:
+            refused = self._restore(member, member.window, message)
+        member.telling = message.more and not error
+        member.send(Windowed(error, self._windows.window_limit, refused))
+        if not member.telling:
+            member.reported_until = 0.0
             self._shrinks.look()
         self._announce()
 
-    def _restore(self, peer: Peer, window: Window, message: WindowMessage) -> int:
+    def _restore(self, member: Member, window: Window, message: WindowMessage) -> int:
         refused = 0
         for mapping in message.mappings:
             try:
                 self._windows.restore(window, mapping)
             except Refusal as refusal:
                 refused += 1
-                if peer.warn_once("restore"):
-                    log.warning("a mapping is refused", reason=str(refusal), guest=peer.guest, pid=peer.pid)
+                if member.warn_once("restore"):
+                    log.warning("a mapping is refused", reason=str(refusal), guest=member.guest, pid=member.pid)
         self._index({(mapping.device, mapping.inode) for mapping in message.mappings})
         return refused
 
-    def _claim(self, peer: Peer, claim: Claim) -> None:
-        cut = self._shrinks.cut_by_others((claim.device, claim.inode), peer)
+    def _claim(self, member: Member, claim: Claim) -> None:
+        cut = self._shrinks.cut_by_others((claim.device, claim.inode), member)
         if cut is None:
-            self._answer(peer, claim)
-        elif peer.claims >= MAX_CLAIMS:
-            self._refuse(peer, claim, errno.EAGAIN)
+            self._answer(member, claim)
+        elif member.claims >= MAX_CLAIMS:
+            self._refuse(member, claim, errno.EAGAIN)
         else:
-            peer.claims += 1
-            cut.claims.append((peer, claim))
+            member.claims += 1
+            cut.claims.append((member, claim))
 
-    def _decide(self, file: File, claims: deque[tuple[Peer, Claim]]) -> None:
+    def _decide(self, file: File, claims: deque[tuple[Member, Claim]]) -> None:
         """The file is not being made smaller any more: answer the claims that waited."""
-        for peer, claim in claims:
-            peer.claims -= 1
-            self._answer(peer, claim)
+        for member, claim in claims:
+            member.claims -= 1
+            self._answer(member, claim)
 
-    def _answer(self, peer: Peer, claim: Claim) -> None:
-        assert peer.window is not None
+    def _answer(self, member: Member, claim: Claim) -> None:
+        assert member.window is not None
         try:
             mapping = self._windows.claim(
-                peer.window, claim.device, claim.inode, claim.offset, claim.length, claim.place, claim.writable
+                member.window, claim.device, claim.inode, claim.offset, claim.length, claim.place, claim.writable
             )
         except Refusal as refusal:
-            self._refuse(peer, claim, refusal.errno)
+            self._refuse(member, claim, refusal.errno)
             return
         self._index({(claim.device, claim.inode)})
-        peer.send(Claimed(claim.token, mapping.place, 0))
+        member.send(Claimed(claim.token, mapping.place, 0))
 
-    def _refuse(self, peer: Peer, claim: Claim, error: int) -> None:
+    def _refuse(self, member: Member, claim: Claim, error: int) -> None:
         self._refused += 1
-        peer.refused += 1
-        peer.send(Claimed(claim.token, claim.place or 0, error))
+        member.refused += 1
+        member.send(Claimed(claim.token, claim.place or 0, error))
 
-    def _release(self, peer: Peer, window: Window, release: Release) -> None:
+    def _release(self, member: Member, window: Window, release: Release) -> None:
         files = set()
         for place, length in release.places:
             try:
                 mapping = self._windows.release(window, place, length)
                 files.add((mapping.device, mapping.inode))
             except Refusal as refusal:
-                if peer.warn_once("release"):
-                    log.warning("a release is refused", reason=str(refusal), guest=peer.guest, pid=peer.pid)
+                if member.warn_once("release"):
+                    log.warning("a release is refused", reason=str(refusal), guest=member.guest, pid=member.pid)
         self._index(files)
 
     def _index(self, files: Iterable[File]) -> None:
@@ -259,11 +259,11 @@ class Allocator:
 
     # --- files that are made smaller ------------------------------------------------------------------------
 
-    def _shrink(self, peer: Peer, message: Shrink, fds: list[int]) -> None:
+    def _shrink(self, member: Member, message: Shrink, fds: list[int]) -> None:
         if not fds:
             # This process has too many descriptors: nobody can be asked.
-            log.warning("a file is made smaller unseen: no descriptors are left", guest=peer.guest)
-            peer.send(Shrinkable(message.token))
+            log.warning("a file is made smaller unseen: no descriptors are left", guest=member.guest)
+            member.send(Shrinkable(message.token))
             return
         if fcntl.fcntl(fds[0], fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) not in (os.O_WRONLY, os.O_RDWR):
             raise Dropped("a Shrink with a descriptor that is not open for writing")
@@ -271,30 +271,30 @@ class Allocator:
             found = os.fstat(fds[0])
         except OSError as error:
             raise Dropped(f"a Shrink with a descriptor that tells nothing: {error.strerror}") from None
-        self._shrinks.begin(peer, message.token, (found.st_dev, found.st_ino), message.size)
+        self._shrinks.begin(member, message.token, (found.st_dev, found.st_ino), message.size)
 
-    def _holders(self, file: File, size: int) -> set[Peer]:
+    def _holders(self, file: File, size: int) -> set[Member]:
         return {self._owners[number] for number in self._windows.beyond(file, size)}
 
     def _await_missing(self) -> None:
         self._blind_until = _now() + BLIND_SECONDS
 
     def _blind(self) -> bool:
-        return (_now() < self._blind_until and self._missing()) or self.untold()
+        return (_now() < self._blind_until and self._missing()) or self.unreported()
 
     def _announce(self) -> None:
         """Tell members whether others have windows, where that has changed."""
         blind = self._blind()
-        for peer in list(self._peers):
-            coordinate = blind or len(self._owners) > (peer.window is not None)
-            if peer.coordinate is not coordinate:
-                peer.coordinate = coordinate
-                peer.send(Coordinate(coordinate))
+        for member in list(self._members):
+            coordinate = blind or len(self._owners) > (member.window is not None)
+            if member.coordinate is not coordinate:
+                member.coordinate = coordinate
+                member.send(Coordinate(coordinate))
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _window_use(peer: Peer, window: Window) -> WindowUse:
-    return WindowUse(peer.guest, peer.pid, window.size, window.mappings, window.mapped, peer.refused)
+def _window_use(member: Member, window: Window) -> WindowUse:
+    return WindowUse(member.guest, member.pid, window.size, window.mappings, window.mapped, member.refused)

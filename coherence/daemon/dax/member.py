@@ -13,7 +13,7 @@ from coherent_vfs.coherence.protocol.messages import FromClient, Settle, ToBacke
 SETTLE_SECONDS = 0.02
 
 
-class Peer:
+class Member:
     """A member of the domain. It has a window or none; all in the thread of the daemon's event loop.
 
     Args:
@@ -25,7 +25,7 @@ class Peer:
     Attributes:
         window: of the guest, if it has one.
         telling: whether more of what is mapped in it is to be told.
-        told_until: when it must have been told (time of the loop); 0 when it is.
+        reported_until: when it must have been told (time of the loop); 0 when it is.
         coordinate: what the backend knows of others' windows.
         withdrawals: tokens of its unanswered Withdraws.
         late: whether it let others wait for too long; until it has answered nobody waits for it.
@@ -46,7 +46,7 @@ class Peer:
         self.pid = pid
         self.window: Window | None = None
         self.telling = False
-        self.told_until = 0.0
+        self.reported_until = 0.0
         self.coordinate: bool | None = None
         self.withdrawals: set[int] = set()
         self.late = False

@@ -25,7 +25,7 @@ class Leases(Protocol):
         """End that; false where it has to be tried again."""
 
 
-class Pins:
+class WriteMappings:
     """Keeps the right slots pinned.
 
     Args:

@@ -1,7 +1,7 @@
 """Which changes are the backends' own, and so are bumped by them: the proof by markers.
 
 inotify reports what backends do for their guests, too. Before its bumps a backend notes in the lease table for
-each slot of a change its *origin*, (holder, number); then it writes the number into its journal, which is watched
+each slot of a change its *origin*, (backend_id, number); then it writes the number into its journal, which is watched
 in the same inotify queue. That event is the change's *marker*: it comes after the events of the change and before
 its bumps. So an event on a slot whose origin is (b, k) needs no bump if k's marker comes after it: k's bump of the
 slot is then later than what the event tells, whoever made that.
@@ -34,7 +34,7 @@ class Member:
     """A backend whose changes are told apart.
 
     Args:
-        holder: its number in the lease table.
+        backend_id: its number in the lease table.
         guest: what people call its guest.
         journal: a descriptor of its journal.
         markers: positions in the queue of its markers, ascending; the first ones may be forgotten.
@@ -43,7 +43,7 @@ class Member:
         count: its count, as read last.
     """
 
-    holder: int
+    backend_id: int
     guest: str
     journal: int
     markers: list[int] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Member:
         self.offsets = [pair for pair in self.offsets if pair[0] >= batch]
 
 
-class OwnChanges:
+class Attribution:
     """Finds out whether a backend bumps a slot after an event."""
 
     def __init__(self, leases: LeaseTable) -> None:
@@ -88,19 +88,19 @@ class OwnChanges:
         self._batch = 0
 
     @property
-    def holders(self) -> KeysView[int]:
+    def backend_ids(self) -> KeysView[int]:
         """Numbers of the backends that are here; always as they are now."""
         return self._members.keys()
 
     def add(self, member: Member) -> None:
         """Tell this backend's changes apart from now on."""
-        self._members[member.holder] = member
+        self._members[member.backend_id] = member
 
     def remove(self, member: Member) -> None:
         """The backend is gone."""
         self._marked.discard(member)
-        if self._members.get(member.holder) is member:
-            del self._members[member.holder]
+        if self._members.get(member.backend_id) is member:
+            del self._members[member.backend_id]
 
     def mark(self, member: Member, positions: list[int]) -> None:
         """Markers of the backend have been read."""
@@ -130,8 +130,8 @@ class OwnChanges:
         origin = self._leases.origin(slot)
         if origin is None:
             return None
-        holder, number = origin
-        member = self._members.get(holder)
+        backend_id, number = origin
+        member = self._members.get(backend_id)
         if member is None:
             return None
         offset = member.offset(batch, self._batch)

@@ -59,7 +59,7 @@ class FileSystem:
 class Member:
     """A backend: what InotifyWatch.join needs to know, should a file system need that."""
 
-    holder: int
+    backend_id: int
     guest: str
     journal: Path
     pid: int
@@ -135,17 +135,17 @@ class FanotifyWatch:
 
     # --- backends -------------------------------------------------------------------------------------------
 
-    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
+    def join(self, key: int, backend_id: int, guest: str, journal: Path, pid: int) -> None:
         """Tell apart the changes of a backend that has become a member; see InotifyWatch.join.
 
         Args:
-            key, holder, guest, journal: as there.
+            key, backend_id, guest, journal: as there.
             pid: its process.
         """
-        self._members[key] = Member(holder, guest, journal, pid)
+        self._members[key] = Member(backend_id, guest, journal, pid)
         self._guests[pid] = guest
         if self._inotify is not None:
-            self._inotify.join(key, holder, guest, journal, pid)
+            self._inotify.join(key, backend_id, guest, journal, pid)
 
     def leave(self, key: int) -> None:
         """The backend's connection is over."""
@@ -209,7 +209,7 @@ class FanotifyWatch:
         if self._inotify is None:
             self._inotify = InotifyWatch(self._domain, self._inotify_limit)
             for key, member in self._members.items():
-                self._inotify.join(key, member.holder, member.guest, member.journal, member.pid)
+                self._inotify.join(key, member.backend_id, member.guest, member.journal, member.pid)
             if self._loop is not None:
                 self._inotify.start(self._loop)
         return self._inotify

@@ -43,7 +43,7 @@ class HostWatch(Protocol):
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """See changes from now on."""
 
-    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
+    def join(self, key: int, backend_id: int, guest: str, journal: Path, pid: int) -> None:
         """Tell apart the changes of a backend that has become a member (InotifyWatch.join)."""
 
     def leave(self, key: int) -> None:
@@ -75,7 +75,7 @@ class NoWatch:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Nothing."""
 
-    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
+    def join(self, key: int, backend_id: int, guest: str, journal: Path, pid: int) -> None:
         """Nothing."""
 
     def leave(self, key: int) -> None:

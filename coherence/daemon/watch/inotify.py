@@ -19,7 +19,7 @@ from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.common.log import get_logger
-from coherent_vfs.coherence.daemon.watch.attribution import Member, OwnChanges
+from coherent_vfs.coherence.daemon.watch.attribution import Attribution, Member
 from coherent_vfs.coherence.daemon.watch.invalidator import HOST, Domain, What
 from coherent_vfs.coherence.daemon.watch.reader import Event, Queue
 from coherent_vfs.coherence.daemon.watch.watched_tree import Tree, Watched
@@ -111,9 +111,14 @@ class InotifyWatch:
             ) from None
         self._fd = self._inotify.fileno()
         self._tree = Tree()
-        self._own = OwnChanges(domain.leases)
+        self._attribution = Attribution(domain.leases)
         self._queue = Queue(
-            self._fd, domain, self._tree.by_wd, self._own.holders, self._tell_of_write, lambda: self._go_on(None)
+            self._fd,
+            domain,
+            self._tree.by_wd,
+            self._attribution.backend_ids,
+            self._tell_of_write,
+            lambda: self._go_on(None),
         )
         self._members: dict[int, Member] = {}
         self._journals: dict[int, Member] = {}
@@ -125,7 +130,7 @@ class InotifyWatch:
         self._changes: dict[tuple[int, int, int, bytes], Change] = {}
         # By cookie: what was moved away, until when it may turn up; the directory it was in; itself, if it is watched.
         self._moving: dict[int, tuple[float, Watched, Watched | None]] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._again: asyncio.Handle | None = None
         self._listens = False
@@ -172,25 +177,25 @@ class InotifyWatch:
 
     # --- backends -------------------------------------------------------------------------------------------
 
-    def join(self, key: int, holder: int, guest: str, journal: Path, pid: int) -> None:
+    def join(self, key: int, backend_id: int, guest: str, journal: Path, pid: int) -> None:
         """Tell apart the changes of a backend that has become a member.
 
         Args:
             key: by which the caller knows it.
-            holder: its number in the lease table.
+            backend_id: its number in the lease table.
             guest: what people call its guest.
             journal: the file of its journal.
             pid: its process; inotify does not tell processes.
         """
         try:
             fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            member = self._members[key] = Member(holder, guest, fd)
+            member = self._members[key] = Member(backend_id, guest, fd)
             wd = self._inotify.add_watch(f"/proc/self/fd/{fd}", flags.MODIFY)
         except OSError as error:
             self._warn("changes of a backend cannot be told from those of the host", error)
             return
         self._journals[wd] = member
-        self._own.add(member)
+        self._attribution.add(member)
 
     def leave(self, key: int) -> None:
         """The backend's connection is over: nobody watches for it any more."""
@@ -199,7 +204,7 @@ class InotifyWatch:
             for wd in [wd for wd, one in self._journals.items() if one is member]:
                 del self._journals[wd]
                 self._remove_watch(wd)
-            self._own.remove(member)
+            self._attribution.remove(member)
             os.close(member.journal)
         for watched in self._asked.pop(key, ()):
             watched.asked_by.discard(key)
@@ -260,13 +265,13 @@ class InotifyWatch:
     def _warn(self, what: str, error: OSError) -> None:
         if error.errno == errno.ENOSPC:
             self._warn_of_limit("the kernel gives no more watches")
-        elif what not in self._told:
-            self._told.add(what)
+        elif what not in self._reported:
+            self._reported.add(what)
             log.warning(what, reason=error.strerror)
 
     def _warn_of_limit(self, reason: str) -> None:
-        if "limit" not in self._told:
-            self._told.add("limit")
+        if "limit" not in self._reported:
+            self._reported.add("limit")
             log.warning(
                 "not every directory is watched: guests do not cache the others; raise --max-watches, "
                 "fs.inotify.max_user_watches and the limit of open files",
@@ -340,7 +345,7 @@ class InotifyWatch:
         self._batch += 1
         for event in self._queue.read(bumps=not self._changes):
             self._take(event, now)
-        self._own.end_batch(self._batch)
+        self._attribution.end_batch(self._batch)
 
     def _take(self, event: Event, now: float) -> None:
         watched = self._tree.by_wd.get(event.wd)
@@ -350,12 +355,12 @@ class InotifyWatch:
             self._ignored(event.wd)
         elif watched is not None:
             if event.mask & UNMOUNT:
-                self._domain.uncover("mount")
+                self._domain.end_watch_epoch("mount")
             else:
                 self._note(watched, event, now)
         elif event.wd in self._journals:
             self._shared = True
-            self._own.mark(self._journals[event.wd], event.positions)
+            self._attribution.mark(self._journals[event.wd], event.positions)
 
     def _note(self, watched: Watched, event: Event, now: float) -> None:
         name, mask, cookie, position = event.name, event.mask, event.cookie, event.positions[-1]
@@ -398,7 +403,7 @@ class InotifyWatch:
                     # A write to the file under the name that it had before may not have been told apart: so data, too.
                     change.inodes[slot] = change.mask & (MODIFY | APPEARS) != 0
             change.slots = [*change.inodes] if change.name_slot is None else [change.name_slot, *change.inodes]
-            self._shared = self._shared or any(map(self._own.may_be_own, change.slots))
+            self._shared = self._shared or any(map(self._attribution.may_be_own, change.slots))
 
     def _slot_of(self, change: Change) -> int | None:
         """The slot of the inode that has the name now; where directories are is kept right on the way."""
@@ -427,7 +432,7 @@ class InotifyWatch:
 
     def _judge(self) -> None:
         """Bump what no backend bumps, as far as that can be told by now."""
-        locked, changer = self._domain.leases.locked, self._own.changer
+        locked, changer = self._domain.leases.locked, self._attribution.changer
         now = time.monotonic()
         names: dict[tuple[int, bytes], None] = {}
         inodes: dict[int, bool] = {}
@@ -437,7 +442,7 @@ class InotifyWatch:
             changers = [None if waits else changer(slot, change.position, change.batch) for slot in change.slots]
             if None in changers and change.batch == self._batch:
                 # Its marker may come right after what was read last.
-                waits = waits or any(map(self._own.may_be_own, change.slots))
+                waits = waits or any(map(self._attribution.may_be_own, change.slots))
             if waits and now < change.since + LOCK_SECONDS:
                 self._shared = True
                 continue
@@ -456,7 +461,7 @@ class InotifyWatch:
         for change, changers in settled:
             self._tell(change, changers)
         waiting = self._changes.values()
-        self._own.forget(
+        self._attribution.forget(
             min((change.position for change in waiting), default=self._queue.position),
             min((change.batch for change in waiting), default=self._batch + 1),
         )
@@ -473,7 +478,7 @@ class InotifyWatch:
         if not changers:
             # A file that was written and is gone: told as the change of whoever changed its name since.
             name_slot = self._domain.table.name_slot(change.watched.slot, change.name)
-            changers = [self._own.changer(name_slot, change.position, change.batch)]
+            changers = [self._attribution.changer(name_slot, change.position, change.batch)]
         who = HOST if changers[0] is None else changers[0].guest
         self._domain.on_change(who, WHAT[change.mask & CHANGES], change.watched.path_of(change.name))
 
@@ -491,13 +496,13 @@ class InotifyWatch:
                 self._tree.detach(moved)
         if gone:
             log.debug("something was moved away from what is watched")
-            self._domain.uncover("moved")
+            self._domain.end_watch_epoch("moved")
 
     def _overflow(self) -> None:
         log.info("inotify has lost events: nothing cached counts")
         self._domain.counts.overflows += 1
         self._moving.clear()
-        self._domain.uncover("overflow")
+        self._domain.end_watch_epoch("overflow")
         for watched in list(self._tree.by_wd.values()):
             if watched.removed():
                 self._remove(watched)

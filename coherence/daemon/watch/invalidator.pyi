@@ -56,5 +56,5 @@ class Domain:
             inodes: inode slots, with whether a file's data or a directory's list has changed.
         """
 
-    def uncover(self, reason: FloorReason) -> None:
+    def end_watch_epoch(self, reason: FloorReason) -> None:
         """Something that was watched may not be any more: nothing cached counts, and all is to be watched anew."""

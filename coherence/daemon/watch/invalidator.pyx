@@ -36,9 +36,9 @@ cdef class Domain:
         for slot, data in inodes.items():
             self.bump_inode(slot, data)
 
-    def uncover(self, reason):
+    def end_watch_epoch(self, reason):
         # The marks first: what is fetched after the floor was raised must not rely on an old one.
-        self.leases.uncover()
+        self.leases.end_watch_epoch()
         self.raise_floor(reason)
 
     cdef int bump_name(self, uint64_t directory, bytes name) except -1:

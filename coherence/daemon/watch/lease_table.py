@@ -17,7 +17,7 @@ class LeaseTable(Protocol):
     def changed(self, slot: int, data: bool) -> None:
         """Note a change on the host, before the bump."""
 
-    def uncover(self) -> None:
+    def end_watch_epoch(self) -> None:
         """Void what backends remember as being watched."""
 
     def want_markers(self, wanted: bool) -> None:

@@ -39,7 +39,7 @@ class Queue:
         fd: the inotify instance, nonblocking.
         domain: to bump in.
         watched: by watch descriptor.
-        holders: numbers of the backends whose changes are told apart.
+        backend_ids: numbers of the backends whose changes are told apart.
         tell: called for each write that was bumped, after that, while somebody wants to know of changes.
         left: called by serve() where events are left.
     """
@@ -49,7 +49,7 @@ class Queue:
         fd: int,
         domain: Domain,
         watched: dict[int, Watched],
-        holders: Container[int],
+        backend_ids: Container[int],
         tell: Callable[[Watched, bytes], None],
         left: Callable[[], None],
     ) -> None: ...

@@ -60,17 +60,17 @@ cdef class Queue:
     cdef int fd
     cdef Domain domain
     cdef dict watched
-    cdef object holders, tell, left
+    cdef object backend_ids, tell, left
     cdef readonly long position
     # What is left for others, by what the kernel wrote of it.
     cdef dict events
     cdef char buffer[READ_BYTES]
 
-    def __init__(self, fd, Domain domain not None, watched, holders, tell, left):
+    def __init__(self, fd, Domain domain not None, watched, backend_ids, tell, left):
         self.fd = fd
         self.domain = domain
         self.watched = watched
-        self.holders = holders
+        self.backend_ids = backend_ids
         self.tell = tell
         self.left = left
         self.position = 0
@@ -129,7 +129,7 @@ cdef class Queue:
         if self.domain.leases.locked(slot):
             return False
         origin = self.domain.leases.origin(slot)
-        if origin is not None and origin[0] in self.holders:
+        if origin is not None and origin[0] in self.backend_ids:
             return False
         self.domain.bump_inode(slot, True)
         self.domain.counts.events += 1

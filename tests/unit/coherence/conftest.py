@@ -11,43 +11,43 @@ import pytest
 
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 from tests.unit.coherence.watch_world import Backend, World
 
 
 @pytest.fixture
-def places() -> Iterator[Places]:
-    places = Places(f"/unit.{os.getpid()}.{secrets.token_hex(4)}")
-    yield places
-    for key in places.journal_keys():
+def paths() -> Iterator[DomainPaths]:
+    paths = DomainPaths(f"/unit.{os.getpid()}.{secrets.token_hex(4)}")
+    yield paths
+    for key in paths.journal_keys():
         liveness.remove(key)
-        places.journal(key).unlink()
-    places.table.unlink(missing_ok=True)
-    places.leases.unlink(missing_ok=True)
-    places.lock.unlink(missing_ok=True)
+        paths.journal(key).unlink()
+    paths.table.unlink(missing_ok=True)
+    paths.leases.unlink(missing_ok=True)
+    paths.lock.unlink(missing_ok=True)
 
 
 @pytest.fixture
-def table(places: Places) -> Iterator[Table]:
+def table(paths: DomainPaths) -> Iterator[Table]:
     # So many that no two of the few that a test uses are the same by chance.
-    table = Table.create(places.name, 1 << 20)
+    table = Table.create(paths.name, 1 << 20)
     yield table
     table.close()
 
 
 @pytest.fixture
-def leases(places: Places, table: Table) -> Iterator[Leases]:
-    leases = Leases.create(f"/{places.leases.name}", table)
+def leases(paths: DomainPaths, table: Table) -> Iterator[Leases]:
+    leases = Leases.create(f"/{paths.leases.name}", table)
     yield leases
     leases.close()
 
 
 @pytest.fixture
-def world(tmp_path: Path, table: Table, places: Places) -> Iterator[World]:
+def world(tmp_path: Path, table: Table, paths: DomainPaths) -> Iterator[World]:
     directory = tmp_path / "share"
     directory.mkdir()
-    world = World(directory, table, places.table)
+    world = World(directory, table, paths.table)
     yield world
     world.watch.close()
 

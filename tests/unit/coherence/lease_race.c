@@ -224,7 +224,7 @@ static void release_the_dead(void)
 /* Free, or held by a dead backend: until lately, still. */
 static void fill_lock(void)
 {
-    const uint64_t locks[] = {0, DEAD | (NOW - 1) << LT_HOLDER_BITS, DEAD | (NOW + 1) << LT_HOLDER_BITS};
+    const uint64_t locks[] = {0, DEAD | (NOW - 1) << LT_BACKEND_BITS, DEAD | (NOW + 1) << LT_BACKEND_BITS};
 
     atomic_init(&bucket[LB_LOCK], locks[variant]);
 }

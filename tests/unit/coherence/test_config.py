@@ -16,7 +16,7 @@ def test_the_defaults() -> None:
     config = load(None, {})
     assert config == Config()
     assert config.socket_path == Path("/run/coherenced/vt.sock")
-    assert config.places.table == Path("/dev/shm/vt")
+    assert config.paths.table == Path("/dev/shm/vt")
     assert config.socket_bits == 0o660
 
 

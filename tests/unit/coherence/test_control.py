@@ -101,10 +101,10 @@ def test_what_is_not_known_is_not_shown_as_nothing() -> None:
         status(1, 1), [backend(5, "red", requests=3, aware=0), backend(6, "blue"), backend(7, "new", parked=1)]
     )
     rows = {row.guest: row for row in top.compare(old, new, 1.0).guests}
-    assert (rows["red"].requests_per_second, rows["red"].kind) == (None, "plain")
+    assert (rows["red"].requests_per_second, rows["red"].kind) == (None, "stock")
     assert (rows["blue"].parked, rows["blue"].kind) == (None, None)
     assert (rows["new"].parked, rows["new"].changes_per_second) == (1, None)
-    assert top.lines(top.compare(old, new, 1.0))[-1].split()[2:-1] == ["plain"] + 7 * ["-"]
+    assert top.lines(top.compare(old, new, 1.0))[-1].split()[2:-1] == ["stock"] + 7 * ["-"]
 
 
 def test_counters_of_what_was_started_again_go_on_from_nothing() -> None:

@@ -12,7 +12,7 @@ from coherent_vfs.coherence.ctl import client
 from coherent_vfs.coherence.ctl import main as ctl
 from coherent_vfs.coherence.ctl.status import render
 from coherent_vfs.coherence.protocol.messages import Backend, DaxUse, Status, Watching
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import TRUST_NOTHING, Table
 
 
@@ -25,18 +25,18 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return output.err
 
 
-def overwrite(places: Places, word: int, value: int) -> None:
-    with places.table.open("r+b") as file:
+def overwrite(paths: DomainPaths, word: int, value: int) -> None:
+    with paths.table.open("r+b") as file:
         file.seek(8 * word)
         file.write(struct.pack("<Q", value))
 
 
-def test_a_sound_table(table: Table, places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_table(table: Table, paths: DomainPaths, capsys: pytest.CaptureFixture[str]) -> None:
     table.bump(5)
-    assert ctl.main(["check", str(places.table)]) == 0
-    assert ctl.main(["check", places.name]) == 0
+    assert ctl.main(["check", str(paths.table)]) == 0
+    assert ctl.main(["check", paths.name]) == 0
     table.distrust()
-    assert ctl.main(["check", str(places.table)]) == 0
+    assert ctl.main(["check", str(paths.table)]) == 0
     assert (
         capsys.readouterr().out.count(f"sound: ABI 2, 1048576 slots, sequence 2, 0 roots, domain {table.domain.hex()}")
         == 3
@@ -52,16 +52,16 @@ def test_a_sound_table(table: Table, places: Places, capsys: pytest.CaptureFixtu
     ],
 )
 def test_an_unsound_table(
-    table: Table, places: Places, capsys: pytest.CaptureFixture[str], word: int, value: int, says: str
+    table: Table, paths: DomainPaths, capsys: pytest.CaptureFixture[str], word: int, value: int, says: str
 ) -> None:
-    overwrite(places, word, value)
-    assert says in told(capsys, "check", str(places.table))
+    overwrite(paths, word, value)
+    assert says in told(capsys, "check", str(paths.table))
 
 
-def test_a_root_that_is_no_slot(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
-    Table.create(places.name, 1024).close()
-    overwrite(places, 32 + 1024 // 64, 1)
-    assert "a root slot does not exist" in told(capsys, "check", str(places.table))
+def test_a_root_that_is_no_slot(paths: DomainPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    Table.create(paths.name, 1024).close()
+    overwrite(paths, 32 + 1024 // 64, 1)
+    assert "a root slot does not exist" in told(capsys, "check", str(paths.table))
 
 
 def test_no_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 
 from coherent_vfs.coherence.daemon.dax import truncations
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator, FromMember
-from coherent_vfs.coherence.daemon.dax.member import Peer
+from coherent_vfs.coherence.daemon.dax.member import Member
 from coherent_vfs.coherence.daemon.dax.windows import CHUNK
-from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.protocol.connection import Connection, Full
 from coherent_vfs.coherence.protocol.messages import (
     SHRUNK_SECONDS,
@@ -90,7 +90,7 @@ class Slots:
         return True
 
 
-class Member:
+class FakeBackend:
     """A backend as the daemon sees it: a connection that takes messages, and what it should know.
 
     Attributes:
@@ -116,7 +116,7 @@ class Member:
         self.dropped = False
         self.coordinate: bool | None = None
         self.token = 0
-        self.peer: Peer | None = None
+        self.member: Member | None = None
 
     def send(self, message: ToBackend) -> None:
         """As Connection.send."""
@@ -139,7 +139,7 @@ class World(RuleBasedStateMachine):
         super().__init__()
         logging.disable(logging.WARNING)
         self.loop = Clocked()
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, FakeBackend] = {}
         self.fds = [os.memfd_create(f"f{number}") for number in range(FILES)]
         self.files = [(status.st_dev, status.st_ino) for status in map(os.fstat, self.fds)]
         self.slots = Slots()
@@ -157,52 +157,52 @@ class World(RuleBasedStateMachine):
 
     def start_daemon(self) -> None:
         self.away = 0
-        pins = Pins(self.slots, self.slots)
+        pins = WriteMappings(self.slots, self.slots)
         self.allocator = Allocator(
             CHUNKS * CHUNK, 1 << 40, lambda device, inode: inode % 2, pins, lambda: self.away > 0
         )
         self.loop.do(self.allocator.start)
 
-    def handle(self, member: Member, message: FromMember, fds: list[int] | None = None) -> None:
-        assert member.peer is not None
-        peer = member.peer
-        self.loop.do(lambda: self.allocator.handle(peer, message, fds or []))
+    def handle(self, backend: FakeBackend, message: FromMember, fds: list[int] | None = None) -> None:
+        assert backend.member is not None
+        member = backend.member
+        self.loop.do(lambda: self.allocator.handle(member, message, fds or []))
 
-    def check(self, member: Member, message: ToBackend) -> None:
+    def check(self, backend: FakeBackend, message: ToBackend) -> None:
         """What the allocator says must be right."""
         match message:
             case Claimed():
-                claim = member.asked.pop(message.token)
+                claim = backend.asked.pop(message.token)
                 assert isinstance(claim, Claim)
                 if not message.error:
                     file = claim.device, claim.inode
-                    others = (other for other in self.members.values() if other is not member)
+                    others = (other for other in self.members.values() if other is not backend)
                     cut = {file for other in others for file, _ in other.shrinking.values()}
                     assert file not in cut, "while it is cut"
                     granted = Mapping(*file, claim.offset, claim.length, message.place, claim.writable)
                     # What is there already may become writable.
-                    before = member.mapped.get(message.place)
+                    before = backend.mapped.get(message.place)
                     assert before is None or (granted.writable and before == replace(granted, writable=False))
-                    member.mapped[message.place] = granted
+                    backend.mapped[message.place] = granted
             case Shrinkable():
-                shrink = member.asked.pop(message.token)
+                shrink = backend.asked.pop(message.token)
                 assert isinstance(shrink, tuple)
                 file, size, begun = shrink
                 overdue = self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS)
                 for other in self.members.values():
                     beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
-                    if other is not member and beyond and not (other.excused or other.deaf or overdue):
+                    if other is not backend and beyond and not (other.excused or other.deaf or overdue):
                         assert file in other.withdrawn
                         assert any(a[0] == file and a[1] <= size and a[2] >= begun for a in other.answered)
-                member.shrinking[message.token] = file, self.loop.now
+                backend.shrinking[message.token] = file, self.loop.now
             case Withdraw():
                 file = message.device, message.inode
-                member.pending[message.token] = file, message.size, self.shrinks
-                member.withdrawn.add(file)
+                backend.pending[message.token] = file, message.size, self.shrinks
+                backend.withdrawn.add(file)
             case Settle():
-                member.withdrawn.discard((message.device, message.inode))
+                backend.withdrawn.discard((message.device, message.inode))
             case Coordinate():
-                member.coordinate = message.shrinks
+                backend.coordinate = message.shrinks
             case Windowed():
                 assert (message.error, message.refused) == (0, 0)
             case _:
@@ -213,25 +213,25 @@ class World(RuleBasedStateMachine):
         return (mapping.device, mapping.inode) == file and mapping.offset + mapping.length > size
 
     def join(self, number: int, mapped: dict[int, Mapping]) -> None:
-        member = self.members[number] = Member(self, mapped)
-        connection = cast(Connection[FromClient], member)
+        backend = self.members[number] = FakeBackend(self, mapped)
+        connection = cast(Connection[FromClient], backend)
 
         def register() -> None:
-            member.peer = self.allocator.join(f"g{number}", number, connection, member.drop, True)
+            backend.member = self.allocator.join(f"g{number}", number, connection, backend.drop, True)
 
         self.loop.do(register)
         told = list(mapped.values())
         half = len(told) // 2
         if half:
-            self.handle(member, Window(CHUNKS * CHUNK, told[:half], True))
-        self.handle(member, Window(CHUNKS * CHUNK, told[half:]))
+            self.handle(backend, Window(CHUNKS * CHUNK, told[:half], True))
+        self.handle(backend, Window(CHUNKS * CHUNK, told[half:]))
 
     def leave(self, number: int) -> dict[int, Mapping]:
-        member = self.members.pop(number)
-        assert member.peer is not None
-        peer = member.peer
-        self.loop.do(lambda: self.allocator.leave(peer))
-        return member.mapped
+        backend = self.members.pop(number)
+        assert backend.member is not None
+        member = backend.member
+        self.loop.do(lambda: self.allocator.leave(member))
+        return backend.mapped
 
     @rule(number=backends)
     def start(self, number: int) -> None:
@@ -262,52 +262,52 @@ class World(RuleBasedStateMachine):
         writable=st.booleans(),
     )
     def claim(self, number: int, file: int, offset: int, place: int | None, writable: bool) -> None:
-        member = self.members.get(number)
-        if member is not None and not member.deaf:
-            member.token += 1
+        backend = self.members.get(number)
+        if backend is not None and not backend.deaf:
+            backend.token += 1
             wanted = None if place is None else place * CHUNK
-            message = Claim(member.token, *self.files[file], offset * CHUNK, CHUNK, wanted, writable)
-            member.asked[member.token] = message
-            self.handle(member, message)
+            message = Claim(backend.token, *self.files[file], offset * CHUNK, CHUNK, wanted, writable)
+            backend.asked[backend.token] = message
+            self.handle(backend, message)
 
     @rule(number=backends, data=st.data())
     def release(self, number: int, data: st.DataObject) -> None:
-        member = self.members.get(number)
-        if member is not None and member.mapped:
-            place = data.draw(st.sampled_from(sorted(member.mapped)))
-            length = member.mapped.pop(place).length
-            self.handle(member, Release([(place, length), (place, length), (1, 1)]))
+        backend = self.members.get(number)
+        if backend is not None and backend.mapped:
+            place = data.draw(st.sampled_from(sorted(backend.mapped)))
+            length = backend.mapped.pop(place).length
+            self.handle(backend, Release([(place, length), (place, length), (1, 1)]))
 
     @rule(number=backends, file=files, size=sizes)
     def shrink(self, number: int, file: int, size: int) -> None:
-        member = self.members.get(number)
-        if member is not None and not member.deaf:
-            member.token += 1
+        backend = self.members.get(number)
+        if backend is not None and not backend.deaf:
+            backend.token += 1
             self.shrinks += 1
             self.begun_at[self.shrinks] = self.loop.now
-            member.asked[member.token] = self.files[file], size, self.shrinks
-            self.handle(member, Shrink(member.token, size), [self.fds[file]])
+            backend.asked[backend.token] = self.files[file], size, self.shrinks
+            self.handle(backend, Shrink(backend.token, size), [self.fds[file]])
 
     @rule(number=backends)
     def withdraw(self, number: int) -> None:
-        member = self.members.get(number)
-        if member is not None and member.pending:
-            while member.pending:
-                token = next(iter(member.pending))
-                member.answered.add(member.pending.pop(token))
-                self.handle(member, Withdrawn(token))
-            member.excused = False
+        backend = self.members.get(number)
+        if backend is not None and backend.pending:
+            while backend.pending:
+                token = next(iter(backend.pending))
+                backend.answered.add(backend.pending.pop(token))
+                self.handle(backend, Withdrawn(token))
+            backend.excused = False
 
     @rule(number=backends)
     def end_shrinks(self, number: int) -> None:
-        member = self.members.get(number)
-        if member is not None:
+        backend = self.members.get(number)
+        if backend is not None:
             # Those that were not answered, too: the request was interrupted.
-            tokens = [*member.shrinking, *(t for t, asked in member.asked.items() if isinstance(asked, tuple))]
+            tokens = [*backend.shrinking, *(t for t, asked in backend.asked.items() if isinstance(asked, tuple))]
             for token in tokens:
-                member.shrinking.pop(token, None)
-                member.asked.pop(token, None)
-                self.handle(member, Shrunk(token))
+                backend.shrinking.pop(token, None)
+                backend.asked.pop(token, None)
+                self.handle(backend, Shrunk(token))
 
     @rule(file=st.none() | files)
     def change_on_the_host(self, file: int | None) -> None:
@@ -329,13 +329,13 @@ class World(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         """Who did not answer in time is not waited for."""
         self.loop.now += seconds
-        asked = [one for member in self.members.values() for one in member.asked.values() if isinstance(one, tuple)]
+        asked = [one for backend in self.members.values() for one in backend.asked.values() if isinstance(one, tuple)]
         overdue = any(self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS) for _, _, begun in asked)
-        for member in self.members.values():
-            member.excused |= overdue and bool(member.pending)
-            for token, (_, granted) in list(member.shrinking.items()):
+        for backend in self.members.values():
+            backend.excused |= overdue and bool(backend.pending)
+            for token, (_, granted) in list(backend.shrinking.items()):
                 if self.is_over(granted, SHRUNK_SECONDS):
-                    del member.shrinking[token]
+                    del backend.shrinking[token]
         self.loop.do(self.allocator.sweep)
 
     def is_over(self, since: float, seconds: float) -> bool:
@@ -347,15 +347,15 @@ class World(RuleBasedStateMachine):
         if not hasattr(self, "allocator"):
             return
         # A grant that found no room in the socket has ended the connection.
-        for number in [number for number, member in self.members.items() if member.dropped]:
+        for number in [number for number, backend in self.members.items() if backend.dropped]:
             self.leave(number)
         use = self.allocator.use()
-        mapped = [mapping for member in self.members.values() for mapping in member.mapped.values()]
+        mapped = [mapping for backend in self.members.values() for mapping in backend.mapped.values()]
         assert (use.mappings, use.windows) == (len(mapped), len(self.members))
         assert use.files == len({(mapping.device, mapping.inode) for mapping in mapped})
         assert self.slots.now == {mapping.inode % 2 for mapping in mapped if mapping.writable}
-        for member in self.members.values():
-            assert member.deaf or member.coordinate is (len(self.members) > 1)
+        for backend in self.members.values():
+            assert backend.deaf or backend.coordinate is (len(self.members) > 1)
 
     def nothing_is_left(self) -> None:
         assert self.allocator.use().mapped_bytes == 0
@@ -366,10 +366,10 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         # When all is answered and ended, all claims are answered.
-        for number, member in list(self.members.items()):
+        for number, backend in list(self.members.items()):
             self.withdraw(number)
             self.end_shrinks(number)
-            assert member.deaf or not member.shrinking
+            assert backend.deaf or not backend.shrinking
         assert not any(m.asked for m in self.members.values() if not (m.deaf or m.dropped))
         for number in list(self.members):
             self.leave(number)

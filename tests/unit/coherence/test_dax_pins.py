@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 
 
 class Tables:
@@ -28,7 +28,7 @@ class Tables:
 
 def test_a_slot_is_pinned_as_long_as_it_is_wanted() -> None:
     tables = Tables()
-    pins = Pins(tables, tables)
+    pins = WriteMappings(tables, tables)
     pins.want(7, False)
     for _ in range(2):
         pins.want(7, True)
@@ -40,7 +40,7 @@ def test_a_slot_is_pinned_as_long_as_it_is_wanted() -> None:
 def test_it_is_unpinned_when_nobody_changes_it_any_more() -> None:
     async def run() -> None:
         tables = Tables()
-        pins = Pins(tables, tables)
+        pins = WriteMappings(tables, tables)
         pins.want(7, True)
         tables.busy = {7}
         pins.want(7, False)
@@ -57,7 +57,7 @@ def test_it_is_unpinned_when_nobody_changes_it_any_more() -> None:
 def test_one_that_is_wanted_again_stays() -> None:
     async def run() -> None:
         tables = Tables()
-        pins = Pins(tables, tables)
+        pins = WriteMappings(tables, tables)
         pins.want(7, True)
         tables.busy = {7}
         pins.want(7, False)
@@ -75,7 +75,7 @@ def test_one_that_is_wanted_again_stays() -> None:
 def test_what_an_earlier_daemon_has_pinned_is_let_go() -> None:
     tables = Tables()
     tables.pins = {3, 4}
-    pins = Pins(tables, tables)
+    pins = WriteMappings(tables, tables)
     pins.want(4, True)
     pins.start()
     assert tables.pins == {4}

@@ -11,7 +11,7 @@ import pytest
 
 from coherent_vfs.coherence.daemon import session
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator
-from coherent_vfs.coherence.daemon.dax.write_mappings import Pins
+from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.daemon.event_feed import ChangeEvents
 from coherent_vfs.coherence.daemon.registry import Registry
 from coherent_vfs.coherence.daemon.service import Service
@@ -31,7 +31,7 @@ from coherent_vfs.coherence.protocol.messages import (
 )
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 from tests.integration.coherenced_process import open_directory
 
@@ -51,7 +51,7 @@ class Daemon:
         self.registry = registry
         self.table_fd = self.leases_fd = 0
         self.watch: HostWatch = NoWatch()
-        pins = Pins(registry.table, registry.leases)
+        pins = WriteMappings(registry.table, registry.leases)
         self.dax = Allocator(0, 0, registry.table.inode_slot, pins, lambda: False)
         self.events = ChangeEvents(Domain(registry.table, registry.leases, registry.raise_floor))
 
@@ -73,14 +73,14 @@ class Daemon:
 def test_a_client_that_does_not_go_on_is_dropped(
     table: Table,
     leases: Leases,
-    places: Places,
+    paths: DomainPaths,
     expect_log: ExpectLog,
     monkeypatch: pytest.MonkeyPatch,
     messages: list[FromClient],
 ) -> None:
     expect_log("too slow")
     monkeypatch.setattr(session, "DEADLINE_SECONDS", 0.05)
-    registry = Registry(table, leases, places)
+    registry = Registry(table, leases, paths)
 
     async def serve() -> None:
         client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -93,10 +93,10 @@ def test_a_client_that_does_not_go_on_is_dropped(
             await asyncio.wait_for(over, 60)
 
     asyncio.run(serve())
-    assert places.journal_keys() == []
+    assert paths.journal_keys() == []
 
 
-def test_a_backend_that_goes_while_the_status_is_gathered(places: Places, tmp_path: Path) -> None:
+def test_a_backend_that_goes_while_the_status_is_gathered(paths: DomainPaths, tmp_path: Path) -> None:
     async def serve(service: Service) -> None:
         async with asyncio.timeout(60):
             end: asyncio.Future[session.Handler] = asyncio.get_running_loop().create_future()
@@ -104,7 +104,7 @@ def test_a_backend_that_goes_while_the_status_is_gathered(places: Places, tmp_pa
             assert (page.backends, page.next) == ([], None)
             await end
 
-    with Service(places, 1024, tmp_path / "s", 0o600, None) as service:
+    with Service(paths, 1024, tmp_path / "s", 0o600, None) as service:
         asyncio.run(serve(service))
 
 
@@ -117,7 +117,7 @@ async def member_that_goes(service: Service, end: asyncio.Future[session.Handler
         service._handlers.append(member)
         send(client, Hello(PROTOCOL, "backend"))
         send(client, Join("going", "none"))
-        while not (keys := service.registry.places.journal_keys()):
+        while not (keys := service.registry.paths.journal_keys()):
             await asyncio.sleep(0)
         liveness.take(keys[0])
         send(client, Ready())

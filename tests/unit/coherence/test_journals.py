@@ -1,4 +1,4 @@
-"""Journals and the semaphores of their holders."""
+"""Journals and the semaphores of their backend_ids."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import sysv_ipc  # type: ignore[import-not-found]
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.daemon import journals
 from coherent_vfs.coherence.shm import liveness
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import JOURNAL_BYTES, Journal, Table
 
 
 @pytest.fixture
-def key(places: Places, table: Table) -> int:
-    return journals.create(places, table.domain, os.getuid(), 3)
+def key(paths: DomainPaths, table: Table) -> int:
+    return journals.create(paths, table.domain, os.getuid(), 3)
 
 
 def announced(path: Path) -> tuple[int, ...] | None:
@@ -29,8 +29,8 @@ def announced(path: Path) -> tuple[int, ...] | None:
 
 
 @pytest.fixture
-def journal(places: Places, key: int) -> Iterator[Journal]:
-    fd = journals.open_fd(places, key)
+def journal(paths: DomainPaths, key: int) -> Iterator[Journal]:
+    fd = journals.open_fd(paths, key)
     journal = Journal.from_fd(fd)
     os.close(fd)
     yield journal
@@ -38,9 +38,9 @@ def journal(places: Places, key: int) -> Iterator[Journal]:
 
 
 def test_what_is_announced_is_read_until_it_is_cleared(
-    places: Places, table: Table, key: int, journal: Journal
+    paths: DomainPaths, table: Table, key: int, journal: Journal
 ) -> None:
-    path = places.journal(key)
+    path = paths.journal(key)
     assert journals.read(path) == (table.domain, 3, 0, ())
     journal.announce([5, 1 << 63, 7])
     assert announced(path) == journal.entries == (5, 1 << 63, 7)
@@ -51,27 +51,27 @@ def test_what_is_announced_is_read_until_it_is_cleared(
     assert journals.read(path) == (table.domain, 3, 0, ())
 
 
-def test_more_than_fits_is_read_as_anything(places: Places, table: Table, key: int, journal: Journal) -> None:
+def test_more_than_fits_is_read_as_anything(paths: DomainPaths, table: Table, key: int, journal: Journal) -> None:
     journal.announce(range(16))
-    assert journals.read(places.journal(key)) == (table.domain, 3, 0, None)
+    assert journals.read(paths.journal(key)) == (table.domain, 3, 0, None)
 
 
 @pytest.mark.parametrize("size", [0, 127, 136, JOURNAL_BYTES - 1])
-def test_a_journal_that_was_cut_off_is_read_as_anything(places: Places, table: Table, key: int, size: int) -> None:
-    os.truncate(places.journal(key), size)
-    assert journals.read(places.journal(key)) is None
+def test_a_journal_that_was_cut_off_is_read_as_anything(paths: DomainPaths, table: Table, key: int, size: int) -> None:
+    os.truncate(paths.journal(key), size)
+    assert journals.read(paths.journal(key)) is None
 
 
-def test_a_journal_that_was_removed_is_read_as_anything(places: Places, table: Table, key: int) -> None:
-    journals.remove(places, key)
-    assert journals.read(places.journal(key)) is None
-    assert liveness.holder(key) is None
+def test_a_journal_that_was_removed_is_read_as_anything(paths: DomainPaths, table: Table, key: int) -> None:
+    journals.remove(paths, key)
+    assert journals.read(paths.journal(key)) is None
+    assert liveness.owner(key) is None
     with pytest.raises(UserError, match="restart the backend"):
-        journals.open_fd(places, key)
+        journals.open_fd(paths, key)
 
 
-def test_another_file_is_not_mapped_as_a_journal(places: Places, table: Table) -> None:
-    fd = os.open(places.table, os.O_RDWR)
+def test_another_file_is_not_mapped_as_a_journal(paths: DomainPaths, table: Table) -> None:
+    fd = os.open(paths.table, os.O_RDWR)
     try:
         with pytest.raises(UserError, match="not one of this version"):
             Journal.from_fd(fd)
@@ -79,15 +79,15 @@ def test_another_file_is_not_mapped_as_a_journal(places: Places, table: Table) -
         os.close(fd)
 
 
-def test_a_move_takes_along_what_is_announced(places: Places, table: Table, journal: Journal) -> None:
-    other = journals.create(places, table.domain, os.getuid(), 3)
+def test_a_move_takes_along_what_is_announced(paths: DomainPaths, table: Table, journal: Journal) -> None:
+    other = journals.create(paths, table.domain, os.getuid(), 3)
     journal.announce([5, 6])
-    fd = journals.open_fd(places, other)
+    fd = journals.open_fd(paths, other)
     journal.move(fd)
     os.close(fd)
-    assert announced(places.journal(other)) == (5, 6)
+    assert announced(paths.journal(other)) == (5, 6)
     journal.announce([8])
-    assert announced(places.journal(other)) == (8,)
+    assert announced(paths.journal(other)) == (8,)
 
 
 def test_a_closed_journal_says_so(journal: Journal) -> None:
@@ -98,31 +98,31 @@ def test_a_closed_journal_says_so(journal: Journal) -> None:
 
 
 def test_no_shared_memory_is_told_and_leaves_nothing(
-    places: Places, table: Table, monkeypatch: pytest.MonkeyPatch
+    paths: DomainPaths, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left"):
-        journals.create(places, table.domain, 0, 3)
-    assert places.journal_keys() == []
+        journals.create(paths, table.domain, 0, 3)
+    assert paths.journal_keys() == []
 
 
 def test_no_semaphore_left_is_told_and_leaves_nothing(
-    places: Places, table: Table, monkeypatch: pytest.MonkeyPatch
+    paths: DomainPaths, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sysv_ipc, "Semaphore", none_left)
     with pytest.raises(UserError, match=r"no SysV semaphore.*kernel\.sem"):
-        journals.create(places, table.domain, 0, 3)
-    assert places.journal_keys() == []
+        journals.create(paths, table.domain, 0, 3)
+    assert paths.journal_keys() == []
 
 
 def test_the_holder_is_known_while_it_lives_and_not_after_kill_9(key: int) -> None:
-    assert liveness.holder(key) is None
+    assert liveness.owner(key) is None
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -130,10 +130,10 @@ def test_the_holder_is_known_while_it_lives_and_not_after_kill_9(key: int) -> No
         os.write(write, b"x")
         signal.pause()
     os.read(read, 1)
-    assert liveness.holder(key) == pid
+    assert liveness.owner(key) == pid
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert liveness.holder(key) is None
+    assert liveness.owner(key) is None
     os.close(read)
     os.close(write)
 
@@ -150,7 +150,7 @@ def test_a_fork_of_the_holder_does_not_hold(key: int) -> None:
         os._exit(0)
     os.waitpid(taker, 0)
     child = int(os.read(read, 20))
-    assert liveness.holder(key) is None
+    assert liveness.owner(key) is None
     os.kill(child, signal.SIGKILL)
     os.close(read)
     os.close(write)
@@ -165,16 +165,16 @@ def test_a_semaphore_taken_without_undo_is_not_held_by_the_dead(key: int) -> Non
         os._exit(0)
     os.waitpid(taker, 0)
     assert sysv_ipc.Semaphore(key).value == 0
-    assert liveness.holder(key) is None
+    assert liveness.owner(key) is None
 
 
 def test_a_semaphore_is_held_once_and_let_go(key: int) -> None:
     liveness.take(key)
-    assert liveness.holder(key) == os.getpid()
+    assert liveness.owner(key) == os.getpid()
     with pytest.raises(UserError, match="cannot be taken"):
         liveness.take(key)
     liveness.let_go(key)
-    assert liveness.holder(key) is None
+    assert liveness.owner(key) is None
 
 
 def test_a_semaphore_that_is_not_there(key: int) -> None:
@@ -185,13 +185,13 @@ def test_a_semaphore_that_is_not_there(key: int) -> None:
         liveness.take(key)
 
 
-def test_files_of_other_kinds_are_no_journals(places: Places, key: int) -> None:
-    stranger = places.journal(1)
+def test_files_of_other_kinds_are_no_journals(paths: DomainPaths, key: int) -> None:
+    stranger = paths.journal(1)
     stranger.symlink_to("/dev/zero")
-    odd = places.journal(2).with_suffix(".xyz")
+    odd = paths.journal(2).with_suffix(".xyz")
     odd.touch()
     try:
-        assert places.journal_keys() == [key]
+        assert paths.journal_keys() == [key]
     finally:
         stranger.unlink()
         odd.unlink()

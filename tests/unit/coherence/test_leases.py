@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from bench.compiled import ROOT, load
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.shm.leases import HOLDER_MAX, Leases, lease_table_bytes
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.leases import BACKEND_MAX, Leases, lease_table_bytes
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 
 loop = load("lease_loop")
@@ -38,9 +38,9 @@ MANY = 1023
 
 
 @pytest.fixture
-def table(places: Places) -> Iterator[Table]:
+def table(paths: DomainPaths) -> Iterator[Table]:
     """A table so small that a test can look at all of it."""
-    table = Table.create(places.name, SLOTS)
+    table = Table.create(paths.name, SLOTS)
     yield table
     table.close()
 
@@ -50,14 +50,14 @@ def thing(tag: int, slot: int = SLOT) -> int:
     return tag << 46 | slot
 
 
-def words(places: Places) -> tuple[int, ...]:
-    data = places.leases.read_bytes()
+def words(paths: DomainPaths) -> tuple[int, ...]:
+    data = paths.leases.read_bytes()
     return struct.unpack(f"<{len(data) // 8}Q", data)
 
 
-def bucket(places: Places, slot: int = SLOT) -> tuple[int, ...]:
+def bucket(paths: DomainPaths, slot: int = SLOT) -> tuple[int, ...]:
     first = 512 + 8 * (slot % BUCKETS)
-    return words(places)[first : first + 8]
+    return words(paths)[first : first + 8]
 
 
 def overwrite(path: Path, word: int, value: int) -> None:
@@ -69,40 +69,40 @@ def overwrite(path: Path, word: int, value: int) -> None:
 # --- layout ---------------------------------------------------------------------------------------------------
 
 
-def test_the_layout_is_the_documented_one(table: Table, leases: Leases, places: Places) -> None:
-    leases.next_holder(())
-    leases.uncover()
-    file = words(places)
-    assert places.leases.read_bytes()[:8] == b"VFLEASE\0"
+def test_the_layout_is_the_documented_one(table: Table, leases: Leases, paths: DomainPaths) -> None:
+    leases.next_backend(())
+    leases.end_watch_epoch()
+    file = words(paths)
+    assert paths.leases.read_bytes()[:8] == b"VFLEASE\0"
     assert file[1:3] == (1, BUCKETS)
     assert struct.pack("<2Q", *file[6:8]) == table.domain
     assert (file[8], file[16]) == (1, 2)
     assert 8 * len(file) == lease_table_bytes(SLOTS) == SIZE
     assert not any(file[512:])
-    assert HOLDER_MAX == 1022
+    assert BACKEND_MAX == 1022
 
 
 def test_a_bucket_has_a_lock_closed_an_origin_a_data_word_and_four_leases(
-    table: Table, leases: Leases, places: Places
+    table: Table, leases: Leases, paths: DomainPaths
 ) -> None:
     slot = SLOT + 3 * BUCKETS
     before = loop.now()
-    assert leases.grant(thing(0x3FFFF, slot), HOLDER_MAX, table.stamp(), HOUR)
+    assert leases.grant(thing(0x3FFFF, slot), BACKEND_MAX, table.stamp(), HOUR)
     loop.set_origin(leases, slot, 9, 77)
     leases.changed(slot, True)
     leases.close_until(slot, HOUR)
     assert leases.lock(slot, 8)
     after = loop.now()
-    lock, closed, origin, data, *cells = bucket(places, slot)
+    lock, closed, origin, data, *cells = bucket(paths, slot)
     assert lock & MANY == 8
     assert before + LOCK_US <= lock >> 10 <= after + LOCK_US
     assert before + HOUR <= closed <= after + HOUR
     assert origin == 9 | 3 << 10 | 77 << 12
     assert data == table.sequence + 1
-    assert cells[0] & (1 << 28) - 1 == HOLDER_MAX | 0x3FFFF << 10
+    assert cells[0] & (1 << 28) - 1 == BACKEND_MAX | 0x3FFFF << 10
     assert before + HOUR <= (cells[0] >> 28) * TICK < after + HOUR + TICK
     assert cells[1:] == [0, 0, 0]
-    assert not any(words(places)[512 : 512 + 8 * SLOT])
+    assert not any(words(paths)[512 : 512 + 8 * SLOT])
 
 
 # --- leases ---------------------------------------------------------------------------------------------------
@@ -148,14 +148,14 @@ def test_a_lease_is_over_when_its_time_has_passed(table: Table, leases: Leases) 
     assert time.monotonic() >= begin + 0.002
 
 
-def test_a_shorter_lease_does_not_cut_a_longer_one(table: Table, leases: Leases, places: Places) -> None:
+def test_a_shorter_lease_does_not_cut_a_longer_one(table: Table, leases: Leases, paths: DomainPaths) -> None:
     assert leases.grant(thing(7), 1, table.stamp(), HOUR)
     long = leases.leased_until(thing(7), 2)
     assert leases.grant(thing(7), 1, table.stamp(), 1000)
     assert leases.leased_until(thing(7), 2) == long
     assert leases.grant(thing(7), 1, table.stamp(), 2 * HOUR)
     assert leases.leased_until(thing(7), 2) >= long + HOUR
-    assert sum(cell != 0 for cell in bucket(places)[LEASE:]) == 1
+    assert sum(cell != 0 for cell in bucket(paths)[LEASE:]) == 1
 
 
 def test_the_last_of_several_leases_counts(table: Table, leases: Leases) -> None:
@@ -166,12 +166,12 @@ def test_the_last_of_several_leases_counts(table: Table, leases: Leases) -> None
     assert now + 2 * HOUR < leases.leased_until(thing(7), 4) < now + 3 * HOUR + TICK
 
 
-def test_a_fifth_holder_shares_a_cell_that_is_then_of_many(table: Table, leases: Leases, places: Places) -> None:
+def test_a_fifth_holder_shares_a_cell_that_is_then_of_many(table: Table, leases: Leases, paths: DomainPaths) -> None:
     before = loop.now()
     for holder in (1, 2, 3, 4, 5):
         assert leases.grant(thing(7), holder, table.stamp(), holder * HOUR)
     after = loop.now()
-    assert [cell & MANY for cell in bucket(places)[LEASE:]] == [MANY, 2, 3, 4]
+    assert [cell & MANY for cell in bucket(paths)[LEASE:]] == [MANY, 2, 3, 4]
     # Whose the shared one is cannot be told any more: it holds all of them back.
     for holder in (1, 2, 3, 4, 5, 6):
         assert before + 5 * HOUR <= leases.leased_until(thing(7), holder) < after + 5 * HOUR + TICK
@@ -278,15 +278,15 @@ def test_a_bucket_is_quiet_since_its_last_change(leases: Leases) -> None:
     assert loop.quiet_for(leases, thing(7), now + 30 + LOCK_US + 5) == 5
 
 
-def test_a_change_on_the_host_is_noted_and_leaves_a_lock(leases: Leases, places: Places) -> None:
+def test_a_change_on_the_host_is_noted_and_leaves_a_lock(leases: Leases, paths: DomainPaths) -> None:
     before = loop.now()
     leases.changed(SLOT, False)
-    assert before <= bucket(places)[LOCK] >> 10 <= loop.now()
-    assert bucket(places)[LOCK] & MANY == 0
-    assert bucket(places)[DATA] == 0
+    assert before <= bucket(paths)[LOCK] >> 10 <= loop.now()
+    assert bucket(paths)[LOCK] & MANY == 0
+    assert bucket(paths)[DATA] == 0
     mine = leases.lock(SLOT, 2)
     leases.changed(SLOT, True)
-    assert bucket(places)[LOCK] == mine
+    assert bucket(paths)[LOCK] == mine
 
 
 def test_data_that_changed_is_known_until_it_is_told_again(table: Table, leases: Leases) -> None:
@@ -300,17 +300,17 @@ def test_data_that_changed_is_known_until_it_is_told_again(table: Table, leases:
     assert not loop.data_since(leases, SLOT + 1, told)
 
 
-def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(leases: Leases, places: Places) -> None:
+def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(leases: Leases, paths: DomainPaths) -> None:
     mine = leases.lock(SLOT, 2)
     leases.release(3)
-    assert bucket(places)[LOCK] == mine
+    assert bucket(paths)[LOCK] == mine
     leases.release(2)
     assert not leases.locked(SLOT)
     assert not loop.unlock(leases, SLOT, mine, 0)
     assert leases.lock(SLOT, 3)
 
 
-# --- origins, epoch, holders ----------------------------------------------------------------------------------
+# --- origins, epoch, backend_ids ----------------------------------------------------------------------------------
 
 
 def test_nothing_is_good_of_a_slot_that_is_pinned_until_it_is_unpinned(table: Table, leases: Leases) -> None:
@@ -345,15 +345,15 @@ def test_an_origin_is_known_until_another_slot_of_the_bucket_changes(leases: Lea
     slots = [SLOT + part * BUCKETS for part in range(4)]
     assert [leases.origin(slot) for slot in slots] == [None] * 4
     for number, changed in enumerate(slots, 1):
-        loop.set_origin(leases, changed, HOLDER_MAX, (1 << 52) - number)
+        loop.set_origin(leases, changed, BACKEND_MAX, (1 << 52) - number)
         for slot in slots:
-            assert leases.origin(slot) == ((HOLDER_MAX, (1 << 52) - number) if slot == changed else None)
+            assert leases.origin(slot) == ((BACKEND_MAX, (1 << 52) - number) if slot == changed else None)
     assert leases.origin(SLOT + 1) is None
 
 
 def test_uncover_begins_a_new_epoch(leases: Leases) -> None:
     epoch = leases.epoch
-    leases.uncover()
+    leases.end_watch_epoch()
     assert leases.epoch == epoch + 1
 
 
@@ -365,27 +365,27 @@ def test_markers_are_wanted_or_not(leases: Leases) -> None:
     assert not leases.markers_wanted
 
 
-def test_a_holders_number_comes_again_as_late_as_possible(table: Table, leases: Leases, places: Places) -> None:
-    first = [leases.next_holder(()) for _ in range(600)]
-    with places.leases.open("r+b") as file:
+def test_a_holders_number_comes_again_as_late_as_possible(table: Table, leases: Leases, paths: DomainPaths) -> None:
+    first = [leases.next_backend(()) for _ in range(600)]
+    with paths.leases.open("r+b") as file:
         restarted = Leases.from_fd(file.fileno(), table)
-    rest = [restarted.next_holder(()) for _ in range(HOLDER_MAX - 600)]
-    assert first + rest == list(range(1, HOLDER_MAX + 1))
-    assert leases.next_holder(()) == 1
+    rest = [restarted.next_backend(()) for _ in range(BACKEND_MAX - 600)]
+    assert first + rest == list(range(1, BACKEND_MAX + 1))
+    assert leases.next_backend(()) == 1
 
 
 def test_a_holders_number_in_use_is_not_given_out(leases: Leases) -> None:
-    assert leases.next_holder({1, 2, 4}) == 3
-    assert leases.next_holder({1, 2, 4}) == 5
-    everybody = set(range(1, HOLDER_MAX + 1))
-    assert leases.next_holder(everybody - {4}) == 4
+    assert leases.next_backend({1, 2, 4}) == 3
+    assert leases.next_backend({1, 2, 4}) == 5
+    everybody = set(range(1, BACKEND_MAX + 1))
+    assert leases.next_backend(everybody - {4}) == 4
     with pytest.raises(UserError, match="1022 backends already: end one"):
-        leases.next_holder(everybody)
+        leases.next_backend(everybody)
 
 
-def test_a_spoilt_number_of_the_last_holder_is_no_harm(leases: Leases, places: Places) -> None:
-    overwrite(places.leases, 8, (1 << 64) - 1)
-    assert 1 <= leases.next_holder(()) <= HOLDER_MAX
+def test_a_spoilt_number_of_the_last_holder_is_no_harm(leases: Leases, paths: DomainPaths) -> None:
+    overwrite(paths.leases, 8, (1 << 64) - 1)
+    assert 1 <= leases.next_backend(()) <= BACKEND_MAX
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
@@ -402,31 +402,31 @@ def refused(path: Path, table: Table) -> str:
     ("word", "value"), [(0, 0), (0, 12345), (1, 2), (2, 0), (2, 2 * BUCKETS), (2, 1 << 63), (6, 1), (7, 1)]
 )
 def test_a_header_that_does_not_fit_is_refused(
-    table: Table, leases: Leases, places: Places, word: int, value: int
+    table: Table, leases: Leases, paths: DomainPaths, word: int, value: int
 ) -> None:
-    overwrite(places.leases, word, value)
-    assert "restart coherenced" in refused(places.leases, table)
+    overwrite(paths.leases, word, value)
+    assert "restart coherenced" in refused(paths.leases, table)
 
 
 @pytest.mark.parametrize("size", [0, 7, 24, 4095, 4096, SIZE - 1])
-def test_a_file_that_is_too_short_is_refused(table: Table, places: Places, tmp_path: Path, size: int) -> None:
-    Leases.create(f"/{places.leases.name}", table).close()
+def test_a_file_that_is_too_short_is_refused(table: Table, paths: DomainPaths, tmp_path: Path, size: int) -> None:
+    Leases.create(f"/{paths.leases.name}", table).close()
     short = tmp_path / "short"
-    short.write_bytes(places.leases.read_bytes()[:size])
+    short.write_bytes(paths.leases.read_bytes()[:size])
     assert "restart coherenced" in refused(short, table)
 
 
-def test_the_leases_of_another_table_are_refused(leases: Leases, places: Places) -> None:
-    others = Places(f"{places.name}-other")
+def test_the_leases_of_another_table_are_refused(leases: Leases, paths: DomainPaths) -> None:
+    others = DomainPaths(f"{paths.name}-other")
     try:
-        assert "restart coherenced" in refused(places.leases, Table.create(others.name, SLOTS))
+        assert "restart coherenced" in refused(paths.leases, Table.create(others.name, SLOTS))
     finally:
         others.table.unlink(missing_ok=True)
 
 
-def test_a_taken_name_and_one_that_cannot_be_are_refused(table: Table, leases: Leases, places: Places) -> None:
+def test_a_taken_name_and_one_that_cannot_be_are_refused(table: Table, leases: Leases, paths: DomainPaths) -> None:
     with pytest.raises(UserError, match="cannot be created"):
-        Leases.create(f"/{places.leases.name}", table)
+        Leases.create(f"/{paths.leases.name}", table)
     with pytest.raises(UserError, match="cannot be created"):
         Leases.create("/" + "x" * 300, table)
     with pytest.raises(TypeError):
@@ -434,19 +434,19 @@ def test_a_taken_name_and_one_that_cannot_be_are_refused(table: Table, leases: L
 
 
 def test_a_full_file_system_is_refused_and_leaves_nothing(
-    table: Table, places: Places, monkeypatch: pytest.MonkeyPatch
+    table: Table, paths: DomainPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"No space left.*free memory"):
-        Leases.create(f"/{places.leases.name}", table)
-    assert not places.leases.exists()
+        Leases.create(f"/{paths.leases.name}", table)
+    assert not paths.leases.exists()
 
 
 def test_a_move_goes_on_with_another_file_or_with_the_old_one(
-    table: Table, leases: Leases, places: Places, tmp_path: Path
+    table: Table, leases: Leases, paths: DomainPaths, tmp_path: Path
 ) -> None:
     assert leases.grant(thing(7), 1, table.stamp(), HOUR)
     other = tmp_path / "other"
@@ -455,12 +455,12 @@ def test_a_move_goes_on_with_another_file_or_with_the_old_one(
         with pytest.raises(UserError):
             leases.move(file.fileno())
         assert leases.leased_until(thing(7), 2)
-        file.write(places.leases.read_bytes()[:4096])
+        file.write(paths.leases.read_bytes()[:4096])
         file.flush()
         leases.move(file.fileno())
     assert leases.leased_until(thing(7), 2) == 0
     assert leases.lock(SLOT, 1)
-    assert bucket(places)[LOCK] == 0
+    assert bucket(paths)[LOCK] == 0
 
 
 def slot_operations(leases: Leases) -> list[Callable[[int], object]]:
@@ -474,16 +474,16 @@ def slot_operations(leases: Leases) -> list[Callable[[int], object]]:
 
 
 @pytest.mark.parametrize("slot", [-1, SLOTS, 1 << 70])
-def test_slots_outside_are_an_index_error(leases: Leases, places: Places, slot: int) -> None:
+def test_slots_outside_are_an_index_error(leases: Leases, paths: DomainPaths, slot: int) -> None:
     for operation in slot_operations(leases):
         with pytest.raises(IndexError):
             operation(slot)
-    assert not any(words(places)[512:])
+    assert not any(words(paths)[512:])
 
 
-def test_any_hash_is_in_some_bucket(table: Table, leases: Leases, places: Places) -> None:
+def test_any_hash_is_in_some_bucket(table: Table, leases: Leases, paths: DomainPaths) -> None:
     assert leases.grant((1 << 64) - 1, 1, table.stamp(), HOUR)
-    assert bucket(places, SLOTS - 1)[LEASE]
+    assert bucket(paths, SLOTS - 1)[LEASE]
     for hash in (-1, 1 << 64):
         with pytest.raises(OverflowError):
             leases.grant(hash, 1, table.stamp(), HOUR)
@@ -493,10 +493,10 @@ def test_a_closed_table_says_so(leases: Leases) -> None:
     leases.close()
     operations: list[Callable[[], object]] = [
         lambda: leases.epoch,
-        leases.uncover,
+        leases.end_watch_epoch,
         lambda: leases.markers_wanted,
         lambda: leases.want_markers(True),
-        lambda: leases.next_holder(()),
+        lambda: leases.next_backend(()),
         lambda: leases.grant(1, 1, 1, 1),
         lambda: leases.leased_until(1, 1),
         *(lambda operation=operation: operation(1) for operation in slot_operations(leases)),
@@ -542,11 +542,11 @@ class Model:
     )
 )
 def test_no_lease_is_ever_missed(
-    table: Table, leases: Leases, places: Places, steps: list[tuple[int, int, int, int]]
+    table: Table, leases: Leases, paths: DomainPaths, steps: list[tuple[int, int, int, int]]
 ) -> None:
     model, now = Model(), loop.now()
     for word in range(512 + 8 * SLOT, 512 + 8 * (SLOT + 2)):
-        overwrite(places.leases, word, 0)
+        overwrite(paths.leases, word, 0)
     for hash, holder, length, pause in steps:
         if loop.grant_at(leases, hash, holder, table.stamp(), now, now + length):
             model.grant(hash, holder, (now + length + TICK - 1) // TICK * TICK)
@@ -605,9 +605,9 @@ class Race:
     changes: int
 
 
-def race_of_processes(places: Places, *, second_look: bool, wait: bool, meetings: int) -> Race:
+def race_of_processes(paths: DomainPaths, *, second_look: bool, wait: bool, meetings: int) -> Race:
     """One process uses a value while it has a lease, another changes it: see bench/lease_loop.pyi."""
-    shared = places.leases.with_name(f"{places.leases.name}.shared")
+    shared = paths.leases.with_name(f"{paths.leases.name}.shared")
     shared.write_bytes(bytes(mmap.PAGESIZE))
     program = (
         "import json, mmap, sys; from bench import lease_loop; from coherent_vfs.coherence.shm.leases import Leases\n"
@@ -619,7 +619,7 @@ def race_of_processes(places: Places, *, second_look: bool, wait: bool, meetings
     )
     calls = [f"use(leases, shared, {thing(7)}, 1, {second_look}, {meetings})"]
     calls.append(f"change(leases, shared, {thing(7)}, 2, {wait})")
-    files = [str(places.table), str(places.leases), str(shared)]
+    files = [str(paths.table), str(paths.leases), str(shared)]
     with contextlib.ExitStack() as stack:
         stack.callback(shared.unlink)
         processes = []
@@ -640,9 +640,9 @@ def race_of_processes(places: Places, *, second_look: bool, wait: bool, meetings
 
 
 def test_nobody_uses_an_old_value_after_the_change_was_acknowledged(
-    table: Table, leases: Leases, places: Places
+    table: Table, leases: Leases, paths: DomainPaths
 ) -> None:
-    result = race_of_processes(places, second_look=True, wait=True, meetings=600)
+    result = race_of_processes(paths, second_look=True, wait=True, meetings=600)
     assert not result.stale
     assert result.leases > 100
     assert result.changes > 600
@@ -651,6 +651,6 @@ def test_nobody_uses_an_old_value_after_the_change_was_acknowledged(
 
 @pytest.mark.parametrize(("second_look", "wait"), [(False, True), (True, False)])
 def test_without_the_second_look_or_the_wait_an_old_value_is_used(
-    table: Table, leases: Leases, places: Places, second_look: bool, wait: bool
+    table: Table, leases: Leases, paths: DomainPaths, second_look: bool, wait: bool
 ) -> None:
-    assert race_of_processes(places, second_look=second_look, wait=wait, meetings=20_000 if wait else 1 << 60).stale
+    assert race_of_processes(paths, second_look=second_look, wait=wait, meetings=20_000 if wait else 1 << 60).stale

@@ -24,7 +24,7 @@ from coherent_vfs.coherence.protocol.messages import (
     Welcome,
 )
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 from tests.integration.coherenced_process import open_directory
 from tests.unit.server.fake_device import leaked, open_fds
@@ -94,18 +94,20 @@ def test_a_daemon_that_answers_otherwise(
     assert says in join(listener, tmp_path, answers, [])
 
 
-def test_a_table_of_another_version(listener: socket.socket, table: Table, places: Places) -> None:
-    with places.table.open("r+b") as file:
+def test_a_table_of_another_version(listener: socket.socket, table: Table, paths: DomainPaths) -> None:
+    with paths.table.open("r+b") as file:
         file.seek(8)
         file.write(b"\x07")
         file.flush()
-        says = join(listener, places.table, [WELCOME, Granted(1)], [file.fileno()] * 3)
+        says = join(listener, paths.table, [WELCOME, Granted(1)], [file.fileno()] * 3)
     assert "ABI 7" in says
 
 
-def test_a_semaphore_that_is_not_there(listener: socket.socket, table: Table, leases: Leases, places: Places) -> None:
-    with places.table.open("r+b") as file, places.leases.open("r+b") as lease_file:
-        says = join(listener, places.table, [WELCOME, Granted(1)], [file.fileno(), lease_file.fileno(), file.fileno()])
+def test_a_semaphore_that_is_not_there(
+    listener: socket.socket, table: Table, leases: Leases, paths: DomainPaths
+) -> None:
+    with paths.table.open("r+b") as file, paths.leases.open("r+b") as lease_file:
+        says = join(listener, paths.table, [WELCOME, Granted(1)], [file.fileno(), lease_file.fileno(), file.fileno()])
     assert "IPC namespace" in says
 
 

@@ -11,7 +11,7 @@ from coherent_vfs.coherence.daemon import journals
 from coherent_vfs.coherence.daemon.registry import MAX_LEFT_ROOTS, Registry
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import TRUST_NOTHING, Journal, Table
 
 PID = os.getpid()
@@ -19,8 +19,8 @@ ROOT = (1, 2)
 
 
 @pytest.fixture
-def registry(table: Table, leases: Leases, places: Places) -> Registry:
-    registry = Registry(table, leases, places)
+def registry(table: Table, leases: Leases, paths: DomainPaths) -> Registry:
+    registry = Registry(table, leases, paths)
     registry.recover()
     return registry
 
@@ -43,9 +43,9 @@ def test_a_table_without_backends_is_trusted_at_once(registry: Registry, table: 
     assert table.floor == table.sequence
 
 
-def test_what_was_cached_before_a_restart_is_not_trusted(table: Table, leases: Leases, places: Places) -> None:
+def test_what_was_cached_before_a_restart_is_not_trusted(table: Table, leases: Leases, paths: DomainPaths) -> None:
     stamp = table.stamp()
-    Registry(table, leases, places).recover()
+    Registry(table, leases, paths).recover()
     assert not table.valid(5, stamp)
 
 
@@ -56,14 +56,14 @@ def test_a_root_is_in_the_table_from_when_the_backend_is_a_member(registry: Regi
     assert table.is_root(table.inode_slot(*ROOT))
 
 
-def test_a_join_that_is_refused_leaves_nothing(registry: Registry, table: Table, places: Places) -> None:
+def test_a_join_that_is_refused_leaves_nothing(registry: Registry, table: Table, paths: DomainPaths) -> None:
     for number in range(300):
         key = registry.grant(PID, os.getuid(), None)
         with pytest.raises(UserError, match="not held"):
             registry.register(key, PID, (1, number))
         registry.leave(key)
     assert (table.root_bits, table.root_epoch) == (frozenset(), 0)
-    assert places.journal_keys() == []
+    assert paths.journal_keys() == []
 
 
 def test_as_many_shares_one_after_the_other_as_come(registry: Registry, table: Table) -> None:
@@ -107,12 +107,12 @@ def test_a_root_stays_as_long_as_one_of_its_backends_lives(registry: Registry, t
 
 
 def test_roots_outlive_the_daemon_until_all_backends_are_back(
-    registry: Registry, table: Table, leases: Leases, places: Places
+    registry: Registry, table: Table, leases: Leases, paths: DomainPaths
 ) -> None:
     backends = {join(registry, (1, inode)): (1, inode) for inode in (7, 8)}
     end(registry, join(registry, (1, 9)))
     registry.close()
-    after = Registry(table, leases, places)
+    after = Registry(table, leases, paths)
     after.recover()
     assert all(table.is_root(table.inode_slot(1, inode)) for inode in (7, 8, 9))
     for key, root in backends.items():
@@ -156,13 +156,13 @@ def test_a_new_backend_does_not_lower_the_floor_for_a_missing_one(registry: Regi
     assert table.floor == TRUST_NOTHING
 
 
-def test_a_missing_backend_that_dies_is_buried(registry: Registry, table: Table, places: Places) -> None:
+def test_a_missing_backend_that_dies_is_buried(registry: Registry, table: Table, paths: DomainPaths) -> None:
     key = join(registry)
     registry.leave(key)
     liveness.let_go(key)
     registry.sweep()
     assert registry.trusted
-    assert places.journal_keys() == []
+    assert paths.journal_keys() == []
 
 
 def test_a_journal_that_is_not_missing_is_not_given_to_who_asks_for_it(registry: Registry) -> None:
@@ -177,25 +177,25 @@ def test_a_missing_journal_is_given_to_its_holder_only(registry: Registry) -> No
 
 
 def test_an_overflow_while_distrusted_does_not_end_the_distrust(
-    registry: Registry, table: Table, places: Places, expect_log: object
+    registry: Registry, table: Table, paths: DomainPaths, expect_log: object
 ) -> None:
     assert callable(expect_log)
     expect_log("may have changed anything")
     missing, dead = join(registry), join(registry)
     registry.leave(missing)
-    places.journal(dead).write_bytes(b"")
+    paths.journal(dead).write_bytes(b"")
     liveness.let_go(dead)
     registry.leave(dead)
     assert table.floor == TRUST_NOTHING
 
 
-def test_a_backend_of_another_table_is_not_waited_for(table: Table, leases: Leases, places: Places) -> None:
-    key = journals.create(places, bytes(16), os.getuid(), 3)
+def test_a_backend_of_another_table_is_not_waited_for(table: Table, leases: Leases, paths: DomainPaths) -> None:
+    key = journals.create(paths, bytes(16), os.getuid(), 3)
     liveness.take(key)
-    registry = Registry(table, leases, places)
+    registry = Registry(table, leases, paths)
     registry.recover()
     assert registry.trusted
-    assert places.journal_keys() == []
+    assert paths.journal_keys() == []
 
 
 def test_the_end_of_the_daemon_distrusts(registry: Registry, table: Table) -> None:
@@ -204,22 +204,22 @@ def test_the_end_of_the_daemon_distrusts(registry: Registry, table: Table) -> No
 
 
 def test_one_that_joins_and_goes_again_and_again_does_not_use_up_the_semaphores(
-    registry: Registry, places: Places, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, paths: DomainPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coherent_vfs.coherence.daemon.registry.MAX_BACKENDS", 3)
     for _ in range(3):
         registry.leave(join(registry))
     with pytest.raises(UserError, match="3 backends already"):
         join(registry)
-    assert len(places.journal_keys()) == 3
+    assert len(paths.journal_keys()) == 3
 
 
 @pytest.mark.parametrize("new_root", [(1, 3), ROOT])
 def test_a_change_begun_before_its_directory_became_a_root_makes_everybody_ask_at_a_death(
-    registry: Registry, table: Table, places: Places, new_root: tuple[int, int]
+    registry: Registry, table: Table, paths: DomainPaths, new_root: tuple[int, int]
 ) -> None:
     key = join(registry)
-    journal = os.open(places.journal(key), os.O_RDWR)
+    journal = os.open(paths.journal(key), os.O_RDWR)
     try:
         Journal.from_fd(journal).announce([table.name_slot(table.inode_slot(*new_root), b"name")])
     finally:

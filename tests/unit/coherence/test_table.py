@@ -14,7 +14,7 @@ import pytest
 
 from bench.compiled import ROOT, load
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import (
     MAX_SLOT_COUNT,
     MIN_SLOT_COUNT,
@@ -28,9 +28,9 @@ SIZE = SLOTS_OFFSET + 8 * 1024
 
 
 @pytest.fixture
-def table(places: Places) -> Iterator[Table]:
+def table(paths: DomainPaths) -> Iterator[Table]:
     """A table so small that a test can look at all of it."""
-    table = Table.create(places.name, 1024)
+    table = Table.create(paths.name, 1024)
     yield table
     table.close()
 
@@ -46,11 +46,11 @@ def overwrite(path: Path, word: int, value: int) -> None:
         file.write(struct.pack("<Q", value))
 
 
-def test_the_layout_is_the_documented_one(table: Table, places: Places) -> None:
+def test_the_layout_is_the_documented_one(table: Table, paths: DomainPaths) -> None:
     table.bump(7)
     table.add_root(9)
-    file = words(places.table)
-    assert places.table.read_bytes()[:8] == b"VFSTABL\0"
+    file = words(paths.table)
+    assert paths.table.read_bytes()[:8] == b"VFSTABL\0"
     assert file[1:3] == (2, 1024)
     assert struct.pack("<2Q", *file[6:8]) == table.domain
     assert (file[8], file[16]) == (table.sequence, table.floor)
@@ -100,8 +100,8 @@ def test_a_floor_lifted_while_a_distrust_is_ended_is_not_lost(tmp_path: Path) ->
     assert subprocess.run([program]).returncode == 0
 
 
-def test_two_mappings_see_the_same_words(table: Table, places: Places) -> None:
-    other = Table.open(places.name)
+def test_two_mappings_see_the_same_words(table: Table, paths: DomainPaths) -> None:
+    other = Table.open(paths.name)
     table.bump(5)
     assert other.slot(5) == table.slot(5)
     assert other.domain == table.domain
@@ -117,8 +117,8 @@ def test_slots_outside_are_an_index_error(table: Table, slot: int) -> None:
         table.valid(slot, 1)
 
 
-def test_a_read_only_table_refuses_changes(table: Table, places: Places) -> None:
-    reader = Table.open(places.table)
+def test_a_read_only_table_refuses_changes(table: Table, paths: DomainPaths) -> None:
+    reader = Table.open(paths.table)
     for operation in (
         lambda: reader.bump(5),
         reader.raise_floor,
@@ -131,7 +131,7 @@ def test_a_read_only_table_refuses_changes(table: Table, places: Places) -> None
 
 
 def test_a_store_through_a_read_only_mapping_kills_the_process_and_changes_nothing(
-    table: Table, places: Places
+    table: Table, paths: DomainPaths
 ) -> None:
     # The compiled bump does not ask whether the table is writable: the hardware does.
     program = (
@@ -141,13 +141,13 @@ def test_a_store_through_a_read_only_mapping_kills_the_process_and_changes_nothi
         "assert line.split()[1] == 'r--s', line\n"
         "ctypes.memset(int(line.split('-')[0], 16) + 4096, 255, 8)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(places.table)], cwd=ROOT, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-c", program, str(paths.table)], cwd=ROOT, stderr=subprocess.PIPE)
     assert done.returncode == -11
     assert table.slot(0) == 0
 
 
-def test_a_read_only_descriptor_cannot_be_mapped_writable(table: Table, places: Places) -> None:
-    fd = os.open(places.table, os.O_RDONLY)
+def test_a_read_only_descriptor_cannot_be_mapped_writable(table: Table, paths: DomainPaths) -> None:
+    fd = os.open(paths.table, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="cannot be mapped"):
             Table.from_fd(fd, writable=True)
@@ -186,9 +186,9 @@ def test_the_epoch_of_roots_tells_of_those_that_come(table: Table) -> None:
     assert table.root_epoch == 3
 
 
-def test_slots_that_share_a_bit_are_all_roots(places: Places) -> None:
-    Table.create(places.name, 4 * ROOT_BITS).close()
-    table = Table.open(places.name, writable=True)
+def test_slots_that_share_a_bit_are_all_roots(paths: DomainPaths) -> None:
+    Table.create(paths.name, 4 * ROOT_BITS).close()
+    table = Table.open(paths.name, writable=True)
     table.add_root(5 + ROOT_BITS)
     assert all(table.is_root(5 + number * ROOT_BITS) for number in range(4))
     assert not table.is_root(6)
@@ -196,11 +196,11 @@ def test_slots_that_share_a_bit_are_all_roots(places: Places) -> None:
     assert table.is_root(5 + ROOT_BITS)
 
 
-def test_the_hash_is_siphash(table: Table, places: Places) -> None:
+def test_the_hash_is_siphash(table: Table, paths: DomainPaths) -> None:
     # The reference implementation's vectors_sip64: key 00..0f, message 00, 01, 02, ... of 8, 15 and 16 bytes.
     for word, value in ((4, 0x0706050403020100), (5, 0x0F0E0D0C0B0A0908)):
-        overwrite(places.table, word, value)
-    seeded = Table.open(places.table)
+        overwrite(paths.table, word, value)
+    seeded = Table.open(paths.table)
     first = 0x0706050403020100
     assert seeded.siphash(first, b"") == 0x93F5F5799A932462
     assert seeded.siphash(first, bytes(range(8, 15))) == 0xA129CA6149BE45E5
@@ -215,15 +215,15 @@ def test_slots_spread_evenly(table: Table) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, MIN_SLOT_COUNT // 2, MIN_SLOT_COUNT + 1, MAX_SLOT_COUNT * 2])
-def test_a_bad_slot_count_is_refused(places: Places, count: int) -> None:
+def test_a_bad_slot_count_is_refused(paths: DomainPaths, count: int) -> None:
     with pytest.raises(UserError, match="use a power of two"):
-        Table.create(places.name, count)
-    assert not places.table.exists()
+        Table.create(paths.name, count)
+    assert not paths.table.exists()
 
 
-def test_a_taken_name_is_refused(table: Table, places: Places) -> None:
+def test_a_taken_name_is_refused(table: Table, paths: DomainPaths) -> None:
     with pytest.raises(UserError, match="exists already"):
-        Table.create(places.name, 1024)
+        Table.create(paths.name, 1024)
 
 
 def test_a_name_that_cannot_be_is_refused() -> None:
@@ -231,19 +231,19 @@ def test_a_name_that_cannot_be_is_refused() -> None:
         Table.create("/" + "x" * 300)
 
 
-def test_a_full_file_system_is_refused_and_leaves_nothing(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_file_system_is_refused_and_leaves_nothing(paths: DomainPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"No space left.*free memory"):
-        Table.create(places.name)
-    assert not places.table.exists()
+        Table.create(paths.name)
+    assert not paths.table.exists()
 
 
-def test_a_missing_table_is_refused(places: Places) -> None:
+def test_a_missing_table_is_refused(paths: DomainPaths) -> None:
     with pytest.raises(UserError, match="start coherenced"):
-        Table.open(places.name)
+        Table.open(paths.name)
 
 
 @pytest.mark.parametrize(
@@ -260,19 +260,21 @@ def test_a_missing_table_is_refused(places: Places) -> None:
         (2, 2048, "cut off"),
     ],
 )
-def test_a_header_that_does_not_fit_is_refused(table: Table, places: Places, word: int, value: int, says: str) -> None:
-    overwrite(places.table, word, value)
+def test_a_header_that_does_not_fit_is_refused(
+    table: Table, paths: DomainPaths, word: int, value: int, says: str
+) -> None:
+    overwrite(paths.table, word, value)
     with pytest.raises(UserError, match=says):
-        Table.open(places.table)
+        Table.open(paths.table)
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, SLOTS_OFFSET - 1, SLOTS_OFFSET, SIZE - 1])
-def test_a_file_that_is_too_short_is_refused(table: Table, places: Places, size: int) -> None:
-    content = places.table.read_bytes()
-    places.table.write_bytes(content[:size])
+def test_a_file_that_is_too_short_is_refused(table: Table, paths: DomainPaths, size: int) -> None:
+    content = paths.table.read_bytes()
+    paths.table.write_bytes(content[:size])
     with pytest.raises(UserError):
-        Table.open(places.table)
-    places.table.write_bytes(content)
+        Table.open(paths.table)
+    paths.table.write_bytes(content)
 
 
 def test_a_directory_and_a_pipe_are_refused(tmp_path: Path) -> None:
@@ -287,14 +289,14 @@ def test_a_directory_and_a_pipe_are_refused(tmp_path: Path) -> None:
         os.close(write)
 
 
-def test_slots_above_the_sequence_are_found(table: Table, places: Places) -> None:
+def test_slots_above_the_sequence_are_found(table: Table, paths: DomainPaths) -> None:
     table.bump(5)
     assert table.slots_above_sequence() == 0
-    overwrite(places.table, 512 + 9, 1000)
+    overwrite(paths.table, 512 + 9, 1000)
     assert table.slots_above_sequence() == 1
 
 
-def test_no_bump_is_lost_between_two_processes(table: Table, places: Places) -> None:
+def test_no_bump_is_lost_between_two_processes(table: Table, paths: DomainPaths) -> None:
     iterations, slots = 1_000_000, 3
     load("table_loop")
     program = (
@@ -303,7 +305,7 @@ def test_no_bump_is_lost_between_two_processes(table: Table, places: Places) -> 
         "print('ready', flush=True); sys.stdin.readline()\n"
         "print(table_loop.hammer(table, int(sys.argv[2]), int(sys.argv[3])))"
     )
-    command = [sys.executable, "-c", program, str(places.table), str(slots), str(iterations)]
+    command = [sys.executable, "-c", program, str(paths.table), str(slots), str(iterations)]
     processes = [
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -192,7 +192,7 @@ def test_a_directory_that_moves_to_where_it_is_watched_no_more(world: World, bac
     inside.mkdir()
     assert backend.ask(inside)
     world.bumped(lambda: inside.rename(outside))
-    assert (world.leases.uncovered, world.floors) == (1, 1)
+    assert (world.leases.watch_epochs_ended, world.floors) == (1, 1)
     world.seen.clear()
     slots = world.bumped((outside / "f").touch)
     assert world.inode(outside / "f") in slots
@@ -203,7 +203,7 @@ def test_a_file_that_leaves_the_watched_area(world: World, backend: Backend) -> 
     path = world.directory / "f"
     path.touch()
     assert world.bumped(lambda: path.rename(world.directory.parent / "f")) >= {world.inode(world.directory)}
-    assert (world.leases.uncovered, world.floors) == (1, 1)
+    assert (world.leases.watch_epochs_ended, world.floors) == (1, 1)
 
 
 def test_a_file_that_moves_between_watched_directories(world: World, backend: Backend) -> None:
@@ -214,7 +214,7 @@ def test_a_file_that_moves_between_watched_directories(world: World, backend: Ba
     path = world.directory / "f"
     path.touch()
     world.bumped(lambda: path.rename(below / "f"))
-    assert (world.leases.uncovered, world.floors) == (0, 0)
+    assert (world.leases.watch_epochs_ended, world.floors) == (0, 0)
     # The first backend relied on the watch of the directory that the file was in: on that of the new one now.
     world.watch.leave(2)
     other.close()
@@ -294,7 +294,7 @@ def test_unmount(world: World, backend: Backend) -> None:
     finally:
         subprocess.run(["umount", mounted], check=True)
     world.settle()
-    assert (world.leases.uncovered, world.floors, world.watch.watches) == (1, 1, 1)
+    assert (world.leases.watch_epochs_ended, world.floors, world.watch.watches) == (1, 1, 1)
 
 
 def test_overflow(world: World, backend: Backend) -> None:
@@ -313,7 +313,7 @@ def test_overflow(world: World, backend: Backend) -> None:
     moved.rename(world.directory / "there")
     world.settle()
     assert world.domain.counts.overflows == 1
-    assert (world.leases.uncovered, world.floors, world.watch.watches) == (1, 1, 2)
+    assert (world.leases.watch_epochs_ended, world.floors, world.watch.watches) == (1, 1, 2)
     world.seen.clear()
     path = world.directory / "there" / "f"
     assert world.name(path) in world.bumped(path.touch)

@@ -17,7 +17,7 @@ from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.daemon.watch import fanotify, fanotify_calls
 from coherent_vfs.coherence.daemon.watch.fanotify import FanotifyWatch
 from coherent_vfs.coherence.daemon.watch.invalidator import Domain, What
-from coherent_vfs.coherence.shm.paths import Places
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 from tests.unit.coherence.watch_world import FakeLeases, slots_above
 
@@ -86,8 +86,8 @@ def file_system(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def world(file_system: Path, table: Table, places: Places) -> Iterator[World]:
-    world = World(file_system, table, places.table)
+def world(file_system: Path, table: Table, paths: DomainPaths) -> Iterator[World]:
+    world = World(file_system, table, paths.table)
     journal = file_system.with_name("journal")
     journal.touch()
     world.watch.join(1, 5, "red", journal, pid=1 << 30)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from coherent_vfs.coherence.daemon.watch.attribution import Member, OwnChanges
+from coherent_vfs.coherence.daemon.watch.attribution import Attribution, Member
 from tests.unit.coherence.watch_world import Backend, FakeLeases, World
 
 ROUNDS = 4000
@@ -129,13 +129,13 @@ def test_no_host_change_is_lost(race: Callable[[int], Race], world: World, seed:
     assert counts.bumped > 0
 
 
-def naive(self: OwnChanges, slot: int, position: int, batch: int) -> Member | None:
+def naive(self: Attribution, slot: int, position: int, batch: int) -> Member | None:
     """Takes every event on a slot that a backend changed last for that backend's."""
     origin = self._leases.origin(slot)
     return None if origin is None else self._members.get(origin[0])
 
 
-def off_by_one(self: OwnChanges, slot: int, position: int, batch: int) -> Member | None:
+def off_by_one(self: Attribution, slot: int, position: int, batch: int) -> Member | None:
     """Takes an event after the origin's own marker for one before it."""
     origin = self._leases.origin(slot)
     if origin is None:
@@ -148,6 +148,6 @@ def off_by_one(self: OwnChanges, slot: int, position: int, batch: int) -> Member
 def test_a_wrong_proof_is_caught(
     race: Callable[[int], Race], wrong: Callable[..., Member | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OwnChanges, "changer", wrong)
+    monkeypatch.setattr(Attribution, "changer", wrong)
     racing = race(0)
     assert any(racing.round() for _ in range(ROUNDS))

@@ -83,7 +83,7 @@ def test_what_may_be_a_backends_is_left(
     if hand == "lock":
         world.leases.locks.add(slot)
     else:
-        world.leases.origins[slot] = backend.holder, 1
+        world.leases.origins[slot] = backend.backend_id, 1
     assert served(world, write) == []
     world.leases.locks.clear()
     world.settle()

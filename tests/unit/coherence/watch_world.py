@@ -40,7 +40,7 @@ class FakeLeases:
         self.origins: dict[int, tuple[int, int]] = {}
         self.locks: set[int] = set()
         self.told: list[tuple[int, bool]] = []
-        self.uncovered = 0
+        self.watch_epochs_ended = 0
         self.markers_wanted = False
 
     def origin(self, slot: int) -> tuple[int, int] | None:
@@ -52,8 +52,8 @@ class FakeLeases:
     def changed(self, slot: int, data: bool) -> None:
         self.told.append((slot, data))
 
-    def uncover(self) -> None:
-        self.uncovered += 1
+    def end_watch_epoch(self) -> None:
+        self.watch_epochs_ended += 1
 
     def want_markers(self, wanted: bool) -> None:
         self.markers_wanted = wanted
@@ -65,7 +65,7 @@ class Backend:
     def __init__(self, world: World, key: int, holder: int, guest: str) -> None:
         self.world = world
         self.key = key
-        self.holder = holder
+        self.backend_id = holder
         self.number = 0
         self.journal = world.directory.parent / f"journal.{key}"
         self.journal.write_bytes(journal_content(world.table.domain, holder))
@@ -83,7 +83,7 @@ class Backend:
         """What comes between the system call and the bumps."""
         self.number += 1
         for slot in slots:
-            self.world.leases.origins[slot] = self.holder, self.number
+            self.world.leases.origins[slot] = self.backend_id, self.number
         os.pwrite(self._fd, struct.pack("<Q", self.number), CHANGES_OFFSET)
 
     def bump(self, *slots: int) -> None:

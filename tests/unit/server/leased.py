@@ -62,7 +62,7 @@ class LeaseDomain:
 
     @contextmanager
     def guest(self, **settings: object) -> Iterator[RawGuest]:
-        """One more guest, a plain one in mode shared."""
+        """One more guest, a stock one in mode shared."""
         self.holders += 1
         memory = os.memfd_create("journal")
         os.truncate(memory, 4096)

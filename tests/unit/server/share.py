@@ -105,8 +105,8 @@ class Share:
     def is_stale(self, nodeid: int) -> bool:
         return self._fs.is_stale(nodeid)
 
-    def spoil(self, nodeid: int) -> None:
-        self._fs.spoil(nodeid)
+    def force_invalidation(self, nodeid: int) -> None:
+        self._fs.force_invalidation(nodeid)
 
     def open_handle(self, nodeid: int, fd: int) -> bytes:
         return self._fs.open_handle(nodeid, fd)

@@ -19,7 +19,7 @@ def test_modes() -> None:
     assert cache_policy("shared", aware=True) == KEEP
 
 
-def test_a_plain_guest_in_shared_keeps_no_time_but_pages() -> None:
+def test_a_stock_guest_in_shared_keeps_no_time_but_pages() -> None:
     assert cache_policy("shared") == CachePolicy(0.0, KEEP.file_flags, KEEP.directory_flags)
 
 

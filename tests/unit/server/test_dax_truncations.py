@@ -362,7 +362,7 @@ def test_two_guests_that_cut_one_file_off_do_not_wait_for_each_other(
     assert size_of(domain) == 5
 
 
-def test_trash_stays_known_until_it_is_gone(guest: RawGuest) -> None:
+def test_scratch_stays_known_until_it_is_gone(guest: RawGuest) -> None:
     nodeid = find(guest, "d/f")
     guest.device.fs.withdrawn_beyond(nodeid, 3)
     guest.device.fs.withdrawn_beyond(nodeid, 100)

@@ -41,11 +41,11 @@ class FrontEnd:
         self.replaced = None
         assert (file_offset | place | length) % PAGE == 0
         assert length > 0
-        # "/memfd:trash (deleted)", or a path.
+        # "/memfd:scratch (deleted)", or a path.
         name = Path(f"/proc/self/fd/{fd}").readlink().name.split(":")[-1].split(" ")[0]
-        if name == "trash":
+        if name == "scratch":
             assert os.fstat(fd).st_size == length
-            assert os.pread(fd, 1, 0) == b"\0", "what was stored into other trash can be loaded here"
+            assert os.pread(fd, 1, 0) == b"\0", "what was stored into other scratch can be loaded here"
             os.pwrite(fd, b"x", 0)
         self.asked.append(("map", place, length, file_offset, name, done))
 
@@ -129,7 +129,7 @@ class Files:
         self.paths = dict(enumerate(paths, 1))
         self.known = dict.fromkeys(self.paths, 0)
         """What the guest knows of their sizes."""
-        self.trash: dict[int, int] = {}
+        self.scratch: dict[int, int] = {}
         """From where on it has something else mapped."""
         self.woken = 0
         self._fds: dict[int, int] = {}
@@ -147,14 +147,14 @@ class Files:
     def reached(self, nodeid: int) -> int:
         return self.known.get(nodeid, 0)
 
-    def told_again(self, nodeid: int, size: int) -> None:
+    def reported_again(self, nodeid: int, size: int) -> None:
         self.known[nodeid] = size
 
     def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
         if size is None:
-            self.trash.pop(nodeid, None)
+            self.scratch.pop(nodeid, None)
         else:
-            self.trash[nodeid] = min(size, self.trash.get(nodeid, size))
+            self.scratch[nodeid] = min(size, self.scratch.get(nodeid, size))
 
     def wake(self) -> None:
         self.woken += 1
@@ -218,7 +218,7 @@ class Bench:
 
     @property
     def mapped(self) -> list[tuple[float, float, str]]:
-        """Places and lengths (chunks) as the front-end has them, and what is there."""
+        """DomainPaths and lengths (chunks) as the front-end has them, and what is there."""
         return [
             (place / CHUNK, length / CHUNK, name) for place, (length, name, _) in sorted(self.front_end.pieces.items())
         ]
@@ -468,20 +468,20 @@ def test_whole_chunks_are_withdrawn_and_restored(bench: Bench) -> None:
     assert bench.withdrawals == 0
     bench.front_end.answer_all()
     assert bench.withdrawals == 1
-    assert bench.mapped == [(0, 2, "a"), (2, 1, "trash"), (3, 1, "trash"), (5, 1, "b")]
-    assert bench.files.trash == {1: 2 * CHUNK}
+    assert bench.mapped == [(0, 2, "a"), (2, 1, "scratch"), (3, 1, "scratch"), (5, 1, "b")]
+    assert bench.files.scratch == {1: 2 * CHUNK}
     # Not as long as the other one has not said that it is done.
     bench.window.restore(1, 4 * CHUNK)
     assert not bench.front_end.asked
     os.truncate(bench.paths[0], 2 * CHUNK)
     bench.settle()
     bench.go_on()
-    assert bench.files.trash == {1: 2 * CHUNK}
+    assert bench.files.scratch == {1: 2 * CHUNK}
     bench.window.restore(1, 4 * CHUNK)
     bench.window.restore(1, 4 * CHUNK)
     bench.go_on()
     assert bench.mapped == [(0, 2, "a"), (2, 2, "a"), (5, 1, "b")]
-    assert bench.files.trash == {}
+    assert bench.files.scratch == {}
     bench.consistent()
 
 
@@ -498,9 +498,9 @@ def test_no_more_is_restored_than_the_guest_is_told_of(bench: Bench) -> None:
     assert bench.front_end.pieces == {
         0: (PAGE, "a", 0),
         PAGE: (CHUNK, "a", PAGE),
-        CHUNK + PAGE: (CHUNK - PAGE, "trash", 0),
+        CHUNK + PAGE: (CHUNK - PAGE, "scratch", 0),
     }
-    assert bench.files.trash == {1: CHUNK + 1}
+    assert bench.files.scratch == {1: CHUNK + 1}
     bench.settle()
     assert not bench.front_end.asked
     bench.consistent()
@@ -514,7 +514,7 @@ def test_a_file_that_grows_in_small_pieces_is_restored_whole_in_the_end(bench: B
     bench.go_on()
     for pages in range(1, 20):
         os.truncate(bench.paths[0], pages * PAGE)
-        if bench.files.trash:
+        if bench.files.scratch:
             bench.window.restore(1, pages * PAGE)
             bench.go_on()
         assert len(bench.front_end.pieces) <= MOST_PIECES + 2
@@ -523,7 +523,7 @@ def test_a_file_that_grows_in_small_pieces_is_restored_whole_in_the_end(bench: B
         bench.settle()
         bench.go_on()
         assert bench.front_end.pieces == before
-    assert bench.files.trash == {}
+    assert bench.files.scratch == {}
     bench.consistent()
 
 
@@ -531,13 +531,13 @@ def test_the_middle_of_a_chunk(bench: Bench) -> None:
     bench.map(length=1)
     bench.withdraw(PAGE + 1)
     bench.go_on()
-    assert bench.front_end.pieces == {0: (2 * PAGE, "a", 0), 2 * PAGE: (CHUNK - 2 * PAGE, "trash", 0)}
+    assert bench.front_end.pieces == {0: (2 * PAGE, "a", 0), 2 * PAGE: (CHUNK - 2 * PAGE, "scratch", 0)}
     bench.withdraw(1)
     bench.go_on()
-    assert bench.front_end.pieces == {0: (PAGE, "a", 0), PAGE: (CHUNK - PAGE, "trash", 0)}
+    assert bench.front_end.pieces == {0: (PAGE, "a", 0), PAGE: (CHUNK - PAGE, "scratch", 0)}
     bench.withdraw(0)
     bench.go_on()
-    assert bench.front_end.pieces == {0: (CHUNK, "trash", 0)}
+    assert bench.front_end.pieces == {0: (CHUNK, "scratch", 0)}
     assert bench.withdrawals == 3
     assert bench.remove(1, 0) == PARKED
     bench.go_on()
@@ -545,16 +545,16 @@ def test_the_middle_of_a_chunk(bench: Bench) -> None:
     bench.consistent()
 
 
-def test_a_later_larger_end_does_not_hide_trash(bench: Bench) -> None:
+def test_a_later_larger_end_does_not_hide_scratch(bench: Bench) -> None:
     bench.map(length=4)
     bench.withdraw(CHUNK)
     bench.withdraw(3 * CHUNK)
     bench.go_on()
-    assert bench.files.trash == {1: CHUNK}
+    assert bench.files.scratch == {1: CHUNK}
     os.truncate(bench.paths[0], 2 * CHUNK)
     bench.settle()
     bench.go_on()
-    assert bench.files.trash == {1: CHUNK}
+    assert bench.files.scratch == {1: CHUNK}
 
 
 def test_what_the_guest_does_not_know_of_stays_but_is_not_told_now(bench: Bench) -> None:
@@ -564,21 +564,21 @@ def test_what_the_guest_does_not_know_of_stays_but_is_not_told_now(bench: Bench)
     assert bench.withdrawals == 1
     assert bench.mapped == [(0, 4, "a")]
     # It would go there as soon as it is told of what is about to go.
-    assert bench.files.trash == {1: 2 * CHUNK}
+    assert bench.files.scratch == {1: 2 * CHUNK}
 
 
-def test_a_mapping_by_an_old_size_gets_trash(bench: Bench) -> None:
+def test_a_mapping_by_an_old_size_gets_scratch(bench: Bench) -> None:
     os.truncate(bench.paths[0], CHUNK + 1)
     bench.map(length=3)
     assert bench.front_end.pieces == {
         0: (CHUNK + PAGE, "a", 0),
-        CHUNK + PAGE: (CHUNK, "trash", 0),
-        2 * CHUNK + PAGE: (CHUNK - PAGE, "trash", 0),
+        CHUNK + PAGE: (CHUNK, "scratch", 0),
+        2 * CHUNK + PAGE: (CHUNK - PAGE, "scratch", 0),
     }
-    assert bench.files.trash == {1: CHUNK + 1}
+    assert bench.files.scratch == {1: CHUNK + 1}
     bench.window.restore(1, 4 * CHUNK)
     bench.go_on()
-    assert bench.files.trash == {}
+    assert bench.files.scratch == {}
     bench.consistent()
 
 
@@ -587,7 +587,7 @@ def test_a_file_that_the_host_cut_off(bench: Bench) -> None:
     os.truncate(bench.paths[0], CHUNK)
     bench.settle()
     bench.go_on()
-    assert bench.mapped == [(0, 1, "a"), (1, 1, "trash")]
+    assert bench.mapped == [(0, 1, "a"), (1, 1, "scratch")]
     bench.settle(2)
     assert not bench.front_end.asked
 
@@ -602,11 +602,11 @@ def test_a_withdrawal_waits_for_no_claim(bench: Bench) -> None:
     bench.settle()
     bench.go_on()
     assert bench.set_up(1, offset=1, place=1) == 0
-    assert bench.mapped == [(0, 1, "trash"), (1, 1, "trash")]
+    assert bench.mapped == [(0, 1, "scratch"), (1, 1, "scratch")]
     bench.consistent()
 
 
-def test_a_withdrawal_is_answered_where_there_can_be_no_trash(
+def test_a_withdrawal_is_answered_where_there_can_be_no_scratch(
     bench: Bench, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expect_log("the virtual machine does not map a file")
@@ -723,7 +723,7 @@ def test_what_is_before_the_new_end_comes_back_at_once_or_stays(bench: Bench) ->
 
     bench.map()
     bench.withdraw(CHUNK // 2)
-    assert asked() == [("unmap", 0, 1, ""), ("map", 0, 0.5, "a"), ("map", 0.5, 0.5, "trash")], "nothing is awaited"
+    assert asked() == [("unmap", 0, 1, ""), ("map", 0, 0.5, "a"), ("map", 0.5, 0.5, "scratch")], "nothing is awaited"
     bench.go_on()
     bench.settle()
     os.truncate(bench.paths[0], CHUNK // 2)
@@ -733,7 +733,7 @@ def test_what_is_before_the_new_end_comes_back_at_once_or_stays(bench: Bench) ->
     assert bench.mapped == [(0, 0.5, "a"), (0.5, 0.5, "a")]
     bench.files.known[1] = CHUNK
     bench.withdraw(3 * CHUNK // 4)
-    assert asked() == [("unmap", 0.5, 0.5, ""), ("map", 0.5, 0.25, "a"), ("map", 0.75, 0.25, "trash")]
+    assert asked() == [("unmap", 0.5, 0.5, ""), ("map", 0.5, 0.25, "a"), ("map", 0.75, 0.25, "scratch")]
     bench.go_on()
     bench.consistent()
 

@@ -1,4 +1,4 @@
-"""Which leases a plain guest in shared gets, and for how long (docs/leases.md)."""
+"""Which leases a stock guest in shared gets, and for how long (docs/leases.md)."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_other_modes_give_no_leases_but_heed_them(domain: LeaseDomain) -> None:
         for other, seconds, path in ((timed, 1, "d/f"), (bare, 0, "d/g")):
             assert attr_valid(look_up(other, 1, "e")[0]) == seconds * 1_000_000_000
             assert other.device.fs.validity.given == 0
-            held = other.device.fs.changes.held
+            held = other.device.fs.publisher.held
             assert get_attributes(guest, find(guest, path))[0] == LONGEST
             change(other, Opcode.SETATTR, find(other, path), MODE)
-            assert other.device.fs.changes.held > held
+            assert other.device.fs.publisher.held > held

@@ -1,4 +1,4 @@
-"""When a plain guest in shared keeps a list, and when lists bring attributes (server.caching.readdir_policy)."""
+"""When a stock guest in shared keeps a list, and when lists bring attributes (server.caching.readdir_policy)."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_a_change_waits_until_the_leases_of_others_are_over(
         assert pending.outcome[0] == 0
         assert state_of(domain) != before
         assert other.device.parked == 0
-        assert other.device.fs.changes.held == 1
+        assert other.device.fs.publisher.held == 1
 
 
 def test_a_write_waits(domain: LeaseDomain) -> None:
@@ -132,7 +132,7 @@ def test_a_write_waits(domain: LeaseDomain) -> None:
         other.wait(lambda: pending.done)
         assert pending.outcome[0] == 0
         assert (domain.share / "d/f").read_bytes() == b"CONtent"
-        assert other.device.fs.changes.held == 1
+        assert other.device.fs.publisher.held == 1
 
 
 def test_own_leases_are_no_obstacle(domain: LeaseDomain) -> None:
@@ -141,14 +141,14 @@ def test_own_leases_are_no_obstacle(domain: LeaseDomain) -> None:
         assert get_attributes(guest, nodeid)[0] == LONGEST
         assert guest.request(Opcode.SETATTR, nodeid, MODE)[0] == 0
         assert guest.request(Opcode.UNLINK, find(guest, "d"), b"f\0")[0] == 0
-        assert guest.device.fs.changes.held == 0
+        assert guest.device.fs.publisher.held == 0
 
 
 def test_other_things_are_no_obstacle(domain: LeaseDomain) -> None:
     with domain.guest() as guest, domain.guest() as other:
         get_attributes(guest, find(guest, "d/f"))
         assert other.request(Opcode.SETATTR, find(other, "e/h"), MODE)[0] == 0
-        assert other.device.fs.changes.held == 0
+        assert other.device.fs.publisher.held == 0
 
 
 def test_no_new_lease_while_a_change_waits(domain: LeaseDomain) -> None:
@@ -187,7 +187,7 @@ def test_a_change_that_only_meets_a_lock_closes_nothing(domain: LeaseDomain) -> 
         assert domain.leases.grant(slot, LOCKER, domain.table.stamp(), 1)
         domain.leases.release(LOCKER)
         guest.wait(lambda: pending.done)
-        assert guest.device.fs.changes.held == 0
+        assert guest.device.fs.publisher.held == 0
 
 
 def test_what_is_closed_stays_so_while_locks_keep_the_change_waiting(domain: LeaseDomain) -> None:

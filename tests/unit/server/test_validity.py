@@ -1,4 +1,4 @@
-"""What a plain guest in shared is told so that its kernel drops what is old (server.caching.validity.Validity.tell)."""
+"""What a stock guest in shared is told so that its kernel drops what is old (server.caching.validity.Validity.tell)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.unit.server.raw_guest import RawGuest
 from tests.unit.server.share import attr, entry
 
 MODE = set_attributes(FattrFlag.MODE, mode=0o600)
-BLIP_MAX = 7
+MTIME_SKEW_MAX = 7
 """Nanoseconds by which an mtime is told wrong at most."""
 
 
@@ -146,7 +146,7 @@ def test_what_changed_while_nobody_watched_is_told_by_another_mtime(domain: Leas
         change_on_the_host(domain, "d/f")
         # As when events were lost, and when coherenced comes back.
         domain.table.raise_floor()
-        assert 0 < abs(told(guest, changed) - truth(domain, "d/f")) <= BLIP_MAX
+        assert 0 < abs(told(guest, changed) - truth(domain, "d/f")) <= MTIME_SKEW_MAX
         assert told(guest, other) == truth(domain, "d/g"), "its ctime is the same"
         guest.wait(lambda: told(guest, changed) == truth(domain, "d/f"))
         assert guest.request(Opcode.SETATTR, changed, MODE)[0] == 0
@@ -162,7 +162,7 @@ def test_what_changes_where_nobody_can_watch_is_told_by_another_mtime(domain: Le
         nodeid = look_up(guest, directory, "f")[0].nodeid
         assert told(guest, nodeid) == truth(domain, "d/f")
         change_on_the_host(domain, "d/f")
-        assert 0 < abs(told(guest, nodeid) - truth(domain, "d/f")) <= BLIP_MAX
+        assert 0 < abs(told(guest, nodeid) - truth(domain, "d/f")) <= MTIME_SKEW_MAX
         guest.wait(lambda: told(guest, nodeid) == truth(domain, "d/f"))
 
 
@@ -179,7 +179,7 @@ def test_a_change_that_cannot_be_told_by_size_and_mtime_is_told_by_another_mtime
     valid, attributes = get_attributes(one, nodeid)
     assert valid == 0
     assert attributes.size == 7
-    assert 0 < abs(mtime_ns(attributes) - truth(domain, "d/f")) <= BLIP_MAX
+    assert 0 < abs(mtime_ns(attributes) - truth(domain, "d/f")) <= MTIME_SKEW_MAX
     # The name tells the same: a guest takes attributes from both.
     assert told(one, nodeid) == mtime_ns(look_up(one, find(one, "d"), "f")[1])
     one.wait(lambda: told(one, nodeid) == truth(domain, "d/f"))
@@ -277,7 +277,7 @@ def test_a_directory_whose_time_was_set_back(domain: LeaseDomain, two: tuple[Raw
     assert other.request(Opcode.UNLINK, changed, b"g\0")[0] == 0
     set_time(other, changed, before)
     assert truth(domain, "d") == before
-    assert 0 < abs(told(one, nodeid) - before) <= BLIP_MAX
+    assert 0 < abs(told(one, nodeid) - before) <= MTIME_SKEW_MAX
     # The guest compares when it reads the list the next time, which may be much later; at the next change it is over.
     assert other.request(Opcode.UNLINK, changed, b"new\0")[0] == 0
     one.wait(lambda: told(one, nodeid) == truth(domain, "d"))

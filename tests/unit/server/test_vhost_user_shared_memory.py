@@ -396,12 +396,12 @@ def test_a_front_end_that_replaces_is_not_asked_to_take_away_first(bench: Bench)
     bench.answer(MAP)
     bench.memory.unmap(0, 8 * PAGE, lambda error: bench.told.append(("gone", error)), replaced=True)
     bench.map(0, "file", length=2 * PAGE)
-    bench.map(2, "trash", length=3 * PAGE)
+    bench.map(2, "scratch", length=3 * PAGE)
     assert ("gone", 0) not in bench.told, "never before it returns"
     assert bench.asked() == [(MAP, 0), (MAP, 0), (MAP, 2)]
     bench.answer(MAP)
     bench.answer(MAP)
-    assert set(bench.told) == {("old", 0), ("gone", 0), ("file", 0), ("trash", 0)}
+    assert set(bench.told) == {("old", 0), ("gone", 0), ("file", 0), ("scratch", 0)}
     bench.told.clear()
     bench.memory.reset()
     bench.turn()

@@ -95,7 +95,7 @@ def test_where_it_is_not_watched_or_there_is_no_answer_nothing_is_kept(
         assert out.entry_valid == (0 if answer is None else 1), "a refused one is as in mode auto"
 
 
-def test_a_plain_guest_keeps_what_is_not_watched_for_a_second_at_most(domain: LeaseDomain) -> None:
+def test_a_stock_guest_keeps_what_is_not_watched_for_a_second_at_most(domain: LeaseDomain) -> None:
     with domain.guest(lease_max=8.0) as guest:
         fs = guest.device.fs
         watched, refused = find(guest, "d"), find(guest, "e")
