@@ -21,6 +21,7 @@ __all__ = ["repository"]
 LEASE_SECONDS = 1.0
 ROUNDS = 1000
 LOOKUP, GETATTR, READ = 1, 3, 15
+RENAME_EXCHANGE = 2
 
 
 def keep(guest: Guest, path: str) -> None:
@@ -207,3 +208,22 @@ def test_a_checkout_is_seen_completely(tmp_path: Path, repository: Path, daemon:
         time.sleep(LEASE_SECONDS)
         for guest in guests:
             assert all(guest.read_bytes(name).startswith(b"one") for name in names)
+
+
+def test_watches_end_with_what_they_are_of(daemon: Coherenced, share: Path, guest: Guest) -> None:
+    """However fast a name is given to something new, and where exchanges and links confuse what events tell."""
+    for _ in range(500):
+        guest.mkdir("/d")
+        guest.symlink("q", "/d/s")
+        guest.unlink("/d/s")
+        guest.rmdir("/d")
+    for _ in range(50):
+        guest.mkdir("/d")
+        guest.write_bytes("/f", b"")
+        guest.link("/f", "/g")
+        guest.stat("/g")
+        guest.rename("/d", "/f", flags=RENAME_EXCHANGE)
+        guest.unlink("/d")
+        guest.unlink("/g")
+        guest.rmdir("/f")
+    eventually(lambda: daemon.status().status.watch.watches == 1)

@@ -54,6 +54,11 @@ MOVE_SECONDS = 0.002
 REST_SECONDS = 0.004
 # Removing the watches of a backend that has gone takes time: so many between two turns of the loop.
 REMOVED_AT_ONCE = 256
+# Each watch is looked at once in so long, should the events have been too fast to tell that its inode was removed; some
+# at a time.
+ALL_SWEPT_SECONDS = 60.0
+SWEEP_SECONDS = 1.0
+SWEPT_AT_ONCE = 256
 # Descriptors that are left for everything but watches.
 OTHER_DESCRIPTORS = 4096
 MAX_USER_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
@@ -110,7 +115,7 @@ class InotifyWatch:
                 f"inotify: {error.strerror}: raise fs.inotify.max_user_instances, or use --watch none"
             ) from None
         self._fd = self._inotify.fileno()
-        self._tree = Tree()
+        self._tree = Tree(self._look_after)
         self._attribution = Attribution(domain.leases)
         self._queue = Queue(
             self._fd,
@@ -124,6 +129,8 @@ class InotifyWatch:
         self._journals: dict[int, Member] = {}
         self._asked: defaultdict[int, set[Watched]] = defaultdict(set)
         self._unused: deque[Watched] = deque()
+        # What the sweep of all watches has not looked at yet.
+        self._unswept: deque[Watched] = deque()
         # Watch descriptors that were removed here, until the kernel's last event of them has been read.
         self._ended: set[int] = set()
         self._batch = 0
@@ -133,6 +140,7 @@ class InotifyWatch:
         self._reported: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._again: asyncio.Handle | None = None
+        self._sweeping: asyncio.Handle | None = None
         self._listens = False
         # Whether backends had a hand in what was read last.
         self._shared = False
@@ -164,10 +172,13 @@ class InotifyWatch:
         """Read events in this loop from now on."""
         self._loop = loop
         self._listen(True)
+        self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep_again)
 
     def close(self) -> None:
         """Watch nothing any more."""
         self._listen(False)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         if self._again is not None:
             self._again.cancel()
         for key in list(self._members):
@@ -261,6 +272,18 @@ class InotifyWatch:
             return known
         self._domain.leases.want_markers(True)
         return self._tree.add(wd, fd, status, self._domain.table.inode_slot(status.st_dev, status.st_ino))
+
+    def sweep(self, count: int) -> None:
+        """Let go of what was removed and no event told of: look at so many watches, each in its turn."""
+        if not self._unswept:
+            self._unswept.extend(self._tree.by_wd.values())
+        for _ in range(min(count, len(self._unswept))):
+            self._look_after(self._unswept.popleft())
+
+    def _sweep_again(self) -> None:
+        assert self._loop is not None
+        self.sweep(max(SWEPT_AT_ONCE, int(len(self._tree) * SWEEP_SECONDS / ALL_SWEPT_SECONDS)))
+        self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
 
     def _warn(self, what: str, error: OSError) -> None:
         if error.errno == errno.ENOSPC:
@@ -504,9 +527,8 @@ class InotifyWatch:
         self._moving.clear()
         self._domain.end_watch_epoch("overflow")
         for watched in list(self._tree.by_wd.values()):
-            if watched.removed():
-                self._remove(watched)
-            else:
+            self._look_after(watched)
+            if self._is_watched(watched):
                 self._tree.place(watched)
 
     def _ignored(self, wd: int) -> None:

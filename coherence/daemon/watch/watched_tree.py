@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,9 +56,14 @@ class Watched:
 
 
 class Tree:
-    """All watched inodes. It owns their descriptors."""
+    """All watched inodes. It owns their descriptors.
 
-    def __init__(self) -> None:
+    Args:
+        displaced: called with what had a name that another has now, although nothing told of its end there.
+    """
+
+    def __init__(self, displaced: Callable[[Watched], None]) -> None:
+        self._displaced = displaced
         self.by_wd: dict[int, Watched] = {}
         self.by_identity: dict[tuple[int, int], Watched] = {}
 
@@ -91,7 +97,11 @@ class Tree:
         """It is in this directory under this name now."""
         self._leave_parent(watched)
         watched.parent, watched.name = parent, name
+        older = parent.children.get(name)
         parent.children[name] = watched
+        if older is not None:
+            self.detach(older)
+            self._displaced(older)
 
     def detach(self, watched: Watched) -> None:
         """It is not in a watched directory any more."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +14,14 @@ import pytest
 from tests.unit.coherence.watch_world import Backend, World
 
 QUEUE = Path("/proc/sys/fs/inotify/max_queued_events")
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+
+
+def exchange(first: Path, second: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE."""
+    names = AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second)
+    assert ctypes.CDLL(None).renameat2(*names, RENAME_EXCHANGE) == 0
 
 
 def test_create(world: World, backend: Backend) -> None:
@@ -105,8 +113,7 @@ def test_exchange_of_two_names(world: World, backend: Backend) -> None:
     first, second = world.directory / "a", world.directory / "b"
     first.touch()
     second.touch()
-    code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).renameat2(-100, b'a', -100, b'b', 2))"
-    slots = world.bumped(lambda: subprocess.run([sys.executable, "-c", code], cwd=world.directory, check=True))
+    slots = world.bumped(lambda: exchange(first, second))
     assert slots == {
         world.inode(world.directory),
         *map(world.name, (first, second)),
@@ -237,6 +244,65 @@ def test_removed_directories_are_let_go(world: World, backend: Backend) -> None:
     path.mkdir()
     assert backend.ask(path)
     assert world.name(path / "f") in world.bumped((path / "f").touch)
+
+
+def test_removed_directories_are_let_go_however_fast_another_has_the_name(world: World, backend: Backend) -> None:
+    path = world.directory / "d"
+    for _ in range(500):
+        path.mkdir()
+        assert backend.ask(path)
+        path.rmdir()
+        assert world.watch.watches <= 3
+    world.settle()
+    world.watch.sweep(3)
+    assert world.watch.watches == 1
+
+
+def test_a_directory_that_was_exchanged_with_a_file_and_removed(world: World, backend: Backend) -> None:
+    directory, file = world.directory / "d", world.directory / "f"
+    directory.mkdir()
+    file.touch()
+    assert backend.ask(directory)
+    exchange(directory, file)
+    file.rmdir()
+    world.settle()
+    world.watch.sweep(2)
+    assert world.watch.watches == 1
+
+
+def test_a_file_with_two_names_of_which_both_are_removed(world: World, backend: Backend) -> None:
+    path, other = world.directory / "f", world.directory / "g"
+    path.touch()
+    os.link(path, other)
+    assert backend.ask(path)
+    world.settle()
+    # Its last name goes where nobody looks, and what told of the names before is read late.
+    other.rename(world.directory.parent / "g")
+    path.unlink()
+    (world.directory.parent / "g").unlink()
+    world.settle()
+    world.watch.sweep(2)
+    assert world.watch.watches == 1
+
+
+def test_the_sweep_comes_to_every_watch(world: World, backend: Backend) -> None:
+    paths = [world.directory / f"{number}" for number in range(10)]
+    for path in paths:
+        path.mkdir()
+        assert backend.ask(path)
+    tree = world.watch._tree
+    for watched in list(tree.by_wd.values()):
+        # As if no event had told where it is.
+        if watched.parent is not None:
+            tree.detach(watched)
+    for path in paths:
+        path.rmdir()
+    world.settle()
+    assert world.watch.watches == 11
+    for left in (8, 5, 2, 1):
+        world.watch.sweep(3)
+        assert world.watch.watches >= left
+    assert world.watch.watches == 1
 
 
 def test_a_watch_descriptor_that_is_given_out_again(world: World, backend: Backend) -> None:
