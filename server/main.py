@@ -28,6 +28,8 @@ from coherent_vfs.server.settings import Settings
 
 NOFILE: Final = 1_000_000
 """Open files that are enough: each inode that the guest knows takes one."""
+ROOT_SECONDS: Final = 1.0
+"""So often it is looked whether the shared directory is still there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +64,8 @@ def _serve(options: Options) -> None:
         stack.enter_context(closing(device))
         if membership is not None:
             fs = device.fs
-            membership.attach(loop, lambda: _counters(device), watched=fs.watched, forgotten=fs.inodes.unwatch)
-            fs.validity.watch_with(membership.watch)
+            membership.attach(loop, lambda: _counters(device, root_fd), watched=fs.watched, forgotten=fs.inodes.unwatch)
+            fs.validity.watch_with(membership)
         if options.socket_path is not None:
             listener = stack.enter_context(listen(options.socket_path, options.socket_group))
         else:
@@ -74,6 +76,7 @@ def _serve(options: Options) -> None:
         stack.enter_context(closing(Sessions(listener.socket, device, loop, ended, loop.stop)))
         stack.enter_context(_stopped_by_signals(loop))
         _keep_alive(loop, notifier)
+        _look_at_root(loop, root_fd, options.shared_dir)
         notifier.ready(f"Sharing {options.shared_dir}")
         loop.run()
         notifier.stopping()
@@ -134,7 +137,27 @@ def _join(options: Options, table: Path, root_fd: int, settings: Settings) -> Me
     )
 
 
-def _counters(device: FsDevice) -> dict[str, int]:
+def _removed(root_fd: int) -> bool:
+    """Whether the shared directory has been removed; another one of its name is not shared."""
+    try:
+        return os.fstat(root_fd).st_nlink == 0
+    except OSError as error:
+        # From a file server.
+        return error.errno == errno.ESTALE
+
+
+def _look_at_root(loop: EventLoop, root_fd: int, path: Path) -> None:
+    """Say once that the shared directory is gone: the guest sees an empty one for ever."""
+    if _removed(root_fd):
+        log.get_logger(__name__).error(
+            "the shared directory was removed: make it again, then restart the virtual machine with its backend",
+            path=str(path),
+        )
+        return
+    loop.call_later(ROOT_SECONDS, lambda: _look_at_root(loop, root_fd, path))
+
+
+def _counters(device: FsDevice, root_fd: int) -> dict[str, int]:
     """What coherencectl status shows of this backend."""
     fs = device.fs
     return {
@@ -146,6 +169,7 @@ def _counters(device: FsDevice) -> dict[str, int]:
         "held": fs.publisher.held,
         "leases": fs.validity.given,
         "parked": device.parked,
+        "removed": int(_removed(root_fd)),
     }
 
 

@@ -35,6 +35,7 @@ from coherent_vfs.coherence.protocol.messages import (
     Registered,
     Settle,
     Shrinkable,
+    Unwatch,
     Watch,
     Watched,
     Welcome,
@@ -91,6 +92,9 @@ class Membership:
         self._watched: Callable[[int, bool], None] = lambda token, ok: None
         self._forgotten: Callable[[], None] = lambda: None
         self._asked = 0
+        # Of these, how many were asked for a guest that has gone: the first ones.
+        self._outdated = 0
+        self._unwatching = False
         self._connection: Connection[FromDaemon] | None = None
         self._domain: bytes | None = None
         self._key: int | None = None
@@ -179,6 +183,9 @@ class Membership:
         """
         if self._loop is None or self._connection is None or not self._registered or self._asked >= MAX_ASKED:
             return False
+        if self._unwatching:
+            # The other order would end what is asked for now.
+            return False
         try:
             self._connection.send(Watch(token), [fd])
         except Dropped:
@@ -186,6 +193,23 @@ class Membership:
             return False
         self._asked += 1
         return True
+
+    def unwatch(self) -> None:
+        """The guest has gone: let coherenced watch nothing for it. It never waits; answers to come are dropped."""
+        self._outdated = self._asked
+        self._unwatching = self._registered
+        self._send_unwatch()
+
+    def _send_unwatch(self) -> None:
+        if not self._unwatching or self._connection is None or self._loop is None:
+            return
+        try:
+            self._connection.send(Unwatch())
+        except Dropped:
+            # As in watch().
+            self._loop.call_later(RETRY_SECONDS, self._send_unwatch)
+            return
+        self._unwatching = False
 
     def close(self) -> None:
         """Leave the domain. Table and journal stay mapped as long as somebody holds them."""
@@ -250,6 +274,9 @@ class Membership:
                     self.dax.handle(message)
                 case Watched() if self._asked:
                     self._asked -= 1
+                    if self._outdated:
+                        self._outdated -= 1
+                        return
                     self._watched(message.token, message.ok)
                 case Ask():
                     connection.send(Answer(dict(self._counters())))
@@ -319,7 +346,8 @@ class Membership:
         self._disconnect()
         if self._registered:
             self._registered = False
-            self._asked = 0
+            self._asked = self._outdated = 0
+            self._unwatching = False
             self.dax.lost()
             self._forgotten()
             log.warning("coherenced is gone: nothing is trusted until it is back", reason=reason)

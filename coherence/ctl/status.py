@@ -29,11 +29,15 @@ def render(report: Report) -> str:
     ]
     for backend in report.backends:
         counters = backend.counters
-        told = "no answer" if counters is None else ", ".join(f"{k} {v}" for k, v in counters.items())
+        told = "no answer" if counters is None else ", ".join(f"{k} {v}" for k, v in counters.items() if k != "removed")
         lines.append(
             f"  {backend.guest}: pid {backend.pid}, cache {backend.cache}, "
             f"root {backend.device}:{backend.inode}, up {backend.seconds:.0f} s{', ' if told else ''}{told}"
         )
+        if counters and counters.get("removed"):
+            lines.append(
+                "    its shared directory was removed: make it again, then restart the virtual machine with its backend"
+            )
     return "\n".join(lines)
 
 

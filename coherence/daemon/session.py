@@ -40,6 +40,7 @@ from coherent_vfs.coherence.protocol.messages import (
     StatusQuestion,
     Subscribe,
     Subscribed,
+    Unwatch,
     Watch,
     Watched,
     Welcome,
@@ -193,6 +194,8 @@ class Handler:
                 self._register(self._key, message.window)
             case Watch(), "backend" if self.registered:
                 self._watch(message.token, fds)
+            case Unwatch(), "backend" if self.registered and not fds:
+                self._daemon.watch.unwatch(self._key or 0)
             case Window() | Claim() | Release() | Shrink() | Shrunk() | Withdrawn(), "backend" if (
                 self._peer is not None
             ):

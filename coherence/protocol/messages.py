@@ -90,6 +90,10 @@ class Watch(Struct, tag="watch", frozen=True):
     token: UInt
 
 
+class Unwatch(Struct, tag="unwatch", frozen=True):
+    """The backend's guest has gone: nobody relies on what was asked for with Watch until now. There is no answer."""
+
+
 class Window(Struct, tag="window", frozen=True):
     """The backend's guest has a DAX window; one for each connection. Windowed is the answer.
 
@@ -470,7 +474,7 @@ class Changes(Struct, tag="changes", frozen=True):
     missed: int
 
 
-FromBackend = Join | Ready | Watch | Window | Claim | Release | Shrink | Shrunk | Withdrawn | Answer
+FromBackend = Join | Ready | Watch | Unwatch | Window | Claim | Release | Shrink | Shrunk | Withdrawn | Answer
 FromClient = Hello | FromBackend | StatusQuestion | DaxQuestion | Subscribe
 ToBackend = Granted | Registered | Watched | Windowed | Claimed | Coordinate | Shrinkable | Withdraw | Settle | Ask
 FromDaemon = Welcome | Refused | ToBackend | StatusPage | DaxPage | Subscribed | Changes

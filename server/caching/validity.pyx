@@ -62,8 +62,9 @@ cdef class Validity:
         self.aware = aware
 
     def watch_with(self, watcher) -> None:
-        """From now on ask the host watch for directories: watcher(fd, nodeid), which says whether it could be asked.
+        """From now on ask the host watch for directories: watcher.watch(fd, nodeid) says whether it could be asked.
 
+        watcher.unwatch() tells it that the guest has gone.
         Without that nothing on the host is expected to change.
         """
         self.watcher = watcher
@@ -88,7 +89,7 @@ cdef class Validity:
         if self.watcher is None or not self.shared or inode.watch != UNASKED:
             return
         try:
-            if self.watcher(inode.fd, inode.nodeid):
+            if self.watcher.watch(inode.fd, inode.nodeid):
                 inode.watch = ASKED
                 inode.watch_due = lt_now() + ANSWER_US
         except Exception:

@@ -108,6 +108,10 @@ cdef class FileSystem:
         self.data_files.clear()
         self.handles.clear()
         self.inodes.clear()
+        if self.validity.watcher is not None:
+            # A directory that stays watched keeps its file system from being unmounted.
+            self.inodes.unwatch()
+            self.validity.watcher.unwatch()
         self.initialized = False
         self.opens_nothing = False
         self.interrupted_count = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from coherent_vfs.coherence.ctl.status import render
 from coherent_vfs.guest.guest import Guest
+from coherent_vfs.server.main import ROOT_SECONDS
 from tests.integration.coherenced_process import Coherenced, eventually
 from tests.integration.test_host_watch import EDITORS, git, repository
 from tests.integration.user_guests import Backend, requests_of, warm_up
@@ -227,3 +230,48 @@ def test_watches_end_with_what_they_are_of(daemon: Coherenced, share: Path, gues
         guest.unlink("/g")
         guest.rmdir("/f")
     eventually(lambda: daemon.status().status.watch.watches == 1)
+
+
+@both_kinds
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: run this as root")
+def test_a_file_system_in_the_share_can_be_unmounted_when_the_guest_has_gone(
+    daemon: Coherenced, share: Path, backend: Backend
+) -> None:
+    mounted = share / "m"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        (mounted / "d").mkdir()
+        (mounted / "d" / "f").write_text("x")
+        with backend.connect() as guest:
+            warm_up(guest, lambda: guest.stat("/m/d/f"))
+            watches = daemon.status().status.watch.watches
+        eventually(lambda: subprocess.run(["umount", mounted], capture_output=True).returncode == 0)
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], capture_output=True)
+    assert watches > daemon.status().status.watch.watches
+    # The next guest's copies are as good as the first one's were.
+    (share / "f").write_text("old")
+    with backend.connect() as guest:
+        warm_up(guest, lambda: guest.stat("/f"))
+        (share / "f").write_text("newer")
+        eventually(lambda: guest.stat("/f").st_size == 5)
+
+
+@both_kinds
+@pytest.mark.parametrize("again", [False, True])
+def test_a_shared_directory_that_is_removed_is_told_once(
+    daemon: Coherenced, share: Path, backend: Backend, guest: Guest, again: bool
+) -> None:
+    remedy = "make it again, then restart the virtual machine with its backend"
+    assert daemon.counters("a")["removed"] == 0
+    assert remedy not in render(daemon.status())
+    share.rmdir()
+    if again:
+        share.mkdir()
+    eventually(lambda: remedy in backend.log())
+    assert daemon.counters("a")["removed"] == 1
+    assert render(daemon.status()).count(remedy) == 1
+    # Longer than the backend looks again.
+    time.sleep(2 * ROOT_SECONDS)
+    assert backend.log().count(remedy) == 1

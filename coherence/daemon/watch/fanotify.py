@@ -152,9 +152,15 @@ class FanotifyWatch:
         member = self._members.pop(key, None)
         if member is not None:
             self._guests.pop(member.pid, None)
-        self._asked.pop(key, None)
         if self._inotify is not None:
             self._inotify.leave(key)
+        self.unwatch(key)
+
+    def unwatch(self, key: int) -> None:
+        """The backend's guest has gone, so it relies on nothing; see InotifyWatch.unwatch."""
+        self._asked.pop(key, None)
+        if self._inotify is not None:
+            self._inotify.unwatch(key)
         for fsid, system in list(self._systems.items()):
             system.asked_by.discard(key)
             if not system.asked_by:

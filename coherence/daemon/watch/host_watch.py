@@ -52,6 +52,9 @@ class HostWatch(Protocol):
     def watch(self, key: int, fd: int) -> bool:
         """Watch what this O_PATH descriptor, which is taken over, is of; whether it is watched from now on."""
 
+    def unwatch(self, key: int) -> None:
+        """The backend's guest has gone: it relies on nothing."""
+
     def close(self) -> None:
         """Watch nothing any more."""
 
@@ -85,6 +88,9 @@ class NoWatch:
         """Never."""
         os.close(fd)
         return False
+
+    def unwatch(self, key: int) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

@@ -217,6 +217,10 @@ class InotifyWatch:
                 self._remove_watch(wd)
             self._attribution.remove(member)
             os.close(member.journal)
+        self.unwatch(key)
+
+    def unwatch(self, key: int) -> None:
+        """The backend's guest has gone, so it relies on nothing: what no other relies on is let go."""
         for watched in self._asked.pop(key, ()):
             watched.asked_by.discard(key)
             if not watched.asked_by:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,23 @@ class Membership:
     journal: Journal
     leases: Leases
     dax: Alone = field(default_factory=Alone)
+
+
+@dataclass
+class Watcher:
+    """What a file system uses of coherence.client.membership.Membership for the host watch.
+
+    Args:
+        watch: is asked for an inode, by descriptor and node id; whether an answer will come.
+        ended: how often the guest's session has ended.
+    """
+
+    watch: Callable[[int, int], bool]
+    ended: int = 0
+
+    def unwatch(self) -> None:
+        """A session has ended."""
+        self.ended += 1
 
 
 @dataclass

@@ -22,6 +22,7 @@ from coherent_vfs.server.fuse.protocol import (
 from tests.unit.server.leased import (
     LONGEST,
     LeaseDomain,
+    Watcher,
     find,
     get_attributes,
     look_up,
@@ -156,7 +157,7 @@ def test_what_changed_while_nobody_watched_is_told_by_another_mtime(domain: Leas
 def test_what_changes_where_nobody_can_watch_is_told_by_another_mtime(domain: LeaseDomain) -> None:
     with domain.guest(opens=False, lease_max=0.0) as guest:
         directory = find(guest, "d")
-        guest.device.fs.validity.watch_with(lambda fd, nodeid: True)
+        guest.device.fs.validity.watch_with(Watcher(lambda fd, nodeid: True))
         look_up(guest, directory, "f")
         guest.device.fs.watched(directory, False)
         nodeid = look_up(guest, directory, "f")[0].nodeid
@@ -316,7 +317,7 @@ def test_an_aware_guest_keeps_no_data_of_what_is_not_watched(domain: LeaseDomain
         fs = guest.device.fs
         fs.prove_aware(domain.table.domain)
         directory, file = find(guest, "d"), find(guest, "d/f")
-        fs.validity.watch_with(lambda fd, nodeid: True)
+        fs.validity.watch_with(Watcher(lambda fd, nodeid: True))
 
         def flags(opcode: Opcode, nodeid: int) -> int:
             error, reply = guest.request(opcode, nodeid, OPEN_IN.pack(os.O_RDONLY, 0))

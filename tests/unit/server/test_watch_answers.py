@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from coherent_vfs.server.fuse.protocol import OPEN_IN, OPEN_OUT, READ_IN, Opcode
-from tests.unit.server.leased import MS, LeaseDomain, attr_valid, entry_valid, find, look_up
+from tests.unit.server.leased import MS, LeaseDomain, Watcher, attr_valid, entry_valid, find, look_up
 from tests.unit.server.raw_guest import RawGuest
 from tests.unit.server.share import entry
 from tests.unit.server.test_leases import entries_of
@@ -31,7 +31,7 @@ class Watch:
         self.parked: list[int] = []
         self._guest = guest
         self._answer = answer
-        guest.device.fs.validity.watch_with(self._ask)
+        guest.device.fs.validity.watch_with(Watcher(self._ask))
 
     def _ask(self, fd: int, nodeid: int) -> bool:
         self.asked.append(nodeid)
@@ -99,7 +99,7 @@ def test_a_stock_guest_keeps_what_is_not_watched_for_a_second_at_most(domain: Le
     with domain.guest(lease_max=8.0) as guest:
         fs = guest.device.fs
         watched, refused = find(guest, "d"), find(guest, "e")
-        fs.validity.watch_with(lambda fd, nodeid: nodeid in (watched, refused))
+        fs.validity.watch_with(Watcher(lambda fd, nodeid: nodeid in (watched, refused)))
         reply_to(guest, Opcode.LOOKUP, watched, b"f\0", lambda: fs.watched(watched, True))
         reply_to(guest, Opcode.LOOKUP, refused, b"h\0", lambda: fs.watched(refused, False))
         guest.wait(lambda: attr_valid(look_up(guest, watched, "f")[0]) > 1_100 * MS)
