@@ -69,6 +69,11 @@ cdef int serve(FileSystem fs, request_t *request):
     if not fs.initialized and opcode != FUSE_INIT:
         return NO_REPLY if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT) else EIO
     if opcode == FUSE_LOOKUP:
+        if request.body[0] == c"." and request.body_size:
+            if request.body_size == 2 and request.body[1] == 0:
+                return look_up_handle(fs, request, False)
+            if request.body_size == 3 and request.body[1] == c"." and request.body[2] == 0:
+                return look_up_handle(fs, request, True)
         return look_up(fs, request)
     if opcode == FUSE_GETATTR:
         return getattr_(fs, request)
@@ -125,6 +130,28 @@ cdef int named(request_t *request, size_t offset, const char **name, size_t *len
     name[0] = request.body + offset
     length[0] = strnlen(name[0], request.body_size - offset)
     return name_error(name[0], length[0])
+
+
+cdef int look_up_handle(FileSystem fs, request_t *request, bint parent):
+    """LOOKUP of "." and "..": a program in the guest has a file handle, from which its kernel has a node id, and looks
+    for the inode, and for what it is in (FUSE_EXPORT_SUPPORT; fuse_get_dentry() and fuse_get_parent())."""
+    cdef fuse_entry_out *out = <fuse_entry_out *>request.reply
+    cdef inode_t *inode = NULL
+    cdef statx_t stx
+    cdef int error
+    if parent:
+        error = fs.lookups.look_up_parent(request.header.nodeid, &inode, &stx)
+    else:
+        error = fs.lookups.look_up_itself(request.header.nodeid, &inode, &stx)
+    if error:
+        return error
+    error = fs.mapped.reach(inode, stx.stx_size)
+    if error:
+        fs.inodes.forget(inode.nodeid, 1)
+        return error
+    fs.replies.fill_entry(out, NULL, inode, &stx, b"", 0)
+    request.reply_size = sizeof(fuse_entry_out)
+    return 0
 
 
 cdef int look_up(FileSystem fs, request_t *request):

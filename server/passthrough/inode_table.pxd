@@ -23,12 +23,14 @@ cdef struct inode_t:
     uint64_t slot
     int fd                 # O_PATH; -1 while only the handle is kept
     file_handle *handle    # NULL until the descriptor was closed once
+    bint remembered        # forgotten and not open: nlookup is 0, fd -1, and there is a handle
     bint hashed            # false once another inode has taken the number
     bint used              # since the clock came by
     bint unnamed           # the guest took a name from it, or it never had one: if it has none, the guest has it open
     uint64_t request       # the last one that used it
     uint32_t type          # S_IFMT bits
     uint32_t generation
+    uint32_t entry_generation  # as the guest is told it; with the node id it never comes twice
     uint32_t idle_tick     # when it became idle
     uint64_t index         # in the array of records
     # Whether the host watch sees changes of it (server.caching.validity).
@@ -77,6 +79,9 @@ cdef class InodeTable:
     cdef readonly uint64_t live
     cdef list_t idle_ones      # forgotten, and open
     cdef list_t open_ones      # live, and open
+    cdef list_t remembered_ones
+    cdef public uint64_t max_remembered
+    cdef uint32_t session      # tells handles of this session from those of others
     cdef uint32_t tick
     cdef uint64_t tick_began
     cdef public uint64_t max_open    # inodes and handles together
@@ -88,22 +93,29 @@ cdef class InodeTable:
     cdef void begin_request(self) noexcept
     cdef inode_t *record(self, uint64_t nodeid) noexcept
     cdef inode_t *get(self, uint64_t nodeid) noexcept
+    cdef inode_t *recall(self, uint64_t nodeid) noexcept
     cdef inode_t *find(self, const statx_t *stx) noexcept
     cdef inode_t *find_ino(self, const inode_t *sibling, uint64_t ino) noexcept
     cdef inode_t *insert(self, const statx_t *stx, int fd) noexcept
     cdef bint rebind(self, inode_t *inode, int fd) noexcept
+    cdef void regain(self, inode_t *inode, int fd) noexcept
     cdef bint reopen(self, inode_t *inode) noexcept
+    cdef int open_handle(self, const inode_t *inode) noexcept
     cdef void set_open(self, inode_t *inode, int fd) noexcept
     cdef void keep_to_limit(self) noexcept
     cdef bint set_closed(self, inode_t *inode, bint desperate) noexcept
+    cdef bint take_handle(self, inode_t *inode) noexcept
     cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept
     cdef bint make_room(self) noexcept
     cdef void unhash(self, inode_t *inode) noexcept
+    cdef void remember(self, inode_t *inode) noexcept
+    cdef void drop_data(self, inode_t *inode) noexcept
     cdef void free_record(self, inode_t *inode) noexcept
     cdef void take_from_idle(self, inode_t *inode) noexcept
     cdef void forget(self, uint64_t nodeid, uint64_t nlookup) noexcept
     cdef void drop_all_idle(self) noexcept
     cdef void drop_idle(self, inode_t *inode) noexcept
+    cdef void close_idle(self, inode_t *inode) noexcept
     cdef void drop_if_idle(self, inode_t *inode) noexcept
     cdef bint expire_idle(self, uint64_t now) noexcept
     cdef int grow(self) noexcept

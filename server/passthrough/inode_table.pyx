@@ -9,6 +9,10 @@ id of a forgotten inode useless.
 A forgotten inode stays open, idle, for a moment: a guest that caches nothing forgets each inode right after its
 use and looks it up again at once. One that has no name any more does not: as long as it is open it takes space.
 
+After that it is remembered, by its file handle, as long as there is room: it keeps its node id, by which programs in
+the guest that have a file handle (name_to_handle_at(2), as NFS servers do) find it again. Whatever a node id finds,
+the guest was given in this session.
+
 A guest that caches much may know more inodes than we may have descriptors. Then those that it has not used for long
 are closed, and found again by file handle (open_by_handle_at(2)), where the file system has them and we may. A deleted
 one cannot be found again and stays open; but a guest may know very many that others have deleted, and they would leave
@@ -42,8 +46,10 @@ cdef extern from *:
     void set_errno(int error) noexcept
 
 cdef enum:
+    NODEID_BITS = 64
     INDEX_BITS = 28
     MAX_IDLE = 4096
+    MAX_REMEMBERED = 65536 # of some 400 bytes each
     IDLE_NS = 1_000_000_000
     SEARCH = 128           # open inodes that were not used and are looked at for some to close
     OTHER_OPEN = 512       # descriptors for all but inodes and handles: queues, memory, a system call or two
@@ -87,7 +93,9 @@ cdef class InodeTable:
         self.root.nlookup = UINT64_MAX
         self.root.dev, self.root.ino, self.root.mnt_id = statx_dev(&stx), stx.stx_ino, stx.stx_mnt_id
         self.root.type = stx.stx_mode & S_IFMT
+        self.session = int.from_bytes(os.urandom(4))
         identify(self, &self.root, &stx)
+        self.max_remembered = MAX_REMEMBERED
         self.max_open = max(limit - OTHER_OPEN, limit // 2, LEAST_OPEN)
         self.mount_fd = open_for_handles(self.root.fd)
 
@@ -103,7 +111,7 @@ cdef class InodeTable:
     def watched(self, nodeid: int, ok: bool) -> None:
         """The host watch answers what it was asked for an inode, which may be idle or gone meanwhile."""
         cdef inode_t *inode = numbered(self, nodeid)
-        if inode != NULL:
+        if inode != NULL and not inode.remembered:
             inode.watch = WATCHED if ok else REFUSED
 
     def unwatch(self) -> None:
@@ -130,13 +138,19 @@ cdef class InodeTable:
         self.root.reported_stamp = self.root.data_fh = self.root.mtime_skew = 0
         self.root.listed_at = self.root.singly = self.root.probe = 0
         self.free_records = NULL
-        self.idle_ones = self.open_ones = list_t(NULL, NULL, 0)
+        self.idle_ones = self.open_ones = self.remembered_ones = list_t(NULL, NULL, 0)
         self.live = 0
+        self.session = int.from_bytes(os.urandom(4))
 
     @property
     def idle(self) -> int:
         """Inodes that the guest has forgotten and that are still open."""
         return self.idle_ones.count
+
+    @property
+    def remembered(self) -> int:
+        """Inodes that the guest has forgotten and that are not open, but can be found again by node id."""
+        return self.remembered_ones.count
 
     @property
     def open(self) -> int:
@@ -168,8 +182,24 @@ cdef class InodeTable:
             return NULL
         return inode
 
+    cdef inode_t *recall(self, uint64_t nodeid) noexcept:
+        """The inode of a node id that the guest was given at some time, open, with one more lookup; NULL where it is
+        not remembered, or gone from the host."""
+        cdef inode_t *inode = numbered(self, nodeid)
+        cdef int fd
+        if inode == NULL:
+            return NULL
+        if inode.fd >= 0:
+            self.take_from_idle(inode)
+            return inode
+        fd = self.open_handle(inode)
+        if fd < 0:
+            return NULL
+        self.regain(inode, fd)
+        return inode
+
     cdef inode_t *find(self, const statx_t *stx) noexcept:
-        """The inode with this identity, live or idle, or NULL. If it is not open, it may be an older inode that had
+        """The inode with this identity, live, idle or remembered, or NULL. If it is not open, it may be an older inode that had
         the same number: rebind() tells."""
         cdef inode_t *inode
         cdef uint64_t dev = statx_dev(stx)
@@ -187,7 +217,7 @@ cdef class InodeTable:
         cdef inode_t *inode = self.buckets[bucket_of(self, ino)]
         while inode != NULL:
             if inode.ino == ino and inode.dev == sibling.dev and inode.mnt_id == sibling.mnt_id:
-                return inode
+                return inode if not inode.remembered else NULL
             inode = inode.next
         return NULL
 
@@ -204,18 +234,14 @@ cdef class InodeTable:
         identify(self, inode, stx)
         inode.type = stx.stx_mode & S_IFMT
         inode.nlookup = 1
-        inode.unnamed = False
         inode.handle = NULL
-        inode.watch = UNASKED
-        inode.parent_watch_epoch = inode.reported_stamp = inode.data_fh = 0
-        inode.parent_unwatched = False
-        inode.mtime_skew = 0
-        inode.listed_at = 0
-        inode.singly = False
-        inode.probe = 0
-        inode.dax_flag = UNKNOWN
+        inode.data_fh = 0
         inode.withdrawn = inode.reached = 0
+        begin_anew(inode)
         inode.generation += 1
+        inode.entry_generation = self.session + (
+            <uint64_t>inode.generation >> (NODEID_BITS - self.slot_bits - INDEX_BITS)
+        )
         inode.nodeid = (
             inode.slot
             | inode.index << self.slot_bits
@@ -232,7 +258,8 @@ cdef class InodeTable:
     cdef bint rebind(self, inode_t *inode, int fd) noexcept:
         """Whether an O_PATH descriptor, just opened, is that of an inode that find() gave and that is not open.
 
-        If so the inode takes it. If not, the inode is gone from the host, and its number has a new owner.
+        If so the inode takes it, with one more lookup. If not, the inode is gone from the host, and its number has a
+        new owner.
         """
         cdef file_handle *handle = handle_of(fd)
         cdef bint same = (
@@ -243,23 +270,39 @@ cdef class InodeTable:
         )
         free(handle)
         if same:
-            self.set_open(inode, fd)
+            self.regain(inode, fd)
+        elif inode.remembered:
+            self.free_record(inode)
         else:
             self.unhash(inode)
         return same
 
+    cdef void regain(self, inode_t *inode, int fd) noexcept:
+        """An inode that was not open, live or remembered, takes this descriptor, and one more lookup."""
+        if inode.remembered:
+            remove(&self.remembered_ones, inode)
+            inode.remembered = False
+            self.live += 1
+        inode.nlookup += 1
+        self.set_open(inode, fd)
+
     cdef bint reopen(self, inode_t *inode) noexcept:
         """Open a live inode that is not; false where it is gone from the host."""
-        cdef int fd
-        if inode.handle == NULL:
-            return False
-        fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        if fd < 0 and self.make_room():
-            fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        cdef int fd = self.open_handle(inode)
         if fd < 0:
             return False
         self.set_open(inode, fd)
         return True
+
+    cdef int open_handle(self, const inode_t *inode) noexcept:
+        """An O_PATH descriptor of an inode by its file handle, or a negative number."""
+        cdef int fd
+        if inode.handle == NULL:
+            return -1
+        fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        if fd < 0 and self.make_room():
+            fd = open_by_handle_at(self.mount_fd, inode.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+        return fd
 
     cdef void set_open(self, inode_t *inode, int fd) noexcept:
         inode.fd = fd
@@ -292,12 +335,7 @@ cdef class InodeTable:
             return False
         if stx.stx_nlink != 0:
             inode.unnamed = False
-            # Those of other mounts cannot be opened by handle from the root's.
-            if self.mount_fd < 0 or inode.mnt_id != self.root.mnt_id:
-                return False
-            if inode.handle == NULL:
-                inode.handle = handle_of(inode.fd)
-            if inode.handle == NULL:
+            if not self.take_handle(inode):
                 return False
         elif not desperate or inode.unnamed or self.handles.holds(inode.nodeid):
             return False
@@ -312,6 +350,15 @@ cdef class InodeTable:
         close(inode.fd)
         inode.fd = -1
         return True
+
+    cdef bint take_handle(self, inode_t *inode) noexcept:
+        """Make sure that an open inode can be found again by its file handle; false where it cannot."""
+        # Those of other mounts cannot be opened by handle from the root's.
+        if self.mount_fd < 0 or inode.mnt_id != self.root.mnt_id:
+            return False
+        if inode.handle == NULL:
+            inode.handle = handle_of(inode.fd)
+        return inode.handle != NULL
 
     cdef bint close_some(self, uint64_t wanted, bint desperate) noexcept:
         """Close so many open inodes, or fewer where that would take long: the oldest that were not used since they
@@ -415,22 +462,48 @@ cdef class InodeTable:
             return
         self.live -= 1
         if inode.fd < 0:
-            self.free_record(inode)
+            self.remember(inode)
             return
         remove(&self.open_ones, inode)
         append(&self.idle_ones, inode)
         inode.idle_tick = self.tick
         if is_deleted(inode):
-            self.drop_idle(inode)
+            self.unhash(inode)
+            self.close_idle(inode)
         elif self.idle_ones.count > MAX_IDLE:
             self.drop_idle(self.idle_ones.oldest)
 
     cdef void drop_idle(self, inode_t *inode) noexcept:
-        """Close an idle inode and free its record."""
+        """Close an idle inode, and remember it where that is possible."""
+        self.take_handle(inode)
+        self.close_idle(inode)
+
+    cdef void close_idle(self, inode_t *inode) noexcept:
+        """Close an idle inode; it is remembered if it has a handle."""
         remove(&self.idle_ones, inode)
         close(inode.fd)
         inode.fd = -1
-        self.free_record(inode)
+        self.remember(inode)
+
+    cdef void remember(self, inode_t *inode) noexcept:
+        """Remember an inode that the guest has forgotten and that is not open; free its record where it cannot be
+        found again."""
+        if inode.handle == NULL:
+            self.free_record(inode)
+            return
+        self.drop_data(inode)
+        begin_anew(inode)
+        inode.remembered = True
+        append(&self.remembered_ones, inode)
+        if self.remembered_ones.count > self.max_remembered:
+            self.free_record(self.remembered_ones.oldest)
+
+    cdef void drop_data(self, inode_t *inode) noexcept:
+        """Close what a guest that opens nothing has used of an inode."""
+        cdef handle_t *handle = self.handles.get(inode.nodeid, inode.data_fh) if inode.data_fh else NULL
+        if handle != NULL:
+            self.handles.close(handle)
+        inode.data_fh = 0
 
     cdef void unhash(self, inode_t *inode) noexcept:
         """Let find() not give an inode any more, nor reopen() open it."""
@@ -445,11 +518,10 @@ cdef class InodeTable:
 
     cdef void free_record(self, inode_t *inode) noexcept:
         """Free the record of an inode that the guest has forgotten and that is not open."""
-        cdef handle_t *handle = self.handles.get(inode.nodeid, inode.data_fh) if inode.data_fh else NULL
-        # What a guest that opens nothing has used of it.
-        if handle != NULL:
-            self.handles.close(handle)
-        inode.data_fh = 0
+        if inode.remembered:
+            remove(&self.remembered_ones, inode)
+            inode.remembered = False
+        self.drop_data(inode)
         self.unhash(inode)
         inode.nodeid = 0
         inode.next = self.free_records
@@ -462,7 +534,7 @@ cdef class InodeTable:
 
     cdef void drop_if_idle(self, inode_t *inode) noexcept:
         """Close an inode if it is idle: it was unlinked, and its blocks are to be freed."""
-        if inode.nlookup == 0 and inode.nodeid != ROOT_NODEID:
+        if inode.nlookup == 0 and inode.fd >= 0:
             self.drop_idle(inode)
 
     cdef bint expire_idle(self, uint64_t now) noexcept:
@@ -474,6 +546,19 @@ cdef class InodeTable:
             self.drop_idle(self.idle_ones.oldest)
         self.tick += 1
         return True
+
+
+cdef void begin_anew(inode_t *inode) noexcept:
+    """Whatever the guest was told of an inode, or it was watched for, is over."""
+    inode.unnamed = False
+    inode.watch = UNASKED
+    inode.parent_watch_epoch = inode.reported_stamp = 0
+    inode.parent_unwatched = False
+    inode.mtime_skew = 0
+    inode.listed_at = 0
+    inode.singly = False
+    inode.probe = 0
+    inode.dax_flag = UNKNOWN
 
 
 cdef bint is_deleted(const inode_t *inode) noexcept:

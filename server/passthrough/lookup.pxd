@@ -12,6 +12,8 @@ cdef class Lookups:
 
     cdef int look_up(self, inode_t *parent, const char *name, inode_t **found, statx_t *stx) noexcept
     cdef int look_up_entry(self, inode_t *parent, const char *name, uint64_t ino, inode_t **found, statx_t *stx) noexcept
+    cdef int look_up_itself(self, uint64_t nodeid, inode_t **found, statx_t *stx) noexcept
+    cdef int look_up_parent(self, uint64_t nodeid, inode_t **found, statx_t *stx) noexcept
     cdef int adopt(self, int fd, inode_t **found, statx_t *stx) noexcept
     cdef int host_flags(self, int flags) noexcept
     cdef int reopen_fd(self, const inode_t *inode, int flags) noexcept

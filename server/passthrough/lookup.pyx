@@ -2,15 +2,16 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """From names on the host to inodes, and from inodes to descriptors."""
 
-from libc.errno cimport EMFILE, ENFILE, ENOMEM, errno
+from libc.errno cimport EMFILE, ENFILE, ENOMEM, ENOTDIR, ESTALE, errno
 from libc.stdint cimport uint64_t
 from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDWR, O_WRONLY
 from posix.unistd cimport close
 
+from coherent_vfs.server.fuse.wire cimport FUSE_ROOT_ID
 from coherent_vfs.server.passthrough.inode_table cimport InodeTable, inode_t
 from coherent_vfs.server.host.libc cimport (
-    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath,
-    openat, snprintf, statx, statx_t,
+    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID,
+    open_beneath, openat, snprintf, statx, statx_dev, statx_t,
 )
 
 import os
@@ -19,6 +20,8 @@ from coherent_vfs.coherence.common.errors import UserError
 
 cdef enum:
     STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
+    S_IFDIR = 0o040000
+    MAX_DEPTH = 4096       # of directories that are found by file handle; a path has fewer
 
 
 cdef class Lookups:
@@ -75,6 +78,44 @@ cdef class Lookups:
             return self.look_up(parent, name, found, stx)
         return open_and_adopt(self, parent, name, found, stx)
 
+    cdef int look_up_itself(self, uint64_t nodeid, inode_t **found, statx_t *stx) noexcept:
+        """Find what the guest has a file handle of, which it may have forgotten: 0 or an errno.
+
+        Only what it was given can be found, and no directory that has been moved out of the share since.
+        """
+        cdef inode_t *inode = self.inodes.recall(nodeid)
+        cdef int error = 0
+        if inode == NULL:
+            return ESTALE
+        if inode.type == S_IFDIR and not lies_beneath(self, inode.fd):
+            error = ESTALE
+        elif statx(inode.fd, b"", AT_EMPTY_PATH, STATX_WANTED, stx) < 0:
+            error = errno
+        if error:
+            self.inodes.forget(nodeid, 1)
+        found[0] = inode
+        return error
+
+    cdef int look_up_parent(self, uint64_t nodeid, inode_t **found, statx_t *stx) noexcept:
+        """Find the directory that a directory is in: 0 or an errno. The root of the share is in itself."""
+        cdef inode_t *inode = self.inodes.get(nodeid)
+        cdef int fd
+        if inode == NULL:
+            return ESTALE
+        if inode.type != S_IFDIR:
+            return ENOTDIR
+        if inode.nodeid == FUSE_ROOT_ID:
+            return self.look_up_itself(nodeid, found, stx)
+        fd = openat(inode.fd, b"..", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if fd < 0 and self.inodes.make_room():
+            fd = openat(inode.fd, b"..", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if fd < 0:
+            return errno
+        if not lies_beneath(self, fd):
+            close(fd)
+            return ESTALE
+        return self.adopt(fd, found, stx)
+
     cdef int adopt(self, int fd, inode_t **found, statx_t *stx) noexcept:
         """Count a lookup of what an O_PATH descriptor is open on, which it takes: 0 or an errno."""
         cdef inode_t *inode
@@ -88,9 +129,7 @@ cdef class Lookups:
         if inode != NULL and inode.fd >= 0:
             close(fd)
             self.inodes.take_from_idle(inode)
-        elif inode != NULL and self.inodes.rebind(inode, fd):
-            self.inodes.take_from_idle(inode)
-        else:
+        elif inode == NULL or not self.inodes.rebind(inode, fd):
             inode = self.inodes.insert(stx, fd)
             if inode == NULL:
                 return ENOMEM
@@ -126,6 +165,39 @@ cdef class Lookups:
         cdef inode_t *inode = self.inodes.find(stx)
         if inode != NULL:
             inode.unnamed = False
+
+
+cdef bint lies_beneath(Lookups self, int directory_fd) noexcept:
+    """Whether a directory is in the share, or its root."""
+    cdef const inode_t *root = &self.inodes.root
+    cdef statx_t stx, above
+    cdef int fd = directory_fd, up, i
+    cdef bint found = False
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_WANTED, &stx) < 0:
+        return False
+    for i in range(MAX_DEPTH):
+        found = is_same(root, &stx)
+        if found:
+            break
+        up = openat(fd, b"..", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if up < 0 and self.inodes.make_room():
+            up = openat(fd, b"..", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if fd != directory_fd:
+            close(fd)
+        fd = up
+        if fd < 0 or statx(fd, b"", AT_EMPTY_PATH, STATX_WANTED, &above) < 0:
+            break
+        if above.stx_ino == stx.stx_ino and statx_dev(&above) == statx_dev(&stx) and above.stx_mnt_id == stx.stx_mnt_id:
+            # The root of all.
+            break
+        stx = above
+    if fd >= 0 and fd != directory_fd:
+        close(fd)
+    return found
+
+
+cdef bint is_same(const inode_t *inode, const statx_t *stx) noexcept:
+    return inode.ino == stx.stx_ino and inode.dev == statx_dev(stx) and inode.mnt_id == stx.stx_mnt_id
 
 
 cdef int open_and_adopt(

@@ -26,6 +26,7 @@ MAX_WRITE: Final = MAX_MAX_PAGES * 4096
 ALWAYS: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.ATOMIC_O_TRUNC
+    | InitFlag.EXPORT_SUPPORT
     | InitFlag.BIG_WRITES
     | InitFlag.ASYNC_DIO
     | InitFlag.PARALLEL_DIROPS

@@ -39,7 +39,7 @@ cdef class Replies:
         cdef uint64_t attr_valid, entry_valid = 0
         cdef bint told
         entry.nodeid = inode.nodeid
-        entry.generation = 0
+        entry.generation = inode.entry_generation
         fill_attr(&entry.attr, stx)
         entry.attr.flags = self.mapped.attr_flags(inode, stx)
         inode.reached = max(inode.reached, stx.stx_size)

@@ -53,3 +53,25 @@ def alone_in_domain(kind: str, share: Path, run_dir: Path, *options: str, memory
         vm = stack.enter_context(boot(kind, shares={"share": backend.socket}, memory=memory))
         vm.mount("share", "/mnt")
         yield Alone(vm, daemon.socket)
+
+
+@contextmanager
+def guest_in_mode(kind: str, share: Path, run_dir: Path, cache: str) -> Iterator[Guest]:
+    """A stock guest in any cache mode that has the share at /mnt; in shared in a domain of its own.
+
+    Args:
+        kind: of guest.
+        share: the directory to share.
+        run_dir: for sockets.
+        cache: the mode.
+    """
+    if cache == "shared":
+        with alone_in_domain(kind, share, run_dir, memory=128) as alone:
+            yield alone.vm
+        return
+    with (
+        backends.ours(share, run_dir, cache=cache) as backend,
+        boot(kind, shares={"share": backend.socket}, memory=128) as vm,
+    ):
+        vm.mount("share", "/mnt")
+        yield vm

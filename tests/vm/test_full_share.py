@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.lab import backends
-from tests.lab.guest import Guest, boot
 from tests.small_tmpfs import small_tmpfs
-from tests.vm.alone import alone_in_domain
+from tests.vm.alone import guest_in_mode
 
 ROUNDS = 10
 WRITE = "dd if=/dev/zero of={} bs=64k count=120 2>&1"
 """All but half a megabyte of the share."""
 
 
-@contextmanager
-def guest_on(share: Path, kind: str, cache: str, run_dir: Path) -> Iterator[Guest]:
-    """A guest that has the share at /mnt."""
-    if cache == "shared":
-        with alone_in_domain(kind, share, run_dir, memory=128) as alone:
-            yield alone.vm
-        return
-    with (
-        backends.ours(share, run_dir, cache=cache) as backend,
-        boot(kind, shares={"share": backend.socket}, memory=128) as vm,
-    ):
-        vm.mount("share", "/mnt")
-        yield vm
-
-
 @pytest.mark.parametrize("kind", ["uml"], indirect=True)
 @pytest.mark.parametrize("cache", ["none", "auto", "shared"])
 def test_rm_makes_room_at_once(kind: str, cache: str, run_dir: Path) -> None:
-    with small_tmpfs(size="8M") as share, guest_on(share, kind, cache, run_dir) as vm:
+    with small_tmpfs(size="8M") as share, guest_in_mode(kind, share, run_dir, cache) as vm:
         for _ in range(ROUNDS):
             vm.check(f"cd /mnt && {WRITE.format('big')} && rm big && {WRITE.format('z')} && rm z")
         vm.check(f"cd /mnt && {WRITE.format('z')} && {WRITE.format('new')}; test -e new")

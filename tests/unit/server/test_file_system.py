@@ -100,8 +100,6 @@ def test_lookup_gives_the_attributes(guest: RawGuest, tmp_path: Path) -> None:
     ("name", "error"),
     [
         (b"missing\0", errno.ENOENT),
-        (b".\0", errno.EINVAL),
-        (b"..\0", errno.EINVAL),
         (b"dir/x\0", errno.EINVAL),
         (b"/etc\0", errno.EINVAL),
         (b"\0", errno.EINVAL),
@@ -115,6 +113,13 @@ def test_names_are_single_components(guest: RawGuest, opcode: Opcode, name: byte
     body = name if opcode != Opcode.CREATE else CREATE_IN.pack(os.O_RDWR, 0o100644, 0, 0) + name
     got, _ = guest.request(opcode, 1, body)
     assert got == (0 if opcode == Opcode.CREATE and error == errno.ENOENT else error)
+
+
+@pytest.mark.parametrize("name", [b".\0", b"..\0"])
+@pytest.mark.parametrize("opcode", [Opcode.UNLINK, Opcode.CREATE])
+def test_dots_are_no_names(guest: RawGuest, opcode: Opcode, name: bytes) -> None:
+    body = name if opcode != Opcode.CREATE else CREATE_IN.pack(os.O_RDWR, 0o100644, 0, 0) + name
+    assert guest.request(opcode, 1, body)[0] == errno.EINVAL
 
 
 def test_a_link_out_of_the_share_is_only_a_link(tmp_path: Path) -> None:
