@@ -15,7 +15,7 @@ from typing import Any
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.common.sd_notify import Notifier
-from coherent_vfs.coherence.common.unix_socket import open_listener, permit
+from coherent_vfs.coherence.common.unix_socket import is_shut_down, open_listener, permit
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator
 from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.daemon.event_feed import ChangeEvents
@@ -77,6 +77,7 @@ class Service:
         self._started = time.monotonic()
         self._handlers: list[Handler] = []
         self._rate = 0.0
+        self._short = False
         with contextlib.ExitStack() as stack:
             self._lock_fd = _lock(paths)
             stack.callback(os.close, self._lock_fd)
@@ -225,15 +226,22 @@ class Service:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
         except OSError as error:
-            # Most likely descriptors have run out: look again when some may have been closed.
-            log.warning("no client can be accepted", reason=error.strerror)
             loop = asyncio.get_running_loop()
+            if is_shut_down(self._listener):
+                log.error("no client can connect any more: its socket was shut down: restart coherenced")
+                loop.remove_reader(self._listener.fileno())
+                return
+            if isinstance(error, BlockingIOError):
+                return
+            # Most likely descriptors have run out: look again when some may have been closed.
+            if not self._short:
+                log.warning("no client can be accepted: trying again every second", reason=error.strerror)
+            self._short = True
             loop.remove_reader(self._listener.fileno())
             loop.call_later(ACCEPT_AGAIN_SECONDS, loop.add_reader, self._listener.fileno(), self._accept)
             return
+        self._short = False
         if len(self._handlers) >= MAX_CLIENTS:
             log.warning("client dropped", reason=f"there are {MAX_CLIENTS} already")
             sock.close()

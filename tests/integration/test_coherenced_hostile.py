@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import socket
@@ -46,6 +47,9 @@ from coherent_vfs.coherence.protocol.messages import (
 )
 from coherent_vfs.coherence.shm import liveness
 from tests.integration.coherenced_process import SECONDS, Coherenced, Member, eventually, open_directory
+
+PIDFD_GETFD = 438
+"""Its number, on every machine."""
 
 Expected = TypeVar("Expected")
 
@@ -395,9 +399,54 @@ def test_a_daemon_without_descriptors_serves_again_when_it_has_some(coherenced: 
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), usual[1]))
     clients = [Client(coherenced) for _ in range(5)]
     eventually(lambda: "no client can be accepted" in coherenced.log())
+    before = processor_seconds(pid)
+    time.sleep(2.5)
+    assert processor_seconds(pid) - before < 0.5
+    assert coherenced.log().count("no client can be accepted") == 1
     resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     for client in clients:
         client.connection.close()
+
+
+def test_a_socket_that_is_shut_down_is_left_alone_and_members_stay(tmp_path: Path) -> None:
+    with Coherenced(tmp_path) as daemon:
+        daemon.start()
+        assert daemon.process is not None
+        pid = daemon.process.pid
+        with Member(daemon, "member"):
+            (line,) = (
+                each
+                for each in Path("/proc/net/unix").read_text().splitlines()
+                if str(daemon.socket) in each and each.split()[3] == "00010000"
+            )
+            (fd,) = (
+                int(path.name)
+                for path in Path(f"/proc/{pid}/fd").iterdir()
+                if str(path.readlink()) == f"socket:[{line.split()[6]}]"
+            )
+            taken_from(pid, fd).shutdown(socket.SHUT_RDWR)
+            eventually(lambda: "no client can connect any more" in daemon.log())
+            before = processor_seconds(pid)
+            time.sleep(1)
+            assert processor_seconds(pid) - before < 0.3
+        assert daemon.log().count("no client can connect any more") == 1
+
+
+def taken_from(pid: int, fd: int) -> socket.socket:
+    """A socket of another process (pidfd_getfd(2))."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        taken = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, fd, 0)
+    finally:
+        os.close(pidfd)
+    assert taken >= 0, os.strerror(ctypes.get_errno())
+    return socket.socket(fileno=taken)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def join(client: Client) -> int:
