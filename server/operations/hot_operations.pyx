@@ -455,8 +455,12 @@ cdef int create(FileSystem fs, request_t *request):
     if fs.readonly:
         return EROFS
     flags = fs.lookups.host_flags(allowed_flags(fs, ask.flags))
-    # An ordinary user does not make a file that runs with a group he is not in (inode_init_owner() of the kernel).
-    kill = ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP and request.header.uid != 0
+    # An ordinary user does not make a file that runs with a group he is not in. We know one of his groups only.
+    kill = (
+        not fs.guest_strips_sgid
+        and ask.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP
+        and request.header.uid != 0
+    )
     memset(&change, 0, sizeof(change))
     fs.publisher.add_name(&change, parent.slot, name, length)
     fs.publisher.add_known(&change, parent, True)

@@ -37,6 +37,7 @@ cdef class FileSystem:
     cdef bint woken
     cdef bint awaiting         # some request waits for the host watch
     cdef bint opens_nothing
+    cdef bint guest_strips_sgid
     cdef uint64_t interrupted[INTERRUPTED_MAX]
     cdef unsigned interrupted_count
     cdef dict operations

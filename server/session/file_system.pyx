@@ -132,6 +132,9 @@ cdef class FileSystem:
         agreement = negotiate(body, self.settings, dax=self.mapped.window is not None)
         self.initialized = True
         self.opens_nothing = InitFlag.NO_OPEN_SUPPORT in agreement.flags
+        # Since Linux 6.0 it is the guest's kernel that takes set-group-id from what a user makes who is not in the
+        # group (mode_strip_sgid() in fs/inode.c). Linux 6.1 has 7.37.
+        self.guest_strips_sgid = agreement.minor >= 37
         log.info("guest attached", tag=self.settings.tag, fuse=f"7.{agreement.minor}", flags=hex(agreement.flags))
         return agreement.reply
 

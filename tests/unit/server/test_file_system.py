@@ -354,6 +354,19 @@ def test_create(guest: RawGuest, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts for other users")
+@pytest.mark.parametrize(("minor", "mode"), [(37, 0o2755), (36, 0o755)])
+def test_who_is_in_the_group_of_the_directory_makes_set_group_id_files(tmp_path: Path, minor: int, mode: int) -> None:
+    """He may be by a group that the request does not tell of. Since Linux 6.0 (FUSE 7.37 is Linux 6.1) the guest's
+    kernel takes the bit from who is not; for older ones we do."""
+    os.chown(tmp_path, 0, 500)
+    tmp_path.chmod(0o2775)
+    with raw_guest(tmp_path, cache="none", init=False) as guest:
+        assert guest.request(Opcode.INIT, 0, INIT_IN.pack(7, minor, 131072, 0, 0))[0] == 0
+        _, _, attr = create(guest, b"f", os.O_WRONLY, 0o2755, uid=1000, gid=1000)
+        assert (attr.uid, attr.gid, stat.S_IMODE(attr.mode)) == (1000, 500, mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts for other users")
 def test_create_of_what_is_there_truncates_as_open_does(guest: RawGuest, tmp_path: Path) -> None:
     (tmp_path / "file").chmod(0o6755)
     create(guest, b"file", os.O_RDWR | os.O_TRUNC)

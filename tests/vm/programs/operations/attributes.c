@@ -1,6 +1,7 @@
 /* Times, modes, owners, permissions and extended attributes. */
 #include "check.h"
 
+#include <grp.h>
 #include <sys/xattr.h>
 
 static void extended_attributes(void)
@@ -134,6 +135,30 @@ static void owners_of_created(void)
 	need(mkdir("private", 0777) == 0 && (status_of("private").st_mode & 07777) == 0700);
 }
 
+/* Who is in the group of a directory by a supplementary group only. */
+static void set_group_id_of_a_member(void)
+{
+	gid_t group = 500;
+	need(mkdir("g", 0755) == 0 && chown("g", 0, group) == 0 && chmod("g", 02775) == 0);
+	pid_t child = fork();
+	if (child == 0) {
+		need(setgroups(1, &group) == 0 && setgid(1000) == 0 && setuid(1000) == 0);
+		umask(022);
+		need(open("g/created", O_CREAT | O_WRONLY, 02755) >= 0 && mknod("g/node", S_IFREG | 02755, 0) == 0);
+		need(mkdir("g/dir", 0755) == 0);
+		_exit(0);
+	}
+	int status;
+	need(waitpid(child, &status, 0) == child && status == 0);
+	const char *names[] = { "g/created", "g/node", "g/dir" };
+	for (int i = 0; i < 3; i++)
+		need(status_of(names[i]).st_gid == group && (status_of(names[i]).st_mode & 07777) == 02755);
+	as_user(1000, 1000, refused(open("g/none", O_CREAT | O_WRONLY, 0755), EACCES););
+	need(chmod("g", 02777) == 0);
+	as_user(1000, 1000, need(open("g/stranger", O_CREAT | O_WRONLY, 02755) >= 0););
+	need(status_of("g/stranger").st_gid == group && (status_of("g/stranger").st_mode & 07777) == 0755);
+}
+
 const struct check attributes_checks[] = {
 	CHECK(extended_attributes),
 	CHECK(trusted_attributes),
@@ -142,5 +167,6 @@ const struct check attributes_checks[] = {
 	CHECK(write_drops_setuid),
 	CHECK(permissions),
 	CHECK(owners_of_created),
+	CHECK(set_group_id_of_a_member),
 	{ NULL, NULL },
 };
