@@ -62,6 +62,7 @@ cdef extern from *:
     }
     """
     enum:
+        AT_EACCESS
         AT_EMPTY_PATH
         AT_STATX_DONT_SYNC
         AT_SYMLINK_NOFOLLOW
@@ -113,6 +114,7 @@ cdef extern from *:
     int open_by_handle_at(int mount_fd, file_handle *handle, int flags) noexcept nogil
     int statx(int dir_fd, const char *path, int flags, unsigned mask, statx_t *stx) noexcept nogil
     int open_beneath(int dir_fd, const char *name, int flags, mode_t mode) noexcept nogil
+    int faccessat(int dir_fd, const char *path, int mode, int flags) noexcept nogil
     int openat(int dir_fd, const char *path, int flags, ...) noexcept nogil
     int unlinkat(int dir_fd, const char *path, int flags) noexcept nogil
     ssize_t getdents64(int fd, void *buffer, size_t size) noexcept nogil

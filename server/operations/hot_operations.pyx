@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport (
-    O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_SYNC, O_TRUNC,
+    O_ACCMODE, O_APPEND, O_CREAT, O_DSYNC, O_EXCL, O_RDONLY, O_RDWR, O_SYNC, O_TRUNC,
 )
 from posix.unistd cimport close, dup
 from posix.uio cimport iovec
@@ -445,7 +445,7 @@ cdef int create(FileSystem fs, request_t *request):
     cdef size_t length = 0
     cdef change_t change
     cdef statx_t stx
-    cdef int fd = -1, path_fd, flags, error
+    cdef int fd = -1, path_fd, flags, new_flags, error
     cdef bint kill
     if parent == NULL:
         return ESTALE
@@ -472,14 +472,17 @@ cdef int create(FileSystem fs, request_t *request):
         return error
     if kill:
         drop_fsetid()
-    fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
+    # What is new can be opened for all, whatever its mode; later that may not be so.
+    new_flags = flags & ~O_ACCMODE | O_RDWR if fs.opens_nothing else flags
+    fd = open_beneath(parent.fd, name, new_flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
     if fd < 0 and fs.inodes.make_room():
-        fd = open_beneath(parent.fd, name, flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
+        fd = open_beneath(parent.fd, name, new_flags | O_CREAT | O_EXCL, ask.mode & 0o7777)
     error = errno if fd < 0 else 0
     if kill:
         restore_fsetid()
     come_back()
     if error == 0:
+        flags = new_flags
         path_fd = fs.lookups.path_fd(fd)
         error = fs.lookups.adopt(path_fd, &inode, &stx) if path_fd >= 0 else -path_fd
         if inode != NULL:

@@ -20,5 +20,6 @@ cdef class DataFiles:
     cdef handle_t *find(self, inode_t *inode, bint writable) noexcept
     cdef handle_t *keep(self, inode_t *inode, int fd, int flags) noexcept
     cdef void drop(self, inode_t *inode) noexcept
+    cdef void unlinked(self, inode_t *inode) noexcept
     cdef void expire(self) noexcept
     cdef void clear(self) noexcept

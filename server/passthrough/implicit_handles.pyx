@@ -3,14 +3,21 @@
 """The descriptors for a guest that opens no files: FUSE_NO_OPEN_SUPPORT, in mode shared.
 
 Such a guest reads and writes with fh 0. What it uses is opened then, and closed when it was not used for one to two
-seconds: on the host, a program that is open for writing cannot be run.
+seconds: on the host, a program that is open for writing cannot be run. What could not be opened again stays open
+until the guest forgets it: it may have the file open.
 """
 
+from libc.errno cimport EACCES, errno
 from libc.stdint cimport uint64_t
 from posix.fcntl cimport O_ACCMODE, O_RDWR
+from posix.unistd cimport R_OK, W_OK
 
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
+from coherent_vfs.server.host.libc cimport AT_EACCESS, AT_EMPTY_PATH, STATX_BASIC_STATS, faccessat, statx, statx_t
+
+cdef enum:
+    S_IXUGO = 0o111
 
 
 cdef class DataFiles:
@@ -61,11 +68,18 @@ cdef class DataFiles:
                 close_at(self, i)
                 return
 
+    cdef void unlinked(self, inode_t *inode) noexcept:
+        """Close the descriptor of an inode that may have no name any more, so that its blocks are freed."""
+        if inode.data_fh and not is_irreplaceable(self, inode):
+            self.drop(inode)
+
     cdef void expire(self) noexcept:
         """Once in a second: close what was not used since the last time."""
         cdef unsigned i = 0
         while i < self.count:
-            if is_current(&self.kept[i]) and self.kept[i].inode.data_used > self.uses_at_tick:
+            if is_current(&self.kept[i]) and (
+                self.kept[i].inode.data_used > self.uses_at_tick or is_irreplaceable(self, self.kept[i].inode)
+            ):
                 i += 1
             else:
                 close_at(self, i)
@@ -97,6 +111,19 @@ cdef bint is_current(const kept_t *kept) noexcept:
     """Whether the record of the inode is still that of the same one: records are used again, never freed before
     the session ends."""
     return kept.inode.nodeid == kept.nodeid and kept.inode.data_fh == kept.fh
+
+
+cdef bint is_irreplaceable(DataFiles self, const inode_t *inode) noexcept:
+    """Whether the mode of a file that the guest knows would not let us open it again as it is open: it was made with
+    open(O_CREAT, 0444), say, and we are not root. A program is let go all the same, for the host to run it."""
+    cdef handle_t *handle = self.handles.get(inode.nodeid, inode.data_fh)
+    cdef int wanted = R_OK | W_OK if inode.data_writable else R_OK
+    cdef statx_t stx
+    if inode.nlookup == 0 or handle == NULL:
+        return False
+    if faccessat(handle.fd, b"", wanted, AT_EACCESS | AT_EMPTY_PATH) == 0 or errno != EACCES:
+        return False
+    return statx(handle.fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) == 0 and not stx.stx_mode & S_IXUGO
 
 
 cdef void close_at(DataFiles self, unsigned i) noexcept:

@@ -423,7 +423,7 @@ cdef class FileSystem:
         """A name of this inode is gone: if it was the last one, its blocks are to be freed."""
         cdef inode_t *inode = self.inodes.find(stx)
         if inode != NULL:
-            self.data_files.drop(inode)
+            self.data_files.unlinked(inode)
             self.inodes.drop_if_idle(inode)
 
     cdef void make_space(self) noexcept:

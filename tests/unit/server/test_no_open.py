@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +17,7 @@ from coherent_vfs.server.fuse.protocol import (
     ENTRY_OUT_SIZE,
     FALLOCATE_IN,
     FLUSH_IN,
+    FORGET_IN,
     FSYNC_IN,
     LSEEK_IN,
     LSEEK_OUT,
@@ -143,6 +146,64 @@ def test_a_file_that_was_created_is_used_like_any_other(guest: RawGuest, domain:
     assert guest.request(Opcode.RELEASE, nodeid, RELEASE_IN.pack(0, 0, 0, 0))[0] == 0
     assert read(guest, nodeid) == (0, b"Data")
     assert descriptors(guest) == 1
+
+
+MODE_BITS_DO_NOT_COUNT = 1 << 1 | 1 << 2
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+
+
+@contextmanager
+def like_an_ordinary_user() -> Iterator[None]:
+    """A block in which this thread may do with its own files what their modes say, as who is not root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    within = (ctypes.c_uint32 * 6)(*before)
+    within[0] &= ~MODE_BITS_DO_NOT_COUNT
+    assert libc.capset(header, within) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+@pytest.mark.parametrize("mode", [0, 0o444, 0o200, 0o400])
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY, os.O_RDONLY, os.O_RDWR | os.O_APPEND])
+def test_what_create_opened_is_used_whatever_the_mode(guest: RawGuest, mode: int, flags: int) -> None:
+    """The guest's kernel has checked permission, and its program has the file open for as long as it likes."""
+    guest.start_hiprio()
+    parent, other = find(guest, "d"), find(guest, "e/h")
+    with like_an_ordinary_user():
+        body = CREATE_IN.pack(flags, stat.S_IFREG | mode, 0, 0) + b"new\0"
+        error, reply = guest.request(Opcode.CREATE, parent, body)
+        assert error == 0
+        nodeid = entry(reply)[0].nodeid
+        assert read(guest, nodeid) == (0, b"")
+        assert write(guest, nodeid, b"hello", flags=flags) == 5
+        # Long enough for every other descriptor to be closed twice.
+        for _ in range(2):
+            assert read(guest, other)[0] == 0
+            guest.wait(lambda: descriptors(guest) == 1)
+        assert write(guest, nodeid, b"H") == 1
+        assert read(guest, nodeid) == (0, b"Hello")
+        assert guest.request(Opcode.UNLINK, parent, b"new\0")[0] == 0
+        assert read(guest, nodeid) == (0, b"Hello")
+        assert guest.request(Opcode.FSYNC, nodeid, FSYNC_IN.pack(0, 0)) == (0, b"")
+        # Once the guest has closed it, it forgets it.
+        guest.tell(Opcode.FORGET, nodeid, FORGET_IN.pack(1))
+        guest.wait(lambda: descriptors(guest) == 0)
+
+
+def test_a_program_that_was_created_can_be_run_soon(guest: RawGuest) -> None:
+    """Though it could not be opened for writing again."""
+    guest.start_hiprio()
+    with like_an_ordinary_user():
+        body = CREATE_IN.pack(os.O_WRONLY, stat.S_IFREG | 0o555, 0, 0) + b"new\0"
+        error, reply = guest.request(Opcode.CREATE, find(guest, "d"), body)
+        assert error == 0
+        assert write(guest, entry(reply)[0].nodeid, b"#!/bin/true") == 11
+        guest.wait(lambda: descriptors(guest) == 0)
 
 
 def test_a_write_clears_what_it_must(guest: RawGuest, domain: LeaseDomain) -> None:
