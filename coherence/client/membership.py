@@ -295,7 +295,10 @@ class Membership:
             )
         if self._domain is not None and welcome.domain != self._domain:
             self._over = True
-            raise UserError(f"coherenced has a new table for {self._table_path}: restart this backend")
+            raise UserError(
+                f"coherenced has a new table for {self._table_path}, as the old one was removed: "
+                "restart this virtual machine and its backend; until then others are not told what it changes"
+            )
         connection.send(msgspec.structs.replace(self._request, key=self._key), [self._share_root])
 
     def _take(self, key: int, table_fd: int, leases_fd: int, journal_fd: int) -> None:
@@ -320,7 +323,7 @@ class Membership:
         try:
             same = os.path.samestat(Path(self._table_path).stat(), os.fstat(table_fd))
         except OSError as error:
-            raise UserError(f"{self._table_path}: {error.strerror}: name the table of coherenced") from None
+            raise UserError(f"{self._table_path}: {error.strerror}: name the table of this coherenced") from None
         if not same:
             raise UserError(
                 f"coherenced at {self._socket_path} serves another table than {self._table_path}: "

@@ -15,6 +15,8 @@ def render(report: Report) -> str:
     status = report.status
     missing = ", ".join(map(str, status.missing))
     trust = "trusted" if status.trusted else f"not trusted, waiting for the backends with pid {missing}"
+    if status.removed:
+        trust += ", but its file was REMOVED: stop the virtual machines, restart coherenced, then start them again"
     lines = [
         f"table     {status.table}, {status.slots} slots, {trust}",
         f"domain    {status.domain}",
@@ -27,6 +29,9 @@ def render(report: Report) -> str:
         f"DAX       {in_words(status.dax)}",
         f"backends  {len(report.backends)}",
     ]
+    if status.outside:
+        pids = ", ".join(map(str, status.outside))
+        lines.append(f"outside   pid {pids}: with a table that was removed; restart these virtual machines")
     for backend in report.backends:
         counters = backend.counters
         told = "no answer" if counters is None else ", ".join(f"{k} {v}" for k, v in counters.items() if k != "removed")

@@ -7,7 +7,7 @@ but is not connected makes everybody ask until it is back or dead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -59,6 +59,8 @@ class Registry:
         # By key.
         self.members: dict[int, Member] = {}
         self.missing: set[int] = set()
+        # Of a table that was removed: their backends live and never come back.
+        self.outside: set[int] = set()
         self.trusted = False
         # Whether a member has yet to tell what its guest has mapped: which slots are pinned depends on it.
         self.unreported: Callable[[], bool] = lambda: False
@@ -71,8 +73,7 @@ class Registry:
         for key in self.paths.journal_keys():
             journal = journals.read(self.paths.journal(key))
             if journal is not None and journal.domain != self.table.domain:
-                # Of a table that is gone: its backend, if it lives, will be told so when it comes.
-                journals.remove(self.paths, key)
+                self.outside.add(key)
                 continue
             if journal is not None:
                 self.backend_ids[key] = journal.backend_id
@@ -80,8 +81,14 @@ class Registry:
                 self._reap(key)
             else:
                 self.missing.add(key)
+        self._forget_outside()
         if self.missing:
             log.info("waiting for backends to come back", pids=self.missing_pids())
+        if self.outside:
+            log.warning(
+                "backends serve their guests with a table that was removed: restart these virtual machines",
+                pids=self.outside_pids(),
+            )
         self._settle()
 
     @property
@@ -143,6 +150,7 @@ class Registry:
 
     def sweep(self) -> None:
         """See whether a missing backend has died meanwhile, and end a distrust that nobody else will end."""
+        self._forget_outside()
         for key in [key for key in self.missing if liveness.owner(key) is None]:
             self.missing.discard(key)
             self._reap(key)
@@ -153,11 +161,20 @@ class Registry:
 
     def missing_pids(self) -> list[int]:
         """The processes that are waited for."""
-        return sorted(pid for key in self.missing if (pid := liveness.owner(key)) is not None)
+        return _holders(self.missing)
+
+    def outside_pids(self) -> list[int]:
+        """The processes of backends that serve their guests with a table that was removed."""
+        return _holders(self.outside)
 
     def close(self) -> None:
         """The daemon ends: nobody watches over the table, so nobody may trust it."""
         self._distrust()
+
+    def _forget_outside(self) -> None:
+        for key in [key for key in self.outside if liveness.owner(key) is None]:
+            self.outside.discard(key)
+            journals.remove(self.paths, key)
 
     def _reap(self, key: int, member: Member | None = None) -> None:
         journal = journals.read(self.paths.journal(key))
@@ -201,3 +218,7 @@ class Registry:
             # Each living backend is a member now. A guest may outlive its own and go on checking slot 1, but nothing
             # that it has is good after this, and it can fetch nothing.
             self.table.keep_roots(self.roots)
+
+
+def _holders(keys: Iterable[int]) -> list[int]:
+    return sorted(pid for key in keys if (pid := liveness.owner(key)) is not None)

@@ -78,6 +78,7 @@ class Service:
         self._handlers: list[Handler] = []
         self._rate = 0.0
         self._short = False
+        self._told_removed = False
         with contextlib.ExitStack() as stack:
             self._lock_fd = _lock(paths)
             stack.callback(os.close, self._lock_fd)
@@ -168,6 +169,13 @@ class Service:
         end = first + len(page)
         return StatusPage(self._status(), backends, end if end < len(members) else None)
 
+    def table_removed(self) -> bool:
+        """Whether the table has no file, or another one, under its name: whoever comes now cannot get at it."""
+        try:
+            return not os.path.samestat(self._places.table.stat(), os.fstat(self.table_fd))
+        except OSError:
+            return True
+
     def _members(self) -> list[Handler]:
         return [handler for handler in self._handlers if handler.registered]
 
@@ -185,8 +193,10 @@ class Service:
             sequence=table.sequence,
             floor=table.floor,
             trusted=registry.trusted,
+            removed=self.table_removed(),
             roots=len(registry.roots),
             missing=registry.missing_pids(),
+            outside=registry.outside_pids(),
             bumps_per_second=self._rate,
             floor_raises=registry.floor_raises,
             distrusts=registry.distrusts,
@@ -259,6 +269,12 @@ class Service:
         self.dax.changed(None)
 
     def _sample(self) -> None:
+        if not self._told_removed and self.table_removed():
+            self._told_removed = True
+            log.error(
+                "the table was removed: stop the virtual machines, restart coherenced, then start them again",
+                table=str(self._places.table),
+            )
         sequence, now = self.registry.table.sequence, time.monotonic()
         old_sequence, old = self._sampled
         self._rate = (sequence - old_sequence) / (now - old)

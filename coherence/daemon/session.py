@@ -63,6 +63,9 @@ class Daemon(Protocol):
     events: ChangeEvents
     dax: Allocator
 
+    def table_removed(self) -> bool:
+        """Whether the table has no file, or another one, under its name."""
+
     async def status_page(self, first: int) -> StatusPage:
         """The status, with the backends from number `first` on."""
 
@@ -229,6 +232,11 @@ class Handler:
         root = os.fstat(fds[0]) if fds else None
         if root is None or not stat.S_ISDIR(root.st_mode):
             raise UserError("the backend gave no descriptor of its share's directory: report this as a bug")
+        if join.key is None and self._daemon.table_removed():
+            raise UserError(
+                f"{registry.paths.table} was removed while coherenced runs: stop its virtual machines, restart "
+                "coherenced, then start them again"
+            )
         self.root, self._root = fds.pop(0), (root.st_dev, root.st_ino)
         self._key = registry.grant(self._pid, self._uid, join.key)
         self._join = join

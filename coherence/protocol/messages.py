@@ -367,7 +367,9 @@ class Status(Struct, frozen=True):
 
     Args:
         trusted: whether cached things may be used at all (the floor is not set to trust nothing).
+        removed: whether the table's file was removed, or is another one now, while the daemon runs.
         missing: processes of backends that live but have not come back to this daemon yet.
+        outside: processes of backends that serve their guests with an earlier table, which was removed.
         bumps_per_second: over the last second.
         floor_raises: since this daemon started, by reason; distrusts: likewise, all together.
         dax: DAX windows in use.
@@ -381,8 +383,10 @@ class Status(Struct, frozen=True):
     sequence: int
     floor: int
     trusted: bool
+    removed: bool
     roots: int
     missing: list[int]
+    outside: list[int]
     bumps_per_second: float
     floor_raises: dict[FloorReason, int]
     distrusts: int

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from coherent_vfs.coherence.client.membership import Membership
+from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.ctl.status import render
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.table import TRUST_NOTHING
-from tests.integration.coherenced_process import Coherenced, Member, eventually
+from tests.integration.coherenced_process import Coherenced, Member, eventually, open_directory
 
 
 @pytest.fixture
@@ -147,6 +150,29 @@ def test_a_removed_table_is_never_trusted_again_by_its_backends(coherenced: Cohe
         assert member.log().count("has a new table") == 1
         assert old.floor == TRUST_NOTHING
         assert coherenced.status().status.trusted
+
+
+def test_a_table_that_is_removed_while_all_runs(coherenced: Coherenced) -> None:
+    coherenced.start()
+    with Member(coherenced, "one") as member:
+        assert not coherenced.status().status.removed
+        coherenced.paths.table.unlink()
+        assert "REMOVED: stop the virtual machines, restart coherenced" in render(coherenced.status())
+        eventually(lambda: "the table was removed: stop the virtual machines" in coherenced.log())
+        table, sock = str(coherenced.paths.table), str(coherenced.socket)
+        with open_directory(coherenced.directory) as root, pytest.raises(UserError, match="removed while"):
+            Membership.join(table, share_root=root, guest="two", cache="none", socket_path=sock)
+        coherenced.stop()
+        coherenced.start()
+        eventually(lambda: "restart this virtual machine and its backend" in member.log())
+        with Member(coherenced, "two"):
+            report = coherenced.status()
+            assert not report.status.removed
+            assert (report.status.outside, [one.guest for one in report.backends]) == ([member.pid], ["two"])
+            assert f"outside   pid {member.pid}: with a table that was removed; restart" in render(report)
+            member.kill()
+            eventually(lambda: not coherenced.status().status.outside)
+    assert coherenced.log().count("the table was removed: stop") == 1
 
 
 def test_a_backend_whose_journal_was_removed_gets_another(coherenced: Coherenced) -> None:

@@ -56,6 +56,8 @@ class _Snapshot(Collector):
         )
         gauges = (
             ("trusted", "1 when cached things may be used, 0 when everybody asks for everything.", status.trusted),
+            ("table_removed", "1 when the table's file was removed while the daemon runs.", status.removed),
+            ("outside_backends", "Backends that serve guests with a table that was removed.", len(status.outside)),
             ("table_slots", "Slots of the version table.", status.slots),
             ("roots", "Shared directories of the backends that are members.", status.roots),
             ("backends", "Backends that are members.", len(self._backends)),

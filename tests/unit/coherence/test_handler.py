@@ -55,6 +55,9 @@ class Daemon:
         self.dax = Allocator(0, 0, registry.table.inode_slot, pins, lambda: False)
         self.events = ChangeEvents(Domain(registry.table, registry.leases, registry.raise_floor))
 
+    def table_removed(self) -> bool:
+        return False
+
     async def status_page(self, first: int) -> StatusPage:
         await asyncio.Event().wait()
         raise AssertionError

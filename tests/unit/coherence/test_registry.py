@@ -189,12 +189,20 @@ def test_an_overflow_while_distrusted_does_not_end_the_distrust(
     assert table.floor == TRUST_NOTHING
 
 
-def test_a_backend_of_another_table_is_not_waited_for(table: Table, leases: Leases, paths: DomainPaths) -> None:
+def test_a_backend_of_another_table_is_not_waited_for(
+    table: Table, leases: Leases, paths: DomainPaths, expect_log: object
+) -> None:
+    assert callable(expect_log)
+    expect_log("with a table that was removed")
     key = journals.create(paths, bytes(16), os.getuid(), 3)
     liveness.take(key)
     registry = Registry(table, leases, paths)
     registry.recover()
     assert registry.trusted
+    assert registry.outside_pids() == [PID]
+    liveness.let_go(key)
+    registry.sweep()
+    assert registry.outside_pids() == []
     assert paths.journal_keys() == []
 
 
