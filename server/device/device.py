@@ -113,7 +113,7 @@ class FsDevice:
                 ring.call,
                 ring.err,
                 index == HIPRIO,
-                lambda: self._fail(f"the guest broke the ring of queue {index}"),
+                lambda: self._end_broken(index),
             )
         except (ValueError, OSError):
             for fd in (ring.kick, ring.call, ring.err):
@@ -182,6 +182,13 @@ class FsDevice:
             except ValueError as error:
                 queue.enable(False)
                 self._fail(f"queue {index}: {error}")
+
+    def _end_broken(self, index: int) -> None:
+        """A queue cannot go on."""
+        if self._memory.lost:
+            self._fail("a part of the guest's memory is gone: the file behind it was made smaller")
+        else:
+            self._fail(f"the guest broke the ring of queue {index}")
 
     def _fail(self, reason: str) -> None:
         """A guest that breaks a ring loses its session; it can have another after a reset."""

@@ -134,6 +134,8 @@ cdef class EventLoop:
                     queue.process()
             self.answer_interrupted()
             self.run_timers()
+            for queue in self.queues:
+                queue.check_ring()
 
     cdef uint64_t due(self, uint64_t now) except? 0:
         """When there is something to do, if no event comes first; now where there is already, or NEVER."""

@@ -42,6 +42,7 @@ cdef class RequestQueue:
     cdef int serve_parked(self, int i) except -1
     cdef void release(self, int i, uint32_t moved) noexcept
     cdef int answer_interrupted(self) except -1
+    cdef int check_ring(self) except -1
     cdef int give_up(self) except -1
     cdef int64_t until_retry(self, uint64_t now) noexcept
     cdef int tick(self, uint64_t now) except -1

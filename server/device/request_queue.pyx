@@ -158,6 +158,8 @@ cdef class RequestQueue:
                 return self.give_up()
             self.last_try = False
             moved = self.serve_chain()
+            if self.ring.is_broken():
+                return self.give_up()
             served += 1
             if moved == PARKED:
                 if self.parked_count == self.ring.size:
@@ -232,6 +234,8 @@ cdef class RequestQueue:
         if self.last_try:
             self.fs.make_space()
         moved = self.serve_chain()
+        if self.ring.is_broken():
+            return self.give_up()
         if moved != PARKED or self.request.header.unique != unique:
             # It may have failed before it came to what it had begun; or the guest has made another request of it.
             self.fs.mapped.forget_request(unique)
@@ -240,6 +244,12 @@ cdef class RequestQueue:
             return 0
         self.release(i, moved)
         return 1
+
+    cdef int check_ring(self) except -1:
+        """What was done may have met guest memory that is gone."""
+        if self.enabled and self.ring.is_broken():
+            self.give_up()
+        return 0
 
     cdef int give_up(self) except -1:
         """The ring is broken: tell the front-end and whoever cares."""
@@ -350,6 +360,9 @@ cdef class RequestQueue:
             return self.reply(EINVAL)
         gather(ring.readable, ring.n_readable, sizeof(fuse_in_header), request.body, request.body_size)
         request.body[request.body_size] = 0
+        if ring.is_broken():
+            # The zeros that we see are not what the guest asks for.
+            return 0
         if self.unsignalled and not is_compiled(request.header.opcode):
             # What is done already does not wait for an operation that may take long.
             self.signal()

@@ -9,8 +9,9 @@ from posix.mman cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_W
 
 cdef extern from "sigbus.h":
     void sigbus_install()
-    bint sigbus_guard(void *start, size_t size)
-    void sigbus_forget(void *start)
+    int sigbus_guard(void *start, size_t size)
+    bint sigbus_is_lost(int range)
+    void sigbus_forget(int range)
 
 import mmap as _mmap
 import os
@@ -80,7 +81,8 @@ cdef class GuestMemory:
         if base == <char *>MAP_FAILED:
             raise OSError(f"memory region at {guest_addr:#x} cannot be mapped")
         sigbus_install()
-        if not sigbus_guard(base, map_size):
+        cdef int guard = sigbus_guard(base, map_size)
+        if guard < 0:
             munmap(base, map_size)
             raise ValueError("more memory regions than can be guarded")
         region = &self.regions[self.count]
@@ -90,6 +92,7 @@ cdef class GuestMemory:
         region.map_base = base
         region.map_size = map_size
         region.host = base + slack
+        region.guard = guard
         self.count += 1
 
     def remove(self, guest_addr: int, size: int, user_addr: int) -> None:
@@ -116,6 +119,18 @@ cdef class GuestMemory:
         for i in range(self.count):
             unmap(&self.regions[i])
         self.count = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether a page was gone when it was needed: what is here is not the guest's memory any more."""
+        return self.is_lost()
+
+    cdef bint is_lost(self) noexcept:
+        cdef int i
+        for i in range(self.count):
+            if sigbus_is_lost(self.regions[i].guard):
+                return True
+        return False
 
     cdef char *translate(self, uint64_t guest_addr, uint64_t length, uint64_t *available) noexcept:
         """Where guest_addr is mapped, or NULL; *available is how many of the length bytes follow there."""
@@ -145,4 +160,4 @@ cdef class GuestMemory:
 
 cdef void unmap(region_t *region) noexcept:
     munmap(region.map_base, region.map_size)
-    sigbus_forget(region.map_base)
+    sigbus_forget(region.guard)

@@ -36,6 +36,7 @@ cdef class Virtqueue:
     cdef size_t readable_size, writable_size
 
     cdef int pop(self) noexcept
+    cdef bint is_broken(self) noexcept
     cdef int walk(self, uint16_t head) noexcept
     cdef int add_segment(self, uint64_t addr, uint32_t length, bint writable) noexcept
     cdef void push(self, uint32_t written) noexcept

@@ -74,6 +74,11 @@ cdef class Virtqueue:
         if self.desc_addr % 16 or self.avail_addr % 2 or self.used_addr % 4:
             raise ValueError("a part of the ring is not aligned")
 
+    cdef bint is_broken(self) noexcept:
+        """Whether the ring is broken; it is, too, when a part of the guest's memory is gone."""
+        self.broken = self.broken or self.memory.is_lost()
+        return self.broken
+
     cdef int pop(self) noexcept:
         """Take the next chain: 1, or 0 when there is none, or -1 when the ring is broken."""
         cdef uint16_t avail_idx

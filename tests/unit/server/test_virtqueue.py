@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coherent_vfs.server.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
-from coherent_vfs.server.vhost_user.interface import Region
+from coherent_vfs.server.vhost_user.interface import Region, Ring
 from coherent_vfs.server.virtio.guest_memory import GuestMemory
 from coherent_vfs.server.virtio.virtqueue import Virtqueue
 from tests.unit.server.raw_guest import (
@@ -269,15 +272,103 @@ def test_a_buffer_across_two_regions(guest: RawGuest, tmp_path: Path) -> None:
     os.close(fd)
 
 
-def test_memory_that_is_cut_off_under_the_rings_reads_as_zeros(
-    guest: RawGuest, expect_log: Callable[[str], None]
+@pytest.fixture
+def lost(expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """How often a session ended as memory was gone."""
+    words = "a part of the guest's memory is gone"
+    expect_log(words)
+    return lambda: caplog.text.count(words)
+
+
+@pytest.mark.parametrize("init", [True, False], ids=["served before", "nothing served yet"])
+def test_memory_that_is_cut_off_under_the_rings_ends_the_session(
+    tmp_path: Path, lost: Callable[[], int], *, init: bool
 ) -> None:
-    """As a guest's window is, where others make a file smaller: no SIGBUS, but a ring that has gone wrong."""
-    expect_log("guest's session ended")
-    guest.initialize()
-    size = len(guest.memory)
-    guest.memory[:size] = bytes(size)
-    os.ftruncate(guest.memory_fd, 0)
-    guest.serve()
-    os.ftruncate(guest.memory_fd, size)
-    assert guest.used_idx == 0
+    """As a guest's window is, where others make a file smaller: no SIGBUS, but the end, in words."""
+    with raw_guest(tmp_path, init=init) as guest:
+        size = len(guest.memory)
+        guest.memory[:size] = bytes(size)
+        os.ftruncate(guest.memory_fd, 0)
+        guest.serve()
+        os.ftruncate(guest.memory_fd, size)
+        assert guest.used_idx == 0
+        assert lost() == 1
+
+
+def test_a_request_in_memory_that_is_cut_off_ends_the_session_and_is_not_served(
+    tmp_path: Path, lost: Callable[[], int]
+) -> None:
+    (tmp_path / "f").touch()
+    with raw_guest(tmp_path) as guest:
+        served = guest.device.fs.requests
+        before = guest.used_idx
+        table = [Desc(GUEST + HEAP, 56, NEXT, 1), Desc(GUEST + REPLY, 120, WRITE)]
+        guest.write_table(table)
+        os.ftruncate(guest.memory_fd, HEAP)
+        guest.offer(0)
+        guest.serve()
+        assert guest.used_idx == before
+        assert guest.device.fs.requests == served
+        assert lost() == 1
+        assert not guest.device.fs.initialized
+        os.ftruncate(guest.memory_fd, SIZE)
+
+
+def test_a_reply_to_memory_that_is_cut_off_ends_the_session(tmp_path: Path, lost: Callable[[], int]) -> None:
+    with raw_guest(tmp_path) as guest:
+        message = getattr_message(5)
+        before = guest.used_idx
+        guest.write_table([Desc(GUEST + HEAP, len(message), NEXT, 1), Desc(GUEST + REPLY, 120, WRITE)])
+        os.ftruncate(guest.memory_fd, REPLY)
+        guest.memory[HEAP : HEAP + len(message)] = message
+        guest.offer(0)
+        guest.serve()
+        assert guest.used_idx == before
+        assert lost() == 1
+        assert not guest.device.fs.initialized
+        os.ftruncate(guest.memory_fd, SIZE)
+
+
+def test_after_new_memory_the_guest_is_served_again(tmp_path: Path, lost: Callable[[], int]) -> None:
+    with raw_guest(tmp_path, init=False) as guest:
+        os.ftruncate(guest.memory_fd, 0)
+        guest.serve()
+        os.ftruncate(guest.memory_fd, SIZE)
+        # It is not the guest's memory, whatever becomes of the file.
+        guest.device.enable_ring(1, True)
+        guest.serve()
+        assert lost() == 2
+        guest.device.reset()
+        guest.device.set_memory([Region(GUEST, SIZE, USER, 0, os.dup(guest.memory_fd))])
+        ring = Ring(QUEUE_SIZE, USER + DESC, USER + USED, USER + AVAIL, 0, os.dup(guest.kick), None, None)
+        guest.device.start_ring(1, ring)
+        guest.device.enable_ring(1, True)
+        guest.initialize()
+
+
+BUS_ADRERR, BUS_MCEERR_AR = 2, 4
+SIGNALLED = f"""
+import ctypes, mmap, os, re, struct, sys
+from coherent_vfs.server.virtio.guest_memory import GuestMemory
+
+code = int(sys.argv[1])
+fd = os.memfd_create("guest")
+os.truncate(fd, 1 << 20)
+memory = GuestMemory()
+memory.add({GUEST}, 1 << 20, {USER}, 0, fd)
+start = next(int(line.split("-")[0], 16) for line in open("/proc/self/maps") if "memfd:guest" in line)
+info = ctypes.create_string_buffer(struct.pack("<iiiiQ", {int(signal.SIGBUS)}, 0, code, 0, start), 128)
+rt_sigqueueinfo = 129 if os.uname().machine == "x86_64" else 138
+assert ctypes.CDLL(None).syscall(rt_sigqueueinfo, os.getpid(), {int(signal.SIGBUS)}, info) == 0
+print(memory.lost)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "output"),
+    [(BUS_ADRERR, 0, b"True\n"), (BUS_MCEERR_AR, -signal.SIGBUS, b""), (0, -signal.SIGBUS, b"")],
+    ids=["beyond the end", "hardware error", "kill(2)"],
+)
+def test_only_a_page_beyond_the_end_of_its_file_is_replaced(code: int, status: int, output: bytes) -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(code)], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (status, output)
