@@ -14,7 +14,7 @@ import posix_ipc  # type: ignore[import-not-found]
 
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.shm import liveness
-from coherent_vfs.coherence.shm.paths import DomainPaths
+from coherent_vfs.coherence.shm.paths import DomainPaths, open_file
 from coherent_vfs.coherence.shm.table import JOURNAL_BYTES, JournalContent, journal_content, parse_journal
 
 
@@ -52,7 +52,7 @@ def create(paths: DomainPaths, domain: bytes, uid: int, backend_id: int) -> int:
 def open_fd(paths: DomainPaths, key: int) -> int:
     """A writable descriptor of the journal, to be given to its backend. UserError when there is none."""
     try:
-        return os.open(paths.journal(key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return open_file(paths.journal(key), os.O_RDWR)
     except OSError as error:
         raise UserError(f"{paths.journal(key)}: {error.strerror}: restart the backend") from None
 
@@ -60,7 +60,7 @@ def open_fd(paths: DomainPaths, key: int) -> int:
 def read(path: Path) -> JournalContent | None:
     """What a journal says; None when that cannot be told: its backend may have been about to change anything."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb", buffering=0) as file:
             return parse_journal(file.read(JOURNAL_BYTES))
     except (OSError, UserError):
         return None

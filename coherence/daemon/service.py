@@ -29,7 +29,7 @@ from coherent_vfs.coherence.daemon.watch.mounts import Mounts
 from coherent_vfs.coherence.protocol.connection import Connection
 from coherent_vfs.coherence.protocol.messages import CLIENT_DECODER, Backend, FloorReason, Status, StatusPage, Watching
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import DomainPaths
+from coherent_vfs.coherence.shm.paths import DomainPaths, open_file
 from coherent_vfs.coherence.shm.table import Table
 
 log = get_logger(__name__)
@@ -84,12 +84,12 @@ class Service:
             stack.callback(os.close, self._lock_fd)
             table = _open_table(paths, slots)
             stack.callback(table.close)
-            self.table_fd = os.open(paths.table, os.O_RDWR | os.O_CLOEXEC)
+            self.table_fd = open_file(paths.table, os.O_RDWR)
             stack.callback(os.close, self.table_fd)
             self.permit_table(socket_group)
             leases = _open_leases(paths, table)
             stack.callback(leases.close)
-            self.leases_fd = os.open(paths.leases, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.leases_fd = open_file(paths.leases, os.O_RDWR)
             stack.callback(os.close, self.leases_fd)
             self._listener = open_listener(socket_path, socket_bits, socket_group)
             stack.callback(self._listener.close)
@@ -303,7 +303,7 @@ def _fail(end: asyncio.Future[None], context: dict[str, Any]) -> None:
 def _lock(paths: DomainPaths) -> int:
     """Be the one daemon of the table. The kernel gives the lock back however this process ends."""
     try:
-        fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_file(paths.lock, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise UserError(f"{paths.lock}: {error.strerror}: remove it, or run coherenced as its owner") from None
     if os.fstat(fd).st_uid != os.geteuid():
@@ -321,17 +321,22 @@ def _lock(paths: DomainPaths) -> int:
 
 def _open_table(paths: DomainPaths, slots: int) -> Table:
     """The table that an earlier daemon left, or a new one."""
-    if not paths.table.exists():
+    try:
+        fd = open_file(paths.table, os.O_RDWR)
+    except FileNotFoundError:
         return Table.create(paths.name, slots)
-    if paths.table.lstat().st_uid != os.geteuid():
-        raise UserError(f"{paths.table} belongs to another user: remove it, or choose another --table")
-    with paths.table.open("rb") as file:
-        unfinished = file.read(8) in (b"", bytes(8))
-    if unfinished:
-        # Its magic is written last: a daemon was killed while it made the table, and nobody has used it.
-        paths.table.unlink()
-        return Table.create(paths.name, slots)
-    table = Table.open(paths.table, writable=True)
+    except OSError as error:
+        raise UserError(f"{paths.table}: {error.strerror}: remove it, or choose another --table") from None
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise UserError(f"{paths.table} belongs to another user: remove it, or choose another --table")
+        if os.pread(fd, 8, 0) in (b"", bytes(8)):
+            # Its magic is written last: a daemon was killed while it made the table, and nobody has used it.
+            paths.table.unlink()
+            return Table.create(paths.name, slots)
+        table = Table.from_fd(fd, writable=True, what=str(paths.table))
+    finally:
+        os.close(fd)
     if table.slot_count != slots:
         log.warning("the table keeps its slot count until its file is removed", slots=table.slot_count)
     return table
@@ -340,7 +345,7 @@ def _open_table(paths: DomainPaths, slots: int) -> Table:
 def _open_leases(paths: DomainPaths, table: Table) -> Leases:
     """The lease table that an earlier daemon left for this version table, or a new one."""
     try:
-        with paths.leases.open("r+b", buffering=0) as file:
+        with os.fdopen(open_file(paths.leases, os.O_RDWR), "r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_uid == os.geteuid():
                 return Leases.from_fd(file.fileno(), table)
     except FileNotFoundError:

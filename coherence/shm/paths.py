@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -17,6 +18,33 @@ RUN = Path("/run/coherenced")
 def socket_of(table_path: str) -> Path:
     """The control socket that belongs to a table: /run/coherenced/vt.sock for /dev/shm/vt."""
     return RUN / f"{Path(table_path).name}.sock"
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open a file of a domain: what is a regular file under this very name, and nothing that could be waited for.
+
+    Args:
+        path: of the file.
+        flags: of open(2); a file that is made is its owner's alone.
+
+    Returns:
+        A descriptor that the caller closes. OSError when the file cannot be opened or is of another kind.
+    """
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        # A symbolic link, a directory, a socket.
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _not_regular(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _not_regular(path)
+    return fd
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import posix_ipc
 
 from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.shm.paths import open_file
 
 from libc.stdint cimport uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -153,13 +154,13 @@ cdef class Table:
     def open(path_or_name, writable=False):
         path = shared_memory_path(path_or_name)
         try:
-            fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
         except FileNotFoundError:
             raise UserError(
                 f"{path}: no such version table: start coherenced, or name the table it made"
             ) from None
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}: the version table cannot be opened") from None
+            raise UserError(f"{path}: {error.strerror}: name the version table that coherenced made") from None
         try:
             return Table.from_fd(fd, writable, str(path))
         finally:

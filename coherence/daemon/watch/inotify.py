@@ -23,6 +23,7 @@ from coherent_vfs.coherence.daemon.watch.attribution import Attribution, Member
 from coherent_vfs.coherence.daemon.watch.invalidator import HOST, Domain, What
 from coherent_vfs.coherence.daemon.watch.reader import Event, Queue
 from coherent_vfs.coherence.daemon.watch.watched_tree import Tree, Watched
+from coherent_vfs.coherence.shm.paths import open_file
 
 log = get_logger(__name__)
 
@@ -199,7 +200,7 @@ class InotifyWatch:
             pid: its process; inotify does not tell processes.
         """
         try:
-            fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_file(journal, os.O_RDONLY)
             member = self._members[key] = Member(backend_id, guest, fd)
             wd = self._inotify.add_watch(f"/proc/self/fd/{fd}", flags.MODIFY)
         except OSError as error:

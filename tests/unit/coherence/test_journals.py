@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from coherent_vfs.coherence.daemon import journals
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import JOURNAL_BYTES, Journal, Table
+from tests.unit.coherence.other_kinds import OTHER_KINDS, remove
 
 
 @pytest.fixture
@@ -195,3 +196,16 @@ def test_files_of_other_kinds_are_no_journals(paths: DomainPaths, key: int) -> N
     finally:
         stranger.unlink()
         odd.unlink()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", OTHER_KINDS)
+def test_what_is_no_regular_file_is_no_journal(paths: DomainPaths, make: Callable[[Path], None]) -> None:
+    path = paths.journal(1)
+    make(path)
+    try:
+        assert journals.read(path) is None
+        with pytest.raises(UserError, match="not a regular file"):
+            journals.open_fd(paths, 1)
+    finally:
+        remove(path)

@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from coherent_vfs.coherence.shm.table import (
     TRUST_NOTHING,
     Table,
 )
+from tests.unit.coherence.other_kinds import OTHER_KINDS, remove
 
 SIZE = SLOTS_OFFSET + 8 * 1024
 
@@ -277,9 +278,18 @@ def test_a_file_that_is_too_short_is_refused(table: Table, paths: DomainPaths, s
     paths.table.write_bytes(content)
 
 
-def test_a_directory_and_a_pipe_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        Table.open(tmp_path)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", OTHER_KINDS)
+def test_what_is_no_regular_file_is_refused(paths: DomainPaths, make: Callable[[Path], None]) -> None:
+    make(paths.table)
+    try:
+        with pytest.raises(UserError, match="not a regular file: name the version table"):
+            Table.open(paths.table)
+    finally:
+        remove(paths.table)
+
+
+def test_a_pipe_is_refused() -> None:
     read, write = os.pipe()
     try:
         with pytest.raises(UserError):
