@@ -17,9 +17,10 @@ from typing import Final, Protocol
 
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.server.caching.parking import Parked
 from coherent_vfs.server.dax.mapping import Mapping, Opened
 from coherent_vfs.server.dax.steps import Call, Line, Steps, run, together
-from coherent_vfs.server.operations.interface import Parked, error
+from coherent_vfs.server.host.errors import error
 
 log = get_logger(__name__)
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from coherent_vfs.server.session.file_system cimport FileSystem
-from coherent_vfs.server.fuse.request cimport request_t
+from coherent_vfs.server.session.request cimport request_t
 from coherent_vfs.server.virtio.virtqueue cimport Virtqueue
 
 cdef struct parked_t:

@@ -21,9 +21,9 @@ from coherent_vfs.coherence.shm.leases cimport lt_now
 from coherent_vfs.server.session.file_system cimport FileSystem
 from coherent_vfs.server.fuse.wire cimport FUSE_READ, FUSE_WRITE, fuse_in_header, fuse_out_header, fuse_write_in
 from coherent_vfs.server.caching.publishing cimport PARK
-from coherent_vfs.server.operations.hot_operations cimport NO_REPLY, is_compiled, serve
+from coherent_vfs.server.operations.table cimport is_compiled, serve
 from coherent_vfs.server.host.libc cimport monotonic_ns
-from coherent_vfs.server.fuse.request cimport BODY_CAPACITY, request_t
+from coherent_vfs.server.session.request cimport BODY_CAPACITY, NO_REPLY, request_t
 from coherent_vfs.server.virtio.virtqueue cimport Virtqueue
 
 import os

@@ -6,23 +6,17 @@ import stat
 from contextlib import nullcontext
 from typing import Final
 
-from coherent_vfs.server.fuse.protocol import ACCESS_IN, KSTATFS, SETATTR_IN, FattrFlag, Kstatfs, Opcode, SetattrIn
+from coherent_vfs.server.fuse.protocol import ACCESS_IN, KSTATFS, SETATTR_IN, FattrFlag, Kstatfs, SetattrIn
+from coherent_vfs.server.host.errors import error
 from coherent_vfs.server.host.syscalls import UTIME_NOW, UTIME_OMIT, utimensat
-from coherent_vfs.server.operations.interface import (
-    OFFSET_MAX,
-    FileSystem,
-    Request,
-    error,
-    operation,
-    proc_path,
-    unpack,
-)
+from coherent_vfs.server.operations.body import OFFSET_MAX, proc_path, unpack
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 
 NO_ID: Final = 0xFFFFFFFF
 """A user or group id that is none: chown(2) leaves it as it is."""
 
 
-@operation(Opcode.SETATTR, changes=True)
 def setattr_(fs: FileSystem, request: Request) -> bytes:
     """Mode, owner, size and times, in this order: the later ones follow from the earlier ones.
 
@@ -90,7 +84,6 @@ def _nanoseconds(valid: FattrFlag, given: FattrFlag, now: FattrFlag, nanoseconds
     return nanoseconds
 
 
-@operation(Opcode.ACCESS)
 def access(fs: FileSystem, request: Request) -> bytes:
     """Whether the caller may do that, by the mode alone: a request does not tell of its other groups.
 
@@ -116,7 +109,6 @@ def _granted(st: os.stat_result, uid: int, gid: int) -> int:
     return st.st_mode >> shift & 0o7
 
 
-@operation(Opcode.STATFS)
 def statfs(fs: FileSystem, request: Request) -> bytes:
     """The state of the file system that the inode is on."""
     st = os.fstatvfs(fs.fd(request.nodeid))

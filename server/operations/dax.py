@@ -3,14 +3,17 @@
 import errno
 from contextlib import nullcontext
 
+from coherent_vfs.server.dax.window import Window
 from coherent_vfs.server.fuse.protocol import (
     REMOVEMAPPING_IN,
     REMOVEMAPPING_ONE,
     SETUPMAPPING_IN,
-    Opcode,
     SetupMappingFlag,
 )
-from coherent_vfs.server.operations.interface import FileSystem, Request, Window, error, operation, unpack
+from coherent_vfs.server.host.errors import error
+from coherent_vfs.server.operations.body import unpack
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 
 
 def _window(fs: FileSystem) -> Window:
@@ -19,7 +22,6 @@ def _window(fs: FileSystem) -> Window:
     return fs.window
 
 
-@operation(Opcode.SETUPMAPPING)
 def setup_mapping(fs: FileSystem, request: Request) -> bytes:
     """Map a part of a file into the window, where the guest wants it. It has no handle for that (fs/fuse/dax.c)."""
     _, offset, length, flags, place = unpack(SETUPMAPPING_IN, request.body)
@@ -33,7 +35,6 @@ def setup_mapping(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-@operation(Opcode.REMOVEMAPPING)
 def remove_mapping(fs: FileSystem, request: Request) -> bytes:
     """Take mappings away: those at these places of the window."""
     (count,) = unpack(REMOVEMAPPING_IN, request.body)

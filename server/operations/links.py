@@ -2,19 +2,13 @@
 
 import os
 
-from coherent_vfs.server.fuse.protocol import LINK_IN, Opcode
+from coherent_vfs.server.fuse.protocol import LINK_IN
 from coherent_vfs.server.host.names import checked_name
-from coherent_vfs.server.operations.interface import (
-    FileSystem,
-    Request,
-    operation,
-    proc_path,
-    strings,
-    unpack,
-)
+from coherent_vfs.server.operations.body import proc_path, strings, unpack
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 
 
-@operation(Opcode.LINK, changes=True)
 def link(fs: FileSystem, request: Request) -> bytes:
     """Another name in this directory for an inode that the guest knows."""
     (inode,) = unpack(LINK_IN, request.body)
@@ -26,7 +20,6 @@ def link(fs: FileSystem, request: Request) -> bytes:
     return fs.entry_fd(fd, request.nodeid, name)
 
 
-@operation(Opcode.SYMLINK, changes=True)
 def symlink(fs: FileSystem, request: Request) -> bytes:
     """A symbolic link; its target is the guest's affair and is followed there only."""
     name, target = strings(request.body, 0, 2)
@@ -40,6 +33,5 @@ def symlink(fs: FileSystem, request: Request) -> bytes:
     return fs.entry(request.nodeid, name)
 
 
-@operation(Opcode.READLINK)
 def readlink(fs: FileSystem, request: Request) -> bytes:
     return os.readlink(b"", dir_fd=fs.fd(request.nodeid))

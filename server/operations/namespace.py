@@ -16,17 +16,18 @@ from coherent_vfs.server.fuse.protocol import (
     RENAME2_IN,
     RENAME_IN,
     EntryOut,
-    Opcode,
 )
+from coherent_vfs.server.host.errors import error
 from coherent_vfs.server.host.names import checked_name
 from coherent_vfs.server.host.syscalls import renameat2
-from coherent_vfs.server.operations.interface import FileSystem, Request, error, operation, strings, unpack
+from coherent_vfs.server.operations.body import strings, unpack
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 
 RENAME_FLAGS: Final = 0b111
 """RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT (linux/fs.h)."""
 
 
-@operation(Opcode.MKNOD, changes=True)
 def mknod(fs: FileSystem, request: Request) -> bytes:
     """A file, FIFO, socket or device; rdev has the bits of the first 32 of the host's dev_t."""
     mode, rdev, _umask = unpack(MKNOD_IN, request.body)
@@ -41,7 +42,6 @@ def mknod(fs: FileSystem, request: Request) -> bytes:
     return fs.entry(request.nodeid, name)
 
 
-@operation(Opcode.MKDIR, changes=True)
 def mkdir(fs: FileSystem, request: Request) -> bytes:
     mode, _umask = unpack(MKDIR_IN, request.body)
     name = checked_name(*strings(request.body, MKDIR_IN.size, 1))
@@ -54,7 +54,6 @@ def mkdir(fs: FileSystem, request: Request) -> bytes:
     return fs.entry(request.nodeid, name)
 
 
-@operation(Opcode.TMPFILE, changes=True)
 def tmpfile(fs: FileSystem, request: Request) -> bytes:
     """An open file without a name: fuse_entry_out, then fuse_open_out. The name in the request is none."""
     _flags, mode, _umask, _open_flags = unpack(CREATE_IN, request.body)
@@ -73,7 +72,6 @@ def tmpfile(fs: FileSystem, request: Request) -> bytes:
     return entry + fs.open_handle(EntryOut._make(ENTRY_OUT.unpack_from(entry)).nodeid, fd)
 
 
-@operation(Opcode.RMDIR, changes=True)
 def rmdir(fs: FileSystem, request: Request) -> bytes:
     name = checked_name(*strings(request.body, 0, 1))
     parent = fs.fd(request.nodeid)
@@ -82,13 +80,11 @@ def rmdir(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-@operation(Opcode.RENAME, changes=True)
 def rename(fs: FileSystem, request: Request) -> bytes:
     (newdir,) = unpack(RENAME_IN, request.body)
     return _rename(fs, request, RENAME_IN.size, newdir, 0)
 
 
-@operation(Opcode.RENAME2, changes=True)
 def rename2(fs: FileSystem, request: Request) -> bytes:
     """RENAME that does not replace, exchanges, or leaves a whiteout."""
     newdir, flags = unpack(RENAME2_IN, request.body)

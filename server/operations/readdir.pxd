@@ -1,4 +1,4 @@
 from coherent_vfs.server.session.file_system cimport FileSystem
-from coherent_vfs.server.fuse.request cimport request_t
+from coherent_vfs.server.session.request cimport request_t
 
-cdef int readdir(FileSystem fs, request_t *request) noexcept
+cdef int readdir(FileSystem fs, request_t *request) except -100

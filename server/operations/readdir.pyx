@@ -14,7 +14,7 @@ from coherent_vfs.server.fuse.wire cimport FUSE_READDIRPLUS, fuse_dirent, fuse_d
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
 from coherent_vfs.server.host.libc cimport dirent64, getdents64, statx_t, strnlen
-from coherent_vfs.server.fuse.request cimport REPLY_CAPACITY, request_t
+from coherent_vfs.server.session.request cimport REPLY_CAPACITY, request_t
 
 cdef enum:
     ENTRIES_ROOM = 32 << 10
@@ -23,7 +23,7 @@ cdef enum:
     DT_DIR = 4
 
 
-cdef int readdir(FileSystem fs, request_t *request) noexcept:
+cdef int readdir(FileSystem fs, request_t *request) except -100:
     cdef fuse_read_in *ask = <fuse_read_in *>request.body
     cdef inode_t *parent = fs.inodes.get(request.header.nodeid)
     cdef bint plus = request.header.opcode == FUSE_READDIRPLUS

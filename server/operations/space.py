@@ -15,19 +15,13 @@ from coherent_vfs.server.fuse.protocol import (
     LSEEK_IN,
     LSEEK_OUT,
     WRITE_OUT,
-    Opcode,
 )
+from coherent_vfs.server.host.errors import error
 from coherent_vfs.server.host.syscalls import fallocate as sys_fallocate
 from coherent_vfs.server.host.syscalls import syncfs as sys_syncfs
-from coherent_vfs.server.operations.interface import (
-    FileSystem,
-    Request,
-    checked_offset,
-    error,
-    operation,
-    readable_fd,
-    unpack,
-)
+from coherent_vfs.server.operations.body import checked_offset, readable_fd, unpack
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 
 COPY_MAX: Final = 64 << 20
 """Most bytes that one COPY_FILE_RANGE copies: the guest's other requests wait for it, and the caller asks
@@ -37,7 +31,6 @@ FALLOCATE_MODES: Final = 0x7F
 """FALLOC_FL_* (linux/falloc.h)."""
 
 
-@operation(Opcode.FSYNC)
 def fsync(fs: FileSystem, request: Request) -> bytes:
     fh, flags = unpack(FSYNC_IN, request.body)
     fd = fs.handle_fd(request.nodeid, fh)
@@ -48,12 +41,10 @@ def fsync(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-@operation(Opcode.FSYNCDIR)
 def fsyncdir(fs: FileSystem, request: Request) -> bytes:
     return fsync(fs, request)
 
 
-@operation(Opcode.SYNCFS)
 def syncfs(fs: FileSystem, request: Request) -> bytes:
     """Write out the host's file system that the inode is on."""
     fd = readable_fd(fs, request.nodeid)
@@ -64,7 +55,6 @@ def syncfs(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-@operation(Opcode.LSEEK)
 def lseek(fs: FileSystem, request: Request) -> bytes:
     """SEEK_DATA and SEEK_HOLE; the guest knows the other answers itself.
 
@@ -79,7 +69,6 @@ def lseek(fs: FileSystem, request: Request) -> bytes:
     return LSEEK_OUT.pack(os.lseek(fs.handle_fd(request.nodeid, fh), offset, whence))
 
 
-@operation(Opcode.FALLOCATE, changes=True)
 def fallocate(fs: FileSystem, request: Request) -> bytes:
     fh, offset, length, mode = unpack(FALLOCATE_IN, request.body)
     if mode & ~FALLOCATE_MODES:
@@ -102,12 +91,10 @@ def fallocate(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-@operation(Opcode.COPY_FILE_RANGE, changes=True)
 def copy_file_range(fs: FileSystem, request: Request) -> bytes:
     return WRITE_OUT.pack(_copy(fs, request))
 
 
-@operation(Opcode.COPY_FILE_RANGE_64, changes=True)
 def copy_file_range_64(fs: FileSystem, request: Request) -> bytes:
     return COPY_FILE_RANGE_OUT.pack(_copy(fs, request))
 

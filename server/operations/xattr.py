@@ -14,16 +14,17 @@ from coherent_vfs.server.fuse.protocol import (
     ROOT_ID,
     SETXATTR_IN_SHORT,
     XATTR_NAME_MAX,
-    Opcode,
 )
-from coherent_vfs.server.operations.interface import FileSystem, Request, error, operation, proc_path, strings, unpack
+from coherent_vfs.server.host.errors import error
+from coherent_vfs.server.operations.body import proc_path, strings, unpack
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 
 PROOF: Final = b"trusted.coherence.domain"
 """Set on the root by a guest that checks the version table, to prove it; never stored."""
 ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
-@operation(Opcode.SETXATTR)
 def setxattr(fs: FileSystem, request: Request) -> bytes:
     """Set an attribute. FUSE_SETXATTR_EXT, which only ACLs need, is not negotiated: the short body."""
     size, flags = unpack(SETXATTR_IN_SHORT, request.body)
@@ -42,7 +43,6 @@ def setxattr(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-@operation(Opcode.GETXATTR)
 def getxattr(fs: FileSystem, request: Request) -> bytes:
     """The value of an attribute, or its size where the guest gives no room."""
     (size,) = unpack(GETXATTR_IN, request.body)
@@ -51,7 +51,6 @@ def getxattr(fs: FileSystem, request: Request) -> bytes:
     return _sized(os.getxattr(proc_path(fs.fd(request.nodeid)), name), size)
 
 
-@operation(Opcode.LISTXATTR)
 def listxattr(fs: FileSystem, request: Request) -> bytes:
     """The names of all attributes, each with a NUL, or their size where the guest gives no room.
 
@@ -70,7 +69,6 @@ def _listed(name: bytes, uid: int) -> bool:
     return name not in ACLS and (uid == 0 or not name.startswith(b"trusted."))
 
 
-@operation(Opcode.REMOVEXATTR)
 def removexattr(fs: FileSystem, request: Request) -> bytes:
     (name,) = strings(request.body, 0, 1)
     _check(fs, name)

@@ -10,7 +10,6 @@ from coherent_vfs.server.caching.readdir_policy cimport Listings
 from coherent_vfs.server.passthrough.lookup cimport Lookups
 from coherent_vfs.server.dax.mapped_files cimport MappedFiles
 from coherent_vfs.server.session.replies cimport Replies
-from coherent_vfs.server.fuse.request cimport request_t
 from coherent_vfs.server.caching.validity cimport Validity
 
 cdef enum:
@@ -40,7 +39,6 @@ cdef class FileSystem:
     cdef bint guest_strips_sgid
     cdef uint64_t interrupted[INTERRUPTED_MAX]
     cdef unsigned interrupted_count
-    cdef dict operations
     cdef uint32_t file_flags, directory_flags
     cdef uint64_t counters[64]
 
@@ -51,5 +49,4 @@ cdef class FileSystem:
     cdef void make_space(self) noexcept
     cdef void interrupt(self, uint64_t unique) noexcept
     cdef int end(self, uint64_t unique)
-    cdef int serve_in_python(self, request_t *request)
     cdef bint awaits_watch(self, const inode_t *directory) noexcept

@@ -11,16 +11,6 @@ from coherent_vfs.server.passthrough.handle_table import HandleTable
 from coherent_vfs.server.passthrough.inode_table import InodeTable
 from coherent_vfs.server.settings import Settings
 
-class Request:
-    opcode: int
-    nodeid: int
-    unique: int
-    uid: int
-    gid: int
-    pid: int
-    body: bytes
-    reply_size: int
-
 class FileSystem:
     settings: Settings
     readonly: bool

@@ -2,18 +2,17 @@
 # distutils: extra_compile_args = -O3 -std=gnu11
 """The share as one guest sees it: its inodes and open files, what it may cache, and what its changes announce.
 
-The operations themselves are elsewhere: server.operations.hot_operations and server.operations.readdir have the ones that are
-compiled, server.operations the others; all of them work on this.
+The operations are in server.operations; all of them work on this.
 """
 
-from libc.errno cimport EBADF, EINVAL, EIO, ENOMEM, ENOSYS, ERANGE, ESTALE
+from libc.errno cimport EBADF, EINVAL, ENOMEM, ESTALE
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.fcntl cimport F_GETFL, O_ACCMODE, O_APPEND, O_RDONLY, O_RDWR, O_WRONLY, fcntl
 from posix.unistd cimport close
 
-from coherent_vfs.coherence.shm.leases cimport Leases, lt_now
+from coherent_vfs.coherence.shm.leases cimport Leases
 from coherent_vfs.coherence.shm.table cimport Journal, Table
 from coherent_vfs.server.caching.publishing cimport PARK, Publisher, change_t
 from coherent_vfs.server.passthrough.implicit_handles cimport DataFiles
@@ -25,18 +24,16 @@ from coherent_vfs.server.caching.readdir_policy cimport Listings
 from coherent_vfs.server.passthrough.lookup cimport Lookups
 from coherent_vfs.server.dax.mapped_files cimport MappedFiles
 from coherent_vfs.server.session.replies cimport Replies
-from coherent_vfs.server.fuse.request cimport REPLY_CAPACITY, request_t
 from coherent_vfs.server.caching.validity cimport Validity
 
 import contextlib
-import os
 
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.server.host import credentials
+from coherent_vfs.server.host.errors import error as error_of
 from coherent_vfs.server.session.init import negotiate
-from coherent_vfs.server.fuse.protocol import InitFlag, Opcode, OpenFlag
-from coherent_vfs.server.operations import OPERATIONS
-from coherent_vfs.server.operations.interface import Parked
+from coherent_vfs.server.fuse.protocol import InitFlag, OpenFlag
+from coherent_vfs.server.caching.parking import Parked
 
 log = get_logger(__name__)
 
@@ -48,25 +45,6 @@ cdef enum:
 
 
 cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
-
-
-cdef class Request:
-    """A request as the operations in server.operations get it.
-
-    Attributes:
-        opcode, nodeid, unique, uid, gid, pid: as in fuse_in_header.
-        body: what follows fuse_in_header.
-        reply_size: bytes the guest gave for the reply's body.
-    """
-
-    cdef readonly int opcode
-    cdef readonly uint64_t nodeid
-    cdef readonly uint64_t unique
-    cdef readonly uint32_t uid
-    cdef readonly uint32_t gid
-    cdef readonly uint32_t pid
-    cdef readonly bytes body
-    cdef readonly size_t reply_size
 
 
 cdef class FileSystem:
@@ -93,7 +71,6 @@ cdef class FileSystem:
         self.publisher = Publisher(table, journal, leases)
         self.validity = Validity(settings, table, leases, self.publisher)
         self.listings = Listings(settings)
-        self.operations = {int(opcode): operation for opcode, operation in OPERATIONS.items()}
         self.handles = HandleTable()
         self.inodes = InodeTable(settings.root_fd, table, self.handles)
         self.lookups = Lookups(self.inodes, settings.writeback)
@@ -176,7 +153,7 @@ cdef class FileSystem:
         cdef handle_t *handle = NULL
         cdef int error = self.open_file(nodeid, fh, writable, &handle)
         if error:
-            raise oserror(error)
+            raise error_of(error)
         if writable:
             self.handles.set_flags(handle, handle.flags & ~O_APPEND)
         return handle.fd
@@ -187,7 +164,7 @@ cdef class FileSystem:
         cdef statx_t stx
         cdef int error = self.lookups.look_up(live(self, parent), name, &found, &stx)
         if error:
-            raise oserror(error)
+            raise error_of(error)
         return encode_entry(self, live(self, parent), found, &stx, name)
 
     def entry_fd(self, fd: int, parent: int = 0, name: bytes = b"") -> bytes:
@@ -201,7 +178,7 @@ cdef class FileSystem:
         cdef int path_fd = self.lookups.path_fd(fd)
         cdef int error = self.lookups.adopt(path_fd, &found, &stx) if path_fd >= 0 else -path_fd
         if error:
-            raise oserror(error)
+            raise error_of(error)
         if not parent:
             # No name but the one that the guest may give it.
             found.unnamed = True
@@ -227,7 +204,7 @@ cdef class FileSystem:
         """Open an inode anew, with these open(2) flags: a descriptor that the caller closes."""
         cdef int fd = self.lookups.reopen_fd(live(self, nodeid), flags)
         if fd < 0:
-            raise oserror(-fd)
+            raise error_of(-fd)
         return fd
 
     def open_handle(self, nodeid: int, fd: int) -> bytes:
@@ -237,7 +214,7 @@ cdef class FileSystem:
         memset(&out, 0, sizeof(out))
         error = self.hand_out(live(self, nodeid), fd, fcntl(fd, F_GETFL), &out.fh)
         if error:
-            raise oserror(error)
+            raise error_of(error)
         out.open_flags = self.flags_of(live(self, nodeid))
         return (<char *>&out)[:sizeof(out)]
 
@@ -443,53 +420,16 @@ cdef class FileSystem:
         self.reset()
         return 0
 
-    cdef int serve_in_python(self, request_t *request):
-        """Serve a request by its operation in Python: 0 or an errno."""
-        cdef Request carried
-        cdef bytes reply
-        operation = self.operations.get(request.header.opcode)
-        if operation is None:
-            return ENOSYS
-        carried = Request.__new__(Request)
-        carried.opcode = request.header.opcode
-        carried.nodeid = request.header.nodeid
-        carried.unique = request.header.unique
-        carried.uid = request.header.uid
-        carried.gid = request.header.gid
-        carried.pid = request.header.pid
-        carried.body = request.body[:request.body_size]
-        carried.reply_size = request.reply_capacity
-        try:
-            reply = operation(self, carried)
-        except OSError as error:
-            return error.errno or EIO
-        except Parked as parked:
-            if parked.args:
-                return self.publisher.put_off(lt_now() + <uint64_t>(1_000_000 * parked.args[0]))
-            return PARK
-        except Exception:
-            log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
-            return EIO
-        if <size_t>len(reply) > min(<size_t>REPLY_CAPACITY, request.reply_capacity):
-            return ERANGE
-        memcpy(request.reply, <char *>reply, len(reply))
-        request.reply_size = len(reply)
-        return 0
-
 
 cdef inode_t *live(FileSystem fs, uint64_t nodeid) except NULL:
     cdef inode_t *inode = fs.inodes.get(nodeid)
     if inode == NULL:
-        raise oserror(ESTALE)
+        raise error_of(ESTALE)
     return inode
 
 
-cdef object oserror(int error):
-    return OSError(error, os.strerror(error))
-
-
 cdef object failure(int error):
-    return Parked() if error == PARK else oserror(error)
+    return Parked() if error == PARK else error_of(error)
 
 
 cdef bytes encode_entry(FileSystem fs, inode_t *parent, inode_t *inode, const statx_t *stx, bytes name):

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from coherent_vfs.server.fuse.protocol import ATTR, ATTR_OUT, ENTRY_OUT, OPEN_OUT, ROOT_ID, Attr, EntryOut, Opcode
-from coherent_vfs.server.operations import OPERATIONS
-from coherent_vfs.server.operations.interface import Window
+from coherent_vfs.server.operations.table import PYTHON
 from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
 from coherent_vfs.server.settings import Settings
 
 
@@ -36,7 +37,7 @@ class Change:
 
 
 class Share:
-    """server.operations.interface.FileSystem over a directory: the real one, and a record of what it was asked.
+    """A server.session.file_system.FileSystem over a directory: the real one, and a record of what it was asked.
 
     Attributes:
         readonly, xattr, writeback: as of the settings; may be set.
@@ -63,7 +64,11 @@ class Share:
 
     def call(self, opcode: Opcode, nodeid: int, body: bytes = b"", **caller: int) -> bytes:
         """Serve a request; caller: uid, gid."""
-        return OPERATIONS[opcode](self, Call(opcode, nodeid, body, **caller))
+        return self.serve(Call(opcode, nodeid, body, **caller))
+
+    def serve(self, call: Call) -> bytes:
+        """Serve a request."""
+        return PYTHON[call.opcode](cast(FileSystem, self), cast(Request, call))
 
     def nodeid(self, name: str) -> int:
         """Look up a name in the root."""
@@ -91,7 +96,7 @@ class Share:
     def attr_out(self, nodeid: int) -> bytes:
         return self._fs.attr_out(nodeid)
 
-    window: Window | None = None
+    window: None = None
 
     def reaches(self, nodeid: int, size: int) -> None:
         self._fs.reaches(nodeid, size)

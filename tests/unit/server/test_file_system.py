@@ -40,6 +40,7 @@ from coherent_vfs.server.fuse.protocol import (
     OpenFlag,
     WriteFlag,
 )
+from coherent_vfs.server.operations.table import CHANGES
 from tests.unit.server.fake_device import leaked, open_fds
 from tests.unit.server.raw_guest import RawGuest, raw_guest
 
@@ -571,6 +572,12 @@ def test_readonly(tmp_path: Path) -> None:
         assert guest.request(Opcode.UNLINK, 1, b"file\0")[0] == errno.EROFS
         with pytest.raises(OSError, match="Read-only"):
             create(guest, b"new", os.O_RDWR)
+        assert {
+            *("SETATTR", "FALLOCATE", "COPY_FILE_RANGE", "COPY_FILE_RANGE_64", "MKNOD", "MKDIR", "TMPFILE", "RMDIR"),
+            *("RENAME", "RENAME2", "LINK", "SYMLINK"),
+        } == {Opcode(opcode).name for opcode in CHANGES}
+        for opcode in CHANGES:
+            assert guest.request(opcode, 1, bytes(64))[0] == errno.EROFS
     assert (tmp_path / "file").read_bytes() == b"content"
 
 

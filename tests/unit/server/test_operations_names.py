@@ -197,11 +197,3 @@ def bodies_with(name: bytes) -> list[tuple[Opcode, bytes]]:
         (Opcode.RENAME, RENAME_IN.pack(ROOT_ID) + name + b"\0a\0"),
         (Opcode.RENAME2, RENAME2_IN.pack(ROOT_ID, 0) + b"a\0" + name + b"\0"),
     ]
-
-
-def test_readonly(share: Share, fails: Fails) -> None:
-    share.readonly = True
-    tmpfile = CREATE_IN.pack(os.O_RDWR, 0o600, 0, 0) + b"/\0"
-    for opcode, body in [*bodies_with(b"n"), (Opcode.TMPFILE, tmpfile)]:
-        with fails(errno.EROFS):
-            share.call(opcode, ROOT_ID, body)

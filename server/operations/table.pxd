@@ -1,0 +1,5 @@
+from coherent_vfs.server.session.file_system cimport FileSystem
+from coherent_vfs.server.session.request cimport request_t
+
+cdef bint is_compiled(unsigned opcode) noexcept
+cdef int serve(FileSystem fs, request_t *request) except -100

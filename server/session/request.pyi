@@ -1,0 +1,9 @@
+class Request:
+    opcode: int
+    nodeid: int
+    unique: int
+    uid: int
+    gid: int
+    pid: int
+    body: bytes
+    reply_size: int
