@@ -12,14 +12,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Final, Protocol
 
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.daemon.dax.windows import CHUNK
 from coherent_vfs.server.caching.parking import Parked
+from coherent_vfs.server.dax.coroutines import Future, Line, start, wait_for_all
 from coherent_vfs.server.dax.mapping import Mapping, Opened
-from coherent_vfs.server.dax.steps import Call, Line, Steps, run, together
 from coherent_vfs.server.host.errors import error
 
 log = get_logger(__name__)
@@ -138,7 +137,7 @@ class Window:
         self._session += 1
         self._outcomes.clear()
         self._restoring.clear()
-        self._line.add(self._empty(0, self.size))
+        self._line.add(self._empty, 0, self.size)
 
     def emptied(self, unique: int) -> bool:
         """Whether nothing is mapped any more, so that a session may end; if not, it is to be asked again when woken.
@@ -150,7 +149,7 @@ class Window:
         if key not in self._outcomes:
             self.begin_session()
             self._outcomes[key] = None
-            self._line.add(self._remove(key, [], self._session))
+            self._line.add(self._remove, key, [], self._session)
         if self._outcomes[key] is None:
             return False
         del self._outcomes[key]
@@ -189,8 +188,7 @@ class Window:
                 raise Parked(LOOK_AGAIN_SECONDS)
             mapping = Mapping(place, length, nodeid, status.st_dev, status.st_ino, offset, writable, length)
             self._outcomes[key] = None
-            self._claims.append(mapping)
-            run(self._claim(key, mapping, self._session), lambda: self._claims.remove(mapping))
+            start(self._set_up(key, mapping, self._session))
         self._answer(key)
 
     def remove(self, unique: int, places: list[tuple[int, int]]) -> None:
@@ -203,7 +201,7 @@ class Window:
         key = (unique, *(number for pair in places for number in pair))
         if key not in self._outcomes:
             self._outcomes[key] = None
-            self._line.add(self._remove(key, places, self._session))
+            self._line.add(self._remove, key, places, self._session)
         self._answer(key)
 
     def forget(self, unique: int) -> None:
@@ -224,50 +222,63 @@ class Window:
             self._outcomes[key] = outcome
             self._files.wake()
 
-    # --- steps ----------------------------------------------------------------------------------------------
+    # --- coroutines -----------------------------------------------------------------------------------------
 
-    def _claim(self, key: tuple[int, ...], mapping: Mapping, session: int) -> Steps:
-        # In the line: what is being taken away goes first.
-        (there,) = yield lambda done: self._line.add(self._make_room(mapping, done))
-        if session != self._session:
-            return
-        if there is not None:
-            yield from self._upgrade(there, mapping.writable, key)
-            return
-        # Not in the line: the claim may have to wait until something in the line is withdrawn.
-        _, problem = yield self._claiming(mapping)
-        if problem:
-            self._settle(key, problem)
-        else:
-            self._line.add(self._map(key, mapping, session))
+    async def _set_up(self, key: tuple[int, ...], mapping: Mapping, session: int) -> None:
+        self._claims.append(mapping)
+        try:
+            # In the line: what is being taken away goes first.
+            room: Future[Mapping | None] = Future()
+            self._line.add(self._make_room, mapping, room)
+            there = await room
+            if session != self._session:
+                return
+            if there is not None:
+                await self._upgrade(there, mapping.writable, key)
+                return
+            # Not in the line: the claim may have to wait until something in the line is withdrawn.
+            problem = await self._claim(mapping)
+            if problem:
+                self._settle(key, problem)
+            else:
+                self._line.add(self._map, key, mapping, session)
+        finally:
+            self._claims.remove(mapping)
 
-    def _make_room(self, mapping: Mapping, done: Callable[[Mapping | None], None]) -> Steps:
-        """Take away what is in the place of a mapping; done(what is there), if it is the same."""
+    async def _make_room(self, mapping: Mapping, room: Future[Mapping | None]) -> None:
+        """Take away what is in the place of a mapping, but not if it is the same; `room` gets what stays there."""
         there = self._mappings.get(mapping.place)
         if there is None or not there.same_as(mapping):
             # The guest uses it no more: something for which it did not wait, perhaps.
             there = None
-            yield from self._empty(mapping.place, mapping.length)
-        done(there)
+            await self._empty(mapping.place, mapping.length)
+        room.set_result(there)
 
-    def _upgrade(self, there: Mapping, writable: bool, key: tuple[int, ...]) -> Steps:
+    async def _upgrade(self, there: Mapping, writable: bool, key: tuple[int, ...]) -> None:
         """Everything is mapped to be written; only the allocator has to know."""
         problem = 0
         if writable and not there.writable:
             there.upgrading = True
-            _, problem = yield self._claiming(replace(there, writable=True))
+            problem = await self._claim(replace(there, writable=True))
             there.upgrading = False
             there.writable = not problem
             if not self._is_there(there):
                 self._give_back(there)
         self._settle(key, problem)
 
-    def _claiming(self, mapping: Mapping) -> Callable[[Callable[[int, int], None]], None]:
-        return lambda done: self._allocator.claim(
-            *mapping.file, mapping.offset, mapping.length, mapping.place, mapping.writable, done
+    def _claim(self, mapping: Mapping) -> Future[int]:
+        answer: Future[int] = Future()
+        self._allocator.claim(
+            *mapping.file,
+            mapping.offset,
+            mapping.length,
+            mapping.place,
+            mapping.writable,
+            lambda _, problem: answer.set_result(problem),
         )
+        return answer
 
-    def _map(self, key: tuple[int, ...], mapping: Mapping, session: int) -> Steps:
+    async def _map(self, key: tuple[int, ...], mapping: Mapping, session: int) -> None:
         if session != self._session:
             self._give_back(mapping)
             return
@@ -283,26 +294,26 @@ class Window:
             # The guest does not know yet that there is less of it.
             self._files.withdrawn_beyond(mapping.nodeid, size)
             mapping.kept = mapping.pages_of(size)
-        yield from self._change({mapping: mapping.kept})
+        await self._change({mapping: mapping.kept})
         if mapping.refused:
-            yield from self._unmap([mapping])
+            await self._unmap([mapping])
         self._settle(key, mapping.refused)
 
-    def _remove(self, key: tuple[int, ...], places: list[tuple[int, int]], session: int) -> Steps:
+    async def _remove(self, key: tuple[int, ...], places: list[tuple[int, int]], session: int) -> None:
         if session != self._session:
             return
         there = [(self._mappings.get(place), length) for place, length in places]
         # Once each, also where a guest names one twice.
-        yield from self._unmap(list({mapping: 0 for mapping, length in there if mapping and mapping.length == length}))
+        await self._unmap(list({mapping: 0 for mapping, length in there if mapping and mapping.length == length}))
         wrong = any(mapping and mapping.length != length for mapping, length in there)
         self._settle(key, errno.EINVAL if wrong else 0)
 
-    def _empty(self, place: int, length: int) -> Steps:
-        yield from self._unmap([mapping for mapping in self._mappings.values() if mapping.overlaps(place, length)])
+    async def _empty(self, place: int, length: int) -> None:
+        await self._unmap([mapping for mapping in self._mappings.values() if mapping.overlaps(place, length)])
 
-    def _unmap(self, mappings: list[Mapping]) -> Steps:
+    async def _unmap(self, mappings: list[Mapping]) -> None:
         pieces = [piece for mapping in mappings if self._is_there(mapping) for piece in mapping.pieces]
-        yield together([partial(self._front_end.unmap, *piece) for piece in pieces])
+        await wait_for_all([self._unmap_piece(*piece) for piece in pieces])
         for mapping in mappings:
             if self._is_there(mapping):
                 del self._mappings[mapping.place]
@@ -344,12 +355,12 @@ class Window:
             done: called when no access of the guest reaches the file there.
         """
         self._withdrawn.add((device, inode))
-        self._line.add(self._withdraw((device, inode), size, done))
+        self._line.add(self._withdraw, (device, inode), size, done)
 
     def settle(self, device: int, inode: int) -> None:
         """A withdrawal is over, or the file may have changed on the host: go by the size that it has now."""
         self._withdrawn.discard((device, inode))
-        self._line.add(self._settle_size((device, inode)))
+        self._line.add(self._settle_size, (device, inode))
 
     def restore(self, nodeid: int, size: int) -> None:
         """Map the file again where scratch is in its place; wakes parked requests when that is done.
@@ -360,36 +371,36 @@ class Window:
         """
         if nodeid not in self._restoring and not self._is_withdrawn(nodeid):
             self._restoring.add(nodeid)
-            self._line.add(self._restore(nodeid, size, self._session))
+            self._line.add(self._restore, nodeid, size, self._session)
 
     def _is_withdrawn(self, nodeid: int) -> bool:
         return any(mapping.nodeid == nodeid and mapping.file in self._withdrawn for mapping in self._mappings.values())
 
-    def _withdraw(self, file: tuple[int, int], size: int, done: Callable[[], None]) -> Steps:
+    async def _withdraw(self, file: tuple[int, int], size: int, done: Callable[[], None]) -> None:
         # First: what the guest is told from now on waits until this is over, also where it knows of less yet.
         for mapping in self._of_file(file):
             self._files.withdrawn_beyond(mapping.nodeid, size)
-        yield from self._put_scratch(file, size)
+        await self._put_scratch(file, size)
         done()
 
-    def _settle_size(self, file: tuple[int, int]) -> Steps:
+    async def _settle_size(self, file: tuple[int, int]) -> None:
         opened = self._opened.get(file)
         if opened is not None:
-            yield from self._put_scratch(file, os.fstat(opened.fd).st_size)
+            await self._put_scratch(file, os.fstat(opened.fd).st_size)
         self._files.wake()
 
-    def _put_scratch(self, file: tuple[int, int], size: int) -> Steps:
+    async def _put_scratch(self, file: tuple[int, int], size: int) -> None:
         # Where the guest knows of nothing beyond, it does not go there.
         there = [mapping for mapping in self._of_file(file) if size < self._files.reached(mapping.nodeid)]
         for mapping in there:
             self._files.withdrawn_beyond(mapping.nodeid, size)
         kept = {mapping: mapping.pages_of(size) for mapping in there}
-        yield from self._change({mapping: kept[mapping] for mapping in there if kept[mapping] < mapping.kept})
+        await self._change({mapping: kept[mapping] for mapping in there if kept[mapping] < mapping.kept})
 
     def _of_file(self, file: tuple[int, int]) -> list[Mapping]:
         return [mapping for mapping in self._mappings.values() if mapping.file == file]
 
-    def _restore(self, nodeid: int, size: int, session: int) -> Steps:
+    async def _restore(self, nodeid: int, size: int, session: int) -> None:
         there = [mapping for mapping in self._mappings.values() if mapping.nodeid == nodeid]
         # No more than that where the guest may know of more from before: the next look at the size would cut it off
         # again, and while that is done the guest has nothing there. But not in ever smaller pieces: each is a size that
@@ -398,7 +409,7 @@ class Window:
             self._files.reported_again(nodeid, size)
         whole = size >= self._files.reached(nodeid)
         kept = {mapping: mapping.length if whole else mapping.pages_of(size) for mapping in there}
-        yield from self._change({mapping: kept[mapping] for mapping in there if mapping.kept < kept[mapping]})
+        await self._change({mapping: kept[mapping] for mapping in there if mapping.kept < kept[mapping]})
         if session == self._session:
             self._restoring.discard(nodeid)
             self._files.withdrawn_beyond(nodeid, None)
@@ -406,16 +417,15 @@ class Window:
                 self._files.withdrawn_beyond(nodeid, size)
             self._files.wake()
 
-    def _change(self, wanted: dict[Mapping, int]) -> Steps:
+    async def _change(self, wanted: dict[Mapping, int]) -> None:
         """Have so many bytes of mappings be the file's, and the rest scratch; `refused` tells how it went."""
-        calls = [call for mapping, kept in wanted.items() for call in self._calls(mapping, kept)]
         # All at once: what is taken away first is missing in the guest until the last is there.
-        yield together(calls)
+        await wait_for_all([answer for mapping, kept in wanted.items() for answer in self._rebuild(mapping, kept)])
         if problem := next((mapping.refused for mapping in wanted if mapping.refused and self._is_there(mapping)), 0):
             log.warning("the virtual machine does not map a file", reason=os.strerror(problem))
 
-    def _calls(self, mapping: Mapping, kept: int) -> Iterator[Call]:
-        """What is to be asked, in this order, to change a mapping."""
+    def _rebuild(self, mapping: Mapping, kept: int) -> Iterator[Future[int]]:
+        """Ask for what changes a mapping, in this order; the answers."""
         view = self._opened[mapping.file].view
         # Pieces that stay as they are; not ever smaller ones.
         staying = sum(place + length <= mapping.place + min(mapping.kept, kept) for place, length in mapping.pieces)
@@ -425,37 +435,45 @@ class Window:
         mapping.kept, mapping.refused = kept, 0
         # What is of the file, the first, goes last: it comes again right behind.
         for place, length in reversed(old):
-            yield partial(self._front_end.unmap, place, length, replaced=place == mapping.place + start)
+            yield self._unmap_piece(place, length, replaced=place == mapping.place + start)
         while start < mapping.length:
             place = mapping.place + start
             if start < kept:
                 length = kept - start
-                yield partial(self._map_piece, mapping, view, mapping.offset + start, place, length)
+                yield self._map_piece(mapping, view, mapping.offset + start, place, length)
             else:
                 length = min(CHUNK, mapping.length - start)
-                yield partial(self._map_scratch, mapping, place, length)
+                yield self._map_scratch(mapping, place, length)
             start += length
 
-    def _map_scratch(self, mapping: Mapping, place: int, length: int, done: Callable[[int], None]) -> None:
+    def _map_scratch(self, mapping: Mapping, place: int, length: int) -> Future[int]:
         # New each time: what one of the guest's programs has stored beyond the end of its file no other one loads.
         try:
             fd = os.memfd_create("scratch", os.MFD_CLOEXEC)
         except OSError as problem:
             mapping.refused = problem.errno or errno.EIO
-            done(mapping.refused)
-            return
+            refused: Future[int] = Future()
+            refused.set_result(mapping.refused)
+            return refused
         os.truncate(fd, length)
-        self._map_piece(mapping, fd, 0, place, length, done)
+        answer = self._map_piece(mapping, fd, 0, place, length)
         os.close(fd)
+        return answer
 
-    def _map_piece(
-        self, mapping: Mapping, fd: int, offset: int, place: int, length: int, done: Callable[[int], None]
-    ) -> None:
+    def _map_piece(self, mapping: Mapping, fd: int, offset: int, place: int, length: int) -> Future[int]:
+        answer: Future[int] = Future()
+
         def answered(problem: int) -> None:
             if problem:
                 mapping.refused = problem
             else:
                 mapping.pieces.append((place, length))
-            done(problem)
+            answer.set_result(problem)
 
         self._front_end.map(fd, offset, place, length, True, answered)
+        return answer
+
+    def _unmap_piece(self, place: int, length: int, *, replaced: bool = False) -> Future[int]:
+        answer: Future[int] = Future()
+        self._front_end.unmap(place, length, answer.set_result, replaced=replaced)
+        return answer
