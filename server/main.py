@@ -49,7 +49,7 @@ def _serve(options: Options) -> None:
     notifier = Notifier()
     with ExitStack() as stack:
         _raise_nofile(options.rlimit_nofile)
-        root_fd = _open_directory(options.shared_dir)
+        root_fd = _open_directory(options.share.shared_dir)
         stack.callback(os.close, root_fd)
         loop = EventLoop()
         view = _view(options, stack)
@@ -60,7 +60,7 @@ def _serve(options: Options) -> None:
         try:
             device = FsDevice(settings, loop, membership, view)
         except OSError as error:
-            raise _not_shared(options.shared_dir, error) from None
+            raise _not_shared(options.share.shared_dir, error) from None
         stack.enter_context(closing(device))
         if membership is not None:
             fs = device.fs
@@ -76,8 +76,8 @@ def _serve(options: Options) -> None:
         stack.enter_context(closing(Sessions(listener.socket, device, loop, ended, loop.stop)))
         stack.enter_context(_stopped_by_signals(loop))
         _keep_alive(loop, notifier)
-        _look_at_root(loop, root_fd, options.shared_dir)
-        notifier.ready(f"Sharing {options.shared_dir}")
+        _look_at_root(loop, root_fd, options.share.shared_dir)
+        notifier.ready(f"Sharing {options.share.shared_dir}")
         loop.run()
         notifier.stopping()
 
@@ -117,7 +117,7 @@ def _not_shared(path: Path, error: OSError) -> UserError:
 
 def _view(options: Options, stack: ExitStack) -> View | None:
     """What a DAX window shows of files; None where there is to be none, or cannot be."""
-    if options.dax == "never":
+    if options.share.dax == "never":
         return None
     view = stack.enter_context(closing(View()))
     if view.available:
@@ -131,7 +131,7 @@ def _join(options: Options, table: Path, root_fd: int, settings: Settings) -> Me
         str(table),
         share_root=root_fd,
         guest=options.guest,
-        cache=options.cache,
+        cache=options.share.cache,
         socket_path=None if options.coherence_socket is None else str(options.coherence_socket),
         window=settings.window_bytes,
     )

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
 import msgspec
+from msgspec import structs
 
 from coherent_vfs.coherence.common import log
 from coherent_vfs.coherence.common.parser import Parser
 from coherent_vfs.coherence.common.sizes import parse_size, size_text
 from coherent_vfs.coherence.daemon.dax.windows import CHUNK
-from coherent_vfs.server.caching.policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT, CacheMode
+from coherent_vfs.server.caching.policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT
 from coherent_vfs.server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
 from coherent_vfs.server.virtio.virtqueue import MAX_QUEUE_SIZE
 
@@ -67,7 +68,8 @@ _LEGACY_FLAGS: Final[dict[str, list[str]]] = {
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The command line, checked.
 
-    Attributes that Settings has too mean the same there; the others are:
+    Attributes:
+        share: what is shared and how; without the descriptor, which is not open yet.
         socket_path: where to listen, or None with `fd`.
         fd: descriptor of a socket that listens already.
         socket_group: group that may connect.
@@ -79,26 +81,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         log_level, log_json: see coherence.common.log.configure.
     """
 
-    shared_dir: Path
+    share: Settings
     socket_path: Path | None
     fd: int | None
     socket_group: str | None
-    tag: str | None
-    cache: CacheMode
-    timeout: float | None
-    lease_max: float
-    lease_margin: float
-    writeback: bool
-    xattr: bool
-    readonly: bool
-    no_readdirplus: bool
-    allow_mmap: bool
-    allow_direct_io: bool
-    num_request_queues: int
-    queue_size: int
-    dax: DaxMode
-    dax_window: int
-    dax_min_size: int
     coherence: Path | None
     coherence_socket: Path | None
     guest: str
@@ -114,27 +100,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             root_fd: see Settings.
             dax: whether the guest can have a window.
         """
-        return Settings(
-            shared_dir=self.shared_dir,
-            root_fd=root_fd,
-            tag=self.tag,
-            cache=self.cache,
-            timeout=self.timeout,
-            lease_max=self.lease_max,
-            lease_margin=self.lease_margin,
-            writeback=self.writeback,
-            xattr=self.xattr,
-            readonly=self.readonly,
-            # Entries that a guest may not keep are not worth looking up for it.
-            readdirplus=self.cache != "none" and not self.no_readdirplus,
-            allow_mmap=self.allow_mmap,
-            allow_direct_io=self.allow_direct_io,
-            num_request_queues=self.num_request_queues,
-            queue_size=self.queue_size,
-            dax=self.dax,
-            dax_min_size=self.dax_min_size,
-            window_bytes=self.dax_window if dax and self.dax != "never" else 0,
-        )
+        window_bytes = self.share.window_bytes if dax and self.share.dax != "never" else 0
+        return structs.replace(self.share, root_fd=root_fd, window_bytes=window_bytes)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -150,7 +117,10 @@ def parse(argv: Sequence[str]) -> Options:
     problem = _problem(given)
     if problem:
         parser.error(problem)
-    return Options(**given)
+    # Entries that a guest may not keep are not worth looking up for it.
+    given["readdirplus"] &= given["cache"] != "none"
+    share = {name: given.pop(name) for name in Settings.__struct_fields__ if name in given}
+    return Options(share=Settings(root_fd=-1, **share), **given)
 
 
 def _modern(argv: Sequence[str]) -> Iterator[str]:
@@ -354,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"shared: seconds of a lease that are for the way of the reply (default {LEASE_MARGIN:g})",
     )
     group.add_argument("--writeback", action="store_true", help="let the guest delay writes (auto, always)")
-    group.add_argument("--no-readdirplus", action="store_true", help="do not offer READDIRPLUS")
+    group.add_argument("--no-readdirplus", dest="readdirplus", action="store_false", help="do not offer READDIRPLUS")
     group.add_argument(
         "--allow-mmap", action="store_true", help="let shared mappings keep data where the mode does not"
     )
@@ -373,6 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--dax-window",
+        dest="window_bytes",
         metavar="SIZE",
         type=_window,
         default=DAX_WINDOW,

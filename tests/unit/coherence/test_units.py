@@ -45,7 +45,7 @@ def test_the_daemon_takes_its_arguments() -> None:
 
 def test_the_backend_takes_its_arguments() -> None:
     options = parse(command("vfs-backend@.service"))
-    assert options.shared_dir == Path("/srv/data")
+    assert options.share.shared_dir == Path("/srv/data")
     assert options.socket_path == Path("/run/vfs-backend/vm1.sock")
-    assert (options.cache, options.coherence) == ("shared", Path("/dev/shm/vt"))
-    assert (options.tag, options.guest) == ("vm1", "vm1")
+    assert (options.share.cache, options.coherence) == ("shared", Path("/dev/shm/vt"))
+    assert (options.share.tag, options.guest) == ("vm1", "vm1")

@@ -70,8 +70,8 @@ def test_guest_is_called_after_its_tag() -> None:
 
 def test_options_of_the_old_virtiofsd() -> None:
     options = parse(["-o", "source=/srv,cache=always,timeout=3,xattr,no_posix_lock", "-ologlevel=info", "--fd", "3"])
-    assert (options.shared_dir, options.cache, options.timeout) == (Path("/srv"), "always", 3.0)
-    assert (options.xattr, options.log_level) == (True, "info")
+    assert (options.share.shared_dir, options.share.cache, options.share.timeout) == (Path("/srv"), "always", 3.0)
+    assert (options.share.xattr, options.log_level) == (True, "info")
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_dax() -> None:
 
 def test_leases(capsys: pytest.CaptureFixture[str]) -> None:
     options = parse(LEAST)
-    assert (options.lease_max, options.lease_margin) == (1.0, 0.2)
+    assert (options.share.lease_max, options.share.lease_margin) == (1.0, 0.2)
     settings = parse([*LEAST, "--lease-max", "0.25", "--lease-margin", "0.025"]).settings(5)
     assert (settings.lease_max, settings.lease_margin) == (0.25, 0.025)
     # None at all, whatever the margin.
-    assert parse([*LEAST, "--lease-max", "0"]).lease_max == 0
-    assert parse([*LEAST, "--lease-max", "10", "--lease-margin", "10"]).lease_margin == 10
+    assert parse([*LEAST, "--lease-max", "0"]).share.lease_max == 0
+    assert parse([*LEAST, "--lease-max", "10", "--lease-margin", "10"]).share.lease_margin == 10
     for option in ("--lease-max", "--lease-margin"):
         for value in ("-1", "10.1", "nan", "inf"):
             assert f"argument {option}: '{value}': use 0 to 10 seconds" in refused(
