@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.guest.cached import Node
 from coherent_vfs.guest.fuse_client import FuseClient
 from coherent_vfs.guest.window import Window

@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import Final, Self
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.guest.cache import PAGE_SIZE
 from coherent_vfs.guest.cached import Node
 from coherent_vfs.guest.fuse_client import Opened

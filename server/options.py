@@ -16,14 +16,12 @@ from msgspec import structs
 from coherent_vfs.coherence.common import log
 from coherent_vfs.coherence.common.parser import Parser
 from coherent_vfs.coherence.common.sizes import parse_size, size_text
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK, LABEL_MAX
 from coherent_vfs.server.caching.policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT
 from coherent_vfs.server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
 from coherent_vfs.server.virtio.virtqueue import MAX_QUEUE_SIZE
 
 PROG: Final = "vfs-backend"
-GUEST_MAX: Final = 64
-"""Longest label of a guest, characters (coherence.protocol.messages.Label)."""
 LEASE_LIMIT: Final = 10.0
 """Seconds; all changes of what is leased wait so long at most."""
 CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
@@ -113,7 +111,7 @@ def parse(argv: Sequence[str]) -> Options:
         parser.error(str(error))
     if given["guest"] is None:
         socket_path = given["socket_path"]
-        given["guest"] = (given["tag"] or (socket_path.name if socket_path else "guest"))[:GUEST_MAX]
+        given["guest"] = (given["tag"] or (socket_path.name if socket_path else "guest"))[:LABEL_MAX]
     problem = _problem(given)
     if problem:
         parser.error(problem)
@@ -217,8 +215,8 @@ def _tag(text: str) -> str:
 
 
 def _guest(text: str) -> str:
-    if not (0 < len(text) <= GUEST_MAX and text.isprintable()):
-        raise argparse.ArgumentTypeError(f"{text!r}: use 1 to {GUEST_MAX} printable characters")
+    if not (0 < len(text) <= LABEL_MAX and text.isprintable()):
+        raise argparse.ArgumentTypeError(f"{text!r}: use 1 to {LABEL_MAX} printable characters")
     return text
 
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from bench.dax.stage import DAX, NEVER, WAYS, Stage, Way, mount
+from coherent_vfs.coherence.protocol.constants import CHUNK
 
 SIZE = 64
 """Of the file, MiB."""
-CHUNK = 2 << 20
 KIB, MIB = 1 << 10, 1 << 20
 ROWS: Mapping[str, tuple[str, str, int]] = {
     "read, sequential, 4 KiB": ("read", "seq", 4 * KIB),

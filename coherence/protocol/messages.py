@@ -15,11 +15,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from coherent_vfs.coherence.protocol.constants import LABEL_MAX
+
 PROTOCOL = 4
 
 UInt = Annotated[int, Meta(ge=0)]
 # Labels are shown on terminals: no control characters.
-Label = Annotated[str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+Label = Annotated[str, Meta(max_length=LABEL_MAX, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
 # Bytes of a path in a message.
 MAX_PATH = 4096
 Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from coherent_vfs.coherence.common.log import get_logger
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.server.caching.parking import Parked
 from coherent_vfs.server.dax.coroutines import Future, Line, start, wait_for_all
 from coherent_vfs.server.dax.mapping import Mapping, Opened

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from coherent_vfs.coherence.common.log import get_logger
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.server.vhost_user.connection import Connection, ConnectionLost, Disconnected
 from coherent_vfs.server.vhost_user.messages import (
     BackendRequest,
@@ -42,7 +43,7 @@ IN_FLIGHT: Final = 16
 """Requests sent and not answered yet; so few that the channel takes them all at once."""
 MAX_MAPPINGS: Final = 480
 """Each is guest memory to QEMU 11.1, which aborts when that has more than 512 pieces (VHOST_USER_MAX_RAM_SLOTS)."""
-MIN_WINDOW: Final = 2 << 20
+MIN_WINDOW: Final = CHUNK
 _OFFSET_MAX: Final = (1 << 63) - 1
 _NO_OBJECT: Final = pack_shared_object(bytes(16))
 

@@ -19,8 +19,8 @@ from coherent_vfs.coherence.client.membership import Membership
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.ctl import main as ctl
 from coherent_vfs.coherence.ctl.client import fetch_dax
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
 from coherent_vfs.coherence.protocol.connection import Dropped
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import (
     Claim,
     Claimed,

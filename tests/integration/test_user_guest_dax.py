@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.guest.guest import Guest
 from coherent_vfs.server.fuse.protocol import Opcode
 from tests.integration.coherenced_process import Coherenced, eventually

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.guest.file import File
 from coherent_vfs.guest.guest import Guest
 from tests.soak.content import WORD, make, misplaced

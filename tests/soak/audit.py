@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import FileUse, WindowUse
 from coherent_vfs.coherence.shm.table import Table
 from coherent_vfs.guest.guest import Guest

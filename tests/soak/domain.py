@@ -15,7 +15,7 @@ from typing import Final, Self
 import msgspec
 
 from coherent_vfs.coherence.ctl.client import DaxReport, fetch_dax
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from tests.integration.coherenced_process import SECONDS, Coherenced
 from tests.integration.user_guests import Backend
 from tests.soak.files import FILES, Model

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from tests.soak.content import misplaced
 
 EXACT: Final = 7

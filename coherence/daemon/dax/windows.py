@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import FileUse, Mapping
 
-CHUNK = 2 << 20
-"""Bytes: sizes, places, lengths and offsets are multiples of it (FUSE_DAX_SZ in fs/fuse/dax.c)."""
 MAX_FILE_SIZE = (1 << 63) - 1
 
 File = tuple[int, int]

@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from coherent_vfs.coherence.daemon.dax import truncations
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator, FromMember
 from coherent_vfs.coherence.daemon.dax.member import Member
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
 from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.protocol.connection import Connection, Full
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import (
     SHRUNK_SECONDS,
     Claim,

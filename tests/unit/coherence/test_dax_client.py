@@ -11,8 +11,8 @@ import pytest
 from coherent_vfs.coherence.client import dax
 from coherent_vfs.coherence.client.dax import MAX_CLAIMS, DaxClient
 from coherent_vfs.coherence.common.sizes import parse_size, size_text
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
 from coherent_vfs.coherence.protocol.connection import Connection, Dropped, Full
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import (
     SHRUNK_SECONDS,
     Claim,

@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK, MAX_FILE_SIZE, Refusal, Window, Windows
+from coherent_vfs.coherence.daemon.dax.windows import MAX_FILE_SIZE, Refusal, Window, Windows
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import Mapping
 
 CHUNKS = 64

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.guest import window as window_module
 from coherent_vfs.guest.guest import Guest
 from coherent_vfs.guest.window import Window

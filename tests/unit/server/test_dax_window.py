@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coherent_vfs.coherence.daemon.dax.windows import CHUNK
+from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.server.caching.parking import Parked
 from coherent_vfs.server.dax.window import MOST_PIECES, Window
 from tests.unit.server.fake_device import leaked, open_fds
