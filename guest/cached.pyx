@@ -23,14 +23,12 @@ from libc.math cimport INFINITY
 from libc.stdint cimport uint32_t, uint64_t
 
 from coherent_vfs.coherence.shm.table cimport Table, vt_stamp, vt_valid
+from coherent_vfs.server.host.libc cimport S_IFDIR, S_IFLNK, S_IFMT
 
 FOREVER = INFINITY
 MAX_SYMLINKS = 40
 
 cdef enum:
-    S_IFMT = 0o170000
-    S_IFDIR = 0o040000
-    S_IFLNK = 0o120000
     ROOT_ID = 1
     PRIVATE_SLOTS = 1 << 16
 

@@ -26,12 +26,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from coherent_vfs.coherence.shm.leases cimport lt_now
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
+from coherent_vfs.server.host.libc cimport DT_REG, S_IFDIR
 
 from coherent_vfs.server.fuse.protocol import OpenFlag
 
 cdef enum:
-    S_IFDIR = 0o040000
-    DT_REG = 8
     PROBES = 4             # that nobody asks for until lists have names only
     RESTS = 7              # lists without a probe after one that was asked for
 

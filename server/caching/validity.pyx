@@ -16,7 +16,7 @@ from coherent_vfs.coherence.shm.table cimport VT_WORD_FLOOR, Table, vt_distruste
 from coherent_vfs.server.caching.publishing cimport Publisher
 from coherent_vfs.server.fuse.wire cimport fuse_attr
 from coherent_vfs.server.passthrough.inode_table cimport ASKED, REFUSED, UNASKED, WATCHED, inode_t, watch_t
-from coherent_vfs.server.host.libc cimport realtime_ns, statx_t, statx_timestamp
+from coherent_vfs.server.host.libc cimport S_IFDIR, S_IFMT, S_IFREG, realtime_ns, statx_t, statx_timestamp
 
 from coherent_vfs.coherence.common.log import get_logger
 
@@ -31,9 +31,6 @@ cdef enum:
     MTIME_SKEW_US = 200_000
     MTIME_SKEW_MAX = 7
     ANSWER_US = 5_000          # of coherenced, to which replies wait that could not be kept without
-    S_IFMT = 0o170000
-    S_IFREG = 0o100000
-    S_IFDIR = 0o040000
 
 
 cdef class Validity:

@@ -14,7 +14,7 @@ from posix.unistd cimport close
 from coherent_vfs.coherence.shm.leases cimport lt_now
 from coherent_vfs.server.caching.publishing cimport PARK, Publisher, change_t
 from coherent_vfs.server.passthrough.inode_table cimport ABSENT, PRESENT, UNKNOWN, inode_t
-from coherent_vfs.server.host.libc cimport has_dax_flag, statx_t
+from coherent_vfs.server.host.libc cimport S_IFREG, has_dax_flag, statx_t
 from coherent_vfs.server.passthrough.lookup cimport Lookups
 from coherent_vfs.server.caching.validity cimport Validity
 
@@ -22,7 +22,6 @@ from coherent_vfs.server.fuse.protocol import AttrFlag
 
 cdef enum:
     WOKEN_US = 50_000          # after which a request that somebody wakes is looked at anyway
-    S_IFREG = 0o100000
 
 cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
 

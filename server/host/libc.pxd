@@ -24,6 +24,9 @@ cdef extern from *:
     #include <time.h>
     #include <unistd.h>
 
+    /* Of every file that a guest gets to know. */
+    #define STATX_WANTED (STATX_BASIC_STATS | STATX_MNT_ID)
+
     /* One component of a directory that is held open: no link is followed, nothing outside is reached. */
     static inline int open_beneath(int dir_fd, const char *name, int flags, mode_t mode)
     {
@@ -74,6 +77,12 @@ cdef extern from *:
         STATX_BASIC_STATS
         STATX_MNT_ID
         STATX_NLINK
+        STATX_WANTED
+        S_IFMT
+        S_IFREG
+        S_IFDIR
+        S_IFLNK
+        DT_REG
         RWF_DSYNC
         RWF_SYNC
         MAX_HANDLE_SZ

@@ -13,7 +13,7 @@ from coherent_vfs.server.caching.publishing cimport PARK, change_t
 from coherent_vfs.server.fuse.wire cimport *
 from coherent_vfs.server.host.credentials cimport become, come_back, drop_fsetid, restore_fsetid
 from coherent_vfs.server.host.libc cimport (
-    AT_EMPTY_PATH, STATX_BASIC_STATS, STATX_MNT_ID, open_beneath, statx, statx_t,
+    AT_EMPTY_PATH, S_IFDIR, S_IFREG, STATX_WANTED, open_beneath, statx, statx_t,
 )
 from coherent_vfs.server.operations.io cimport allowed_flags, open_inode, opened
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
@@ -21,9 +21,6 @@ from coherent_vfs.server.session.file_system cimport FileSystem
 from coherent_vfs.server.session.request cimport name_in, request_t
 
 cdef enum:
-    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
-    S_IFREG = 0o100000
-    S_IFDIR = 0o040000
     S_ISGID = 0o2000
     S_IXGRP = 0o0010
 

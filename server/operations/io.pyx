@@ -14,7 +14,7 @@ from coherent_vfs.server.caching.publishing cimport PARK, change_t
 from coherent_vfs.server.fuse.wire cimport *
 from coherent_vfs.server.host.credentials cimport drop_fsetid, restore_fsetid
 from coherent_vfs.server.host.libc cimport (
-    AT_EMPTY_PATH, O_DIRECT, O_DIRECTORY, RWF_DSYNC, RWF_SYNC, STATX_BASIC_STATS, STATX_MNT_ID, preadv, pwritev2, statx,
+    AT_EMPTY_PATH, O_DIRECT, O_DIRECTORY, RWF_DSYNC, RWF_SYNC, S_IFDIR, S_IFREG, STATX_WANTED, preadv, pwritev2, statx,
     statx_t,
 )
 from coherent_vfs.server.passthrough.handle_table cimport handle_t
@@ -25,9 +25,6 @@ from coherent_vfs.server.session.request cimport request_t
 from coherent_vfs.server.fuse.protocol import OpenFlag
 
 cdef enum:
-    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
-    S_IFREG = 0o100000
-    S_IFDIR = 0o040000
     S_ISUID = 0o4000
     S_ISGID = 0o2000
     # What a guest's open flags may ask of the host; O_DIRECT besides, where it is allowed.

@@ -8,15 +8,11 @@ from libc.string cimport memset
 
 from coherent_vfs.server.caching.publishing cimport PARK, change_t
 from coherent_vfs.server.host.libc cimport (
-    AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, STATX_MNT_ID, statx, statx_t, unlinkat,
+    AT_SYMLINK_NOFOLLOW, STATX_WANTED, statx, statx_t, unlinkat,
 )
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
 from coherent_vfs.server.session.file_system cimport FileSystem
 from coherent_vfs.server.session.request cimport name_in, request_t
-
-cdef enum:
-    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
-
 
 cdef int unlink(FileSystem fs, request_t *request) except -100:
     cdef inode_t *parent = fs.inodes.get(request.header.nodeid)

@@ -29,7 +29,7 @@ from coherent_vfs.coherence.shm.table cimport Table, vt_inode_hash
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
 from coherent_vfs.server.host.libc cimport (
     AT_EMPTY_PATH, AT_STATX_DONT_SYNC, MAX_HANDLE_SZ, O_CLOEXEC, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID,
-    STATX_NLINK, file_handle, name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
+    STATX_NLINK, S_IFDIR, S_IFMT, file_handle, name_to_handle_at, open_by_handle_at, statx, statx_dev, statx_t,
 )
 
 import os
@@ -55,8 +55,6 @@ cdef enum:
     OTHER_OPEN = 512       # descriptors for all but inodes and handles: queues, memory, a system call or two
     OVERDRAWN = 64         # of these are used for inodes before deleted ones are given up
     LEAST_OPEN = 32
-    S_IFMT = 0o170000
-    S_IFDIR = 0o040000
     ROOT_NODEID = 1
 
 

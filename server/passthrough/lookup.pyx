@@ -10,7 +10,7 @@ from posix.unistd cimport close
 from coherent_vfs.server.fuse.wire cimport FUSE_ROOT_ID
 from coherent_vfs.server.passthrough.inode_table cimport InodeTable, inode_t
 from coherent_vfs.server.host.libc cimport (
-    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, STATX_BASIC_STATS, STATX_MNT_ID,
+    AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH, STATX_WANTED, S_IFDIR,
     open_beneath, openat, snprintf, statx, statx_dev, statx_t,
 )
 
@@ -19,8 +19,6 @@ import os
 from coherent_vfs.coherence.common.errors import UserError
 
 cdef enum:
-    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
-    S_IFDIR = 0o040000
     MAX_DEPTH = 4096       # of directories that are found by file handle; a path has fewer
 
 

@@ -19,7 +19,7 @@ from coherent_vfs.server.passthrough.implicit_handles cimport DataFiles
 from coherent_vfs.server.fuse.wire cimport fuse_attr_out, fuse_entry_out, fuse_open_out
 from coherent_vfs.server.passthrough.handle_table cimport HandleTable, handle_t
 from coherent_vfs.server.passthrough.inode_table cimport InodeTable, inode_t
-from coherent_vfs.server.host.libc cimport AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, STATX_MNT_ID, statx, statx_t
+from coherent_vfs.server.host.libc cimport AT_SYMLINK_NOFOLLOW, STATX_WANTED, S_IFDIR, S_IFMT, S_IFREG, statx, statx_t
 from coherent_vfs.server.caching.readdir_policy cimport Listings
 from coherent_vfs.server.passthrough.lookup cimport Lookups
 from coherent_vfs.server.dax.mapped_files cimport MappedFiles
@@ -36,13 +36,6 @@ from coherent_vfs.server.fuse.protocol import InitFlag, OpenFlag
 from coherent_vfs.server.caching.parking import Parked
 
 log = get_logger(__name__)
-
-cdef enum:
-    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
-    S_IFREG = 0o100000
-    S_IFDIR = 0o040000
-    S_IFMT = 0o170000
-
 
 cdef uint32_t DIRECT_IO = int(OpenFlag.DIRECT_IO)
 

@@ -9,12 +9,9 @@ from libc.string cimport memset
 
 from coherent_vfs.server.fuse.wire cimport fuse_attr, fuse_attr_out, fuse_entry_out
 from coherent_vfs.server.passthrough.inode_table cimport inode_t
-from coherent_vfs.server.host.libc cimport AT_EMPTY_PATH, STATX_BASIC_STATS, STATX_MNT_ID, statx, statx_t
+from coherent_vfs.server.host.libc cimport AT_EMPTY_PATH, STATX_BASIC_STATS, STATX_WANTED, statx, statx_t
 from coherent_vfs.server.dax.mapped_files cimport MappedFiles
 from coherent_vfs.server.caching.validity cimport Validity
-
-cdef enum:
-    STATX_WANTED = STATX_BASIC_STATS | STATX_MNT_ID
 
 
 cdef class Replies:
