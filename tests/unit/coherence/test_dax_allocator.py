@@ -101,6 +101,7 @@ class FakeBackend:
         answered: the same of those with an answer.
         deaf: whether its socket is full.
         excused: whether the allocator need not wait for it.
+        missed: Withdraws that it did not read, as in pending: nobody waits for their answers, also when it reads again.
     """
 
     def __init__(self, world: World, mapped: dict[int, Mapping]) -> None:
@@ -113,6 +114,7 @@ class FakeBackend:
         self.withdrawn: set[File] = set()
         self.deaf = False
         self.excused = False
+        self.missed: set[Wanted] = set()
         self.dropped = False
         self.coordinate: bool | None = None
         self.token = 0
@@ -121,8 +123,10 @@ class FakeBackend:
     def send(self, message: ToBackend) -> None:
         """As Connection.send."""
         if self.deaf:
-            # Until it has answered another one it counts as late.
-            self.excused |= isinstance(message, Withdraw)
+            if isinstance(message, Withdraw):
+                # Until it has answered another one it counts as late.
+                self.excused = True
+                self.missed.add(((message.device, message.inode), message.size, self.world.shrinks))
             raise Full("it does not read its messages")
         self.world.check(self, message)
 
@@ -191,7 +195,8 @@ class World(RuleBasedStateMachine):
                 overdue = self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS)
                 for other in self.members.values():
                     beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
-                    if other is not backend and beyond and not (other.excused or other.deaf or overdue):
+                    missed = any(m[:2] == (file, size) and m[2] >= begun for m in other.missed)
+                    if other is not backend and beyond and not (other.excused or other.deaf or overdue or missed):
                         assert file in other.withdrawn
                         assert any(a[0] == file and a[1] <= size and a[2] >= begun for a in other.answered)
                 backend.shrinking[message.token] = file, self.loop.now
@@ -359,7 +364,7 @@ class World(RuleBasedStateMachine):
 
     def nothing_is_left(self) -> None:
         assert self.allocator.use().mapped_bytes == 0
-        for kept in "_peers", "_owners", "_slots":
+        for kept in "_members", "_owners", "_slots":
             assert not getattr(self.allocator, kept), kept
         for kept in "_cuts", "_by_token", "_withdrawals":
             assert not getattr(self.allocator._shrinks, kept), kept
