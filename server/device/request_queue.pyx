@@ -28,6 +28,10 @@ from coherent_vfs.server.virtio.virtqueue cimport Virtqueue
 
 import os
 
+from coherent_vfs.coherence.common.log import get_logger
+
+log = get_logger(__name__)
+
 cdef enum:
     MAX_DRAIN = 16             # reads of a kick descriptor that somebody fills as fast
     BUDGET = 64                # requests before other queues and sockets have their turn
@@ -366,7 +370,11 @@ cdef class RequestQueue:
         if self.unsignalled and not is_compiled(request.header.opcode):
             # What is done already does not wait for an operation that may take long.
             self.signal()
-        error = serve(self.fs, request)
+        try:
+            error = serve(self.fs, request)
+        except Exception:
+            log.exception("operation failed", opcode=request.header.opcode)
+            error = EIO
         self.full = error in (ENOSPC, EDQUOT) and not (self.last_try or self.fs.publisher.abandoning)
         if self.full:
             error = self.fs.publisher.put_off(lt_now() + FULL_US)

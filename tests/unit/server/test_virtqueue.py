@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coherent_vfs.server.fuse.protocol import IN_HEADER, OUT_HEADER, Opcode
+from coherent_vfs.server.fuse.protocol import IN_HEADER, INIT_IN, OUT_HEADER, Opcode
+from coherent_vfs.server.session import file_system
 from coherent_vfs.server.vhost_user.interface import Region, Ring
 from coherent_vfs.server.virtio.guest_memory import GuestMemory
 from coherent_vfs.server.virtio.virtqueue import Virtqueue
@@ -372,3 +374,18 @@ print(memory.lost)
 def test_only_a_page_beyond_the_end_of_its_file_is_replaced(code: int, status: int, output: bytes) -> None:
     done = subprocess.run([sys.executable, "-c", SIGNALLED, str(code)], stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (status, output)
+
+
+def test_an_operation_that_fails_as_nobody_expects_is_an_eio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("unexpected")
+
+    expect_log("operation failed")
+    with raw_guest(tmp_path, init=False) as guest:
+        with monkeypatch.context() as patch:
+            patch.setattr(file_system, "negotiate", fail)
+            body = INIT_IN.pack(7, 41, 131072, 0, 0)
+            assert guest.request(Opcode.INIT, 0, body) == (errno.EIO, b"")
+        guest.initialize()
