@@ -307,6 +307,7 @@ cdef class FileSystem:
         """
         cdef change_t change
         cdef inode_t *inode
+        cdef inode_t *parent
         if self.table is None:
             yield
             return
@@ -323,10 +324,16 @@ cdef class FileSystem:
         try:
             yield
         finally:
-            for nodeid, name in names:
-                add_occupant(self, &change, live(self, nodeid), name, False)
-            self.publisher.commit(&change)
-            self.validity.end_change()
+            try:
+                for nodeid, name in names:
+                    # Without its directory nobody else can have told the guest what is there now.
+                    parent = self.inodes.get(nodeid)
+                    if parent != NULL:
+                        add_occupant(self, &change, parent, name, False)
+            finally:
+                # Whatever happened: others wait for it.
+                self.publisher.commit(&change)
+                self.validity.end_change()
 
     # --- for the compiled operations --------------------------------------------------------------
 

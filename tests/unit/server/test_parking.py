@@ -365,3 +365,16 @@ def test_the_memory_goes_away_while_a_change_waits(domain: LeaseDomain, expect_l
         other.loop.run()
         assert not pending.done
         assert old != mode_of(domain) == 0o604
+
+
+def test_a_change_whose_directory_is_forgotten_meanwhile_is_committed(domain: LeaseDomain) -> None:
+    with domain.guest() as guest:
+        nodeid = find(guest, "d")
+        name = domain.table.name_slot(slot_of(domain, "d"), b"new")
+        before = domain.table.slot(name)
+        with pytest.raises(KeyError), guest.device.fs.changing(names=[(nodeid, b"new")]):
+            assert domain.leases.locked(name)
+            guest.tell(Opcode.FORGET, nodeid, struct.pack("<Q", 1))
+            raise KeyError
+        assert domain.table.slot(name) > before
+        assert not domain.leases.locked(name)
