@@ -184,13 +184,16 @@ cdef class EventLoop:
     cdef int run_timers(self) except -1:
         cdef RequestQueue queue
         cdef uint64_t now = monotonic_ns()
+        # Whoever is served below may wake again, also what has had its turn.
+        for queue in self.queues:
+            queue.woken = queue.fs.woken
+        for queue in self.queues:
+            queue.fs.woken = False
         for queue in self.queues:
             if queue.until_tick(now) == 0:
                 queue.tick(now)
             if queue.until_retry(now) == 0:
                 queue.retry(now)
-        for queue in self.queues:
-            queue.fs.woken = False
         while self.timers and <uint64_t>self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2]()
         return 0

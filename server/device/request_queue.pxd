@@ -28,6 +28,7 @@ cdef class RequestQueue:
     cdef request_t *request
     cdef parked_t *waiting
     cdef int parked_count
+    cdef bint woken        # what is parked is to be looked at, whenever it is due
     cdef bint last_try     # the request that is served is not to wait for space
     cdef bint full         # the one that was served does
 

@@ -220,10 +220,11 @@ cdef class RequestQueue:
         cdef int i = 0
         while i < self.parked_count and self.enabled:
             # Nobody wakes one that waits for space.
-            if self.waiting[i].due > now and (self.waiting[i].full or not self.fs.woken):
+            if self.waiting[i].due > now and (self.waiting[i].full or not self.woken):
                 i += 1
             elif self.serve_parked(i) == 0:
                 i += 1
+        self.woken = False
         if self.unsignalled and self.enabled:
             self.signal()
         return 0
@@ -296,7 +297,7 @@ cdef class RequestQueue:
         cdef int i
         if self.parked_count == 0 or not self.enabled:
             return -1
-        if self.fs.woken:
+        if self.woken or self.fs.woken:
             return 0
         for i in range(self.parked_count):
             if i == 0 or self.waiting[i].due < due:

@@ -8,11 +8,14 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from coherent_vfs.server.caching.parking import Parked
 from coherent_vfs.server.fuse.protocol import (
     CREATE_IN,
+    IN_HEADER,
     INTERRUPT_IN,
     LINK_IN,
     MKDIR_IN,
@@ -22,7 +25,10 @@ from coherent_vfs.server.fuse.protocol import (
     FattrFlag,
     Opcode,
 )
-from coherent_vfs.server.vhost_user.interface import Region
+from coherent_vfs.server.operations.table import PYTHON
+from coherent_vfs.server.session.file_system import FileSystem
+from coherent_vfs.server.session.request import Request
+from coherent_vfs.server.vhost_user.interface import Region, Ring
 from tests.unit.server.leased import (
     LEASE_MAX,
     LONGEST,
@@ -36,7 +42,24 @@ from tests.unit.server.leased import (
     set_attributes,
     write_body,
 )
-from tests.unit.server.raw_guest import DESC, GUEST, PENDING_MAX, QUEUE_SIZE, SIZE, USER, Desc, Pending, RawGuest
+from tests.unit.server.raw_guest import (
+    AVAIL,
+    DESC,
+    GUEST,
+    HEAP,
+    HIPRIO,
+    NEXT,
+    PENDING_MAX,
+    QUEUE_SIZE,
+    SIZE,
+    USED,
+    USER,
+    WRITE,
+    Desc,
+    Pending,
+    RawGuest,
+    raw_guest,
+)
 
 ExpectLog = Callable[[str], None]
 LOCKER = 99
@@ -365,6 +388,46 @@ def test_the_memory_goes_away_while_a_change_waits(domain: LeaseDomain, expect_l
         other.loop.run()
         assert not pending.done
         assert old != mode_of(domain) == 0o604
+
+
+# --- who is woken --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_parked_request_wakes_when_it_is_served_is_looked_at_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its own queue had its turn before."""
+    served: list[str] = []
+
+    def waits(fs: FileSystem, request: Request) -> bytes:
+        served.append("waits")
+        if served.count("waits") == 1:
+            raise Parked(60)
+        return b""
+
+    def wakes(fs: FileSystem, request: Request) -> bytes:
+        served.append("wakes")
+        if served.count("wakes") == 1:
+            raise Parked(0.05)
+        fs.wake()
+        return b""
+
+    monkeypatch.setitem(PYTHON, 61, waits)
+    monkeypatch.setitem(PYTHON, 62, wakes)
+    with raw_guest(tmp_path) as guest:
+        kick, at = os.eventfd(0), USER + HIPRIO
+        guest.device.start_ring(0, Ring(QUEUE_SIZE, at + DESC, at + USED, at + AVAIL, 0, os.dup(kick), None, None))
+        guest.device.enable_ring(0, True)
+        pending = guest.post(61, 1)
+        message = IN_HEADER.pack(IN_HEADER.size, 62, 1000, 1, 0, 0, 1, 0)
+        guest.memory[HEAP : HEAP + len(message)] = message
+        table = [Desc(GUEST + HEAP, len(message), NEXT, 1), Desc(GUEST + HEAP + 4096, 64, WRITE)]
+        guest.write_table(table, HIPRIO + DESC)
+        guest.memory[HIPRIO + AVAIL + 2 : HIPRIO + AVAIL + 4] = struct.pack("<H", 1)
+        os.eventfd_write(kick, 1)
+        guest.wait(lambda: pending.done, 20)
+        assert served == ["waits", "wakes", "wakes", "waits"]
+        os.close(kick)
 
 
 def test_a_change_whose_directory_is_forgotten_meanwhile_is_committed(domain: LeaseDomain) -> None:
