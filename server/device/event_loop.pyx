@@ -68,8 +68,7 @@ cdef class EventLoop:
         self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)
         if self.timer_fd < 0:
             raise OSError(errno, "no timer descriptor")
-        # For edges: it is armed anew without being read.
-        self.watch(self.timer_fd, EPOLLIN | EPOLLET, None)
+        self.watch(self.timer_fd, None)
 
     def __dealloc__(self):
         for fd in (self.epoll_fd, self.timer_fd):
@@ -78,18 +77,18 @@ cdef class EventLoop:
 
     def add_reader(self, fd: int, callback) -> None:
         """Call back whenever the descriptor can be read or has ended."""
-        self.watch(fd, EPOLLIN, callback)
+        self.watch(fd, callback)
 
     def remove_reader(self, fd: int) -> None:
         """Stop that; before the descriptor is closed."""
-        if self.sources.pop(fd, None) is not None:
-            epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, fd, NULL)
+        if self.sources.pop(fd, None) is not None and epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, fd, NULL) < 0:
+            # It was closed before: if others have what it was open on, its events would come for ever.
+            self.renew()
 
     def add_queue(self, RequestQueue queue) -> None:
         """Serve a queue from now on."""
         if queue.kick_fd >= 0:
-            # For edges: a kick descriptor whose other end is gone must not wake us for ever.
-            self.watch(queue.kick_fd, EPOLLIN | EPOLLET, queue)
+            self.watch(queue.kick_fd, queue)
         self.queues.append(queue)
 
     def remove_queue(self, RequestQueue queue) -> None:
@@ -198,11 +197,27 @@ cdef class EventLoop:
             heapq.heappop(self.timers)[2]()
         return 0
 
-    cdef int watch(self, int fd, uint32_t events, source) except -1:
+    cdef int watch(self, int fd, source) except -1:
         cdef epoll_event event
-        event.events = events
+        event.events = EPOLLIN
+        if source is None or type(source) is RequestQueue:
+            # For edges: the timer is armed anew without being read, and a kick descriptor whose other end is gone
+            # must not wake us for ever.
+            event.events |= EPOLLET
         event.data.fd = fd
         if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
             raise OSError(errno, os.strerror(errno))
         self.sources[fd] = source
+        return 0
+
+    cdef int renew(self) except -1:
+        """Wait for what is in sources, and for nothing else."""
+        cdef int old = self.epoll_fd
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            self.epoll_fd = old
+            raise OSError(errno, "no epoll descriptor")
+        close(old)
+        for fd, source in list(self.sources.items()):
+            self.watch(fd, source)
         return 0

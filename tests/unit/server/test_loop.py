@@ -68,3 +68,26 @@ def test_waiting_takes_no_processor_time() -> None:
     loop.run()
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.1
+
+
+def test_a_descriptor_that_is_closed_too_early_takes_no_processor_time() -> None:
+    """What it was open on is still open elsewhere, and so in the epoll set."""
+    loop = EventLoop()
+    reader, writer = os.pipe()
+    other_reader, other_writer = os.pipe()
+    seen: list[bytes] = []
+    loop.add_reader(reader, lambda: seen.append(b"closed"))
+    loop.add_reader(other_reader, lambda: seen.append(os.read(other_reader, 1)))
+    shared = os.dup(reader)
+    os.close(reader)
+    loop.remove_reader(reader)
+    os.write(writer, b"x")
+    os.write(other_writer, b"y")
+    loop.call_later(0.3, loop.stop)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    loop.run()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert seen == [b"y"]
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.1
+    for fd in (shared, writer, other_reader, other_writer):
+        os.close(fd)
