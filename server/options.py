@@ -14,7 +14,7 @@ import msgspec
 from msgspec import structs
 
 from coherent_vfs.coherence.common import log
-from coherent_vfs.coherence.common.parser import Parser
+from coherent_vfs.coherence.common.parser import Parser, PrintVersion
 from coherent_vfs.coherence.common.sizes import parse_size, size_text
 from coherent_vfs.coherence.protocol.constants import CHUNK, LABEL_MAX
 from coherent_vfs.server.caching.policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT
@@ -175,18 +175,6 @@ def _problem(given: dict[str, Any]) -> str | None:
 class _PrintCapabilities(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(json.dumps(CAPABILITIES, indent=2))
-        parser.exit()
-
-
-class _PrintVersion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib import metadata  # slow to load, and needed only here
-
-        try:
-            installed = metadata.version("coherent-vfs")
-        except metadata.PackageNotFoundError:
-            installed = "(not installed, run from its sources)"
-        print(parser.prog, installed)
         parser.exit()
 
 
@@ -373,9 +361,12 @@ def _parser() -> argparse.ArgumentParser:
         "--log-level", choices=list(log.LEVELS), default="warn", help="least severe level (default warn)"
     )
     group.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
-    for option, action, text in (
-        ("--print-capabilities", _PrintCapabilities, "print what management tools ask for, JSON"),
-        ("--version", _PrintVersion, "print the version"),
-    ):
-        group.add_argument(option, action=action, nargs=0, default=argparse.SUPPRESS, help=text)
+    group.add_argument(
+        "--print-capabilities",
+        action=_PrintCapabilities,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print what management tools ask for, JSON",
+    )
+    group.add_argument("--version", action=PrintVersion)
     return parser

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.common.parser import Parser
+from coherent_vfs.coherence.common.parser import Parser, PrintVersion
 from coherent_vfs.coherence.ctl import dax, top, watch
 from coherent_vfs.coherence.ctl.check import check
 from coherent_vfs.coherence.ctl.client import fetch_dax, fetch_status
@@ -84,6 +84,7 @@ def _parser() -> Parser:
         description="Look at a running coherenced, or at a version table.",
         epilog=EPILOG,
     )
+    parser.add_argument("--version", action=PrintVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     daemon = argparse.ArgumentParser(add_help=False)
     daemon.add_argument("--table", metavar="NAME", default="/vt", help="shared memory name (default /vt)")

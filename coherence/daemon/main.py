@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from coherent_vfs.coherence.common import log
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.common.parser import Parser
+from coherent_vfs.coherence.common.parser import Parser, PrintVersion
 from coherent_vfs.coherence.common.sd_notify import Notifier
 from coherent_vfs.coherence.daemon.config import Config, load
 from coherent_vfs.coherence.daemon.service import Service
@@ -75,6 +75,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--log-level", choices=list(log.LEVELS), help="least severe level to log (default warn)")
     parser.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
+    parser.add_argument("--version", action=PrintVersion)
     return parser
 
 

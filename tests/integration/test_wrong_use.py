@@ -19,10 +19,10 @@ COMMAND = [sys.executable, "-m", "coherent_vfs.server.main"]
 AS_NOBODY = [
     sys.executable,
     "-c",
-    "import os, sys, server.main\n"
+    "import os, sys, coherent_vfs.server.main\n"
     "coherent_vfs.server.main.parse(sys.argv[1:])\n"
     "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-    "sys.exit(server.main.main(sys.argv[1:]))",
+    "sys.exit(coherent_vfs.server.main.main(sys.argv[1:]))",
 ]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 
