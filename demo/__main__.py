@@ -40,7 +40,7 @@ class Demo:
         self.share.mkdir()
         # By the time that somebody looks at it, it is old enough for a lease.
         (self.share / "quiet").write_text("as it was")
-        paths = DomainPaths(f"/vt-demo-{os.getpid()}-{secrets.token_hex(4)}")
+        paths = DomainPaths(f"vt-demo-{os.getpid()}-{secrets.token_hex(4)}")
         self.table = paths.name
         for path in (paths.table, paths.leases, paths.lock):
             stack.callback(path.unlink, missing_ok=True)
@@ -51,7 +51,7 @@ class Demo:
         """Start the backend of a guest for a mode; its socket."""
         folder = self.folder / f"{purpose}guest{guest}"
         folder.mkdir(exist_ok=True)
-        options = ["--coherence", f"/dev/shm{self.table}", "--coherence-socket", str(self.daemon.socket)]
+        options = ["--coherence", self.table, "--coherence-socket", str(self.daemon.socket)]
         options += ["--guest", f"{purpose}guest{guest}-{mode}"]
         served = backends.ours(self.share, folder, cache=mode, tag=mode, options=options)
         return self._stack.enter_context(served).socket
@@ -112,7 +112,7 @@ def embedded_stages(demo: Demo, stack: ExitStack, modes: Sequence[str]) -> list[
 
     def guest(number: int, mode: str) -> Viewer:
         socket = demo.backend(number, mode, "embedded-")
-        table = f"/dev/shm{demo.table}" if mode == "shared" else None
+        table = demo.table if mode == "shared" else None
         return Embedded(f"guest {number}", stack.enter_context(UserSpaceGuest.connect(socket, table=table)))
 
     return [

@@ -17,6 +17,7 @@ from coherent_vfs.coherence.common import log
 from coherent_vfs.coherence.common.parser import Parser, PrintVersion
 from coherent_vfs.coherence.common.sizes import parse_size, size_text
 from coherent_vfs.coherence.protocol.constants import CHUNK, LABEL_MAX
+from coherent_vfs.coherence.shm.paths import table_path
 from coherent_vfs.server.caching.policy import AUTO_TIMEOUT, CACHE_MODES, LONG_TIMEOUT
 from coherent_vfs.server.settings import DAX_MIN_SIZE, DAX_WINDOW, LEASE_MARGIN, LEASE_MAX, TAG_MAX, DaxMode, Settings
 from coherent_vfs.server.virtio.virtqueue import MAX_QUEUE_SIZE
@@ -31,7 +32,7 @@ EPILOG: Final = """\
 Examples:
   vfs-backend --shared-dir /srv/data --socket-path /run/data.sock
       share a directory with one guest, as virtiofsd does
-  vfs-backend --shared-dir /srv/data --socket-path /run/a.sock --cache shared --coherence /dev/shm/vt
+  vfs-backend --shared-dir /srv/data --socket-path /run/a.sock --cache shared --coherence vt
       the same, cached as long as it is fresh: needs coherenced, and one vfs-backend for each guest
 
 In QEMU:  -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem
@@ -160,15 +161,15 @@ def _problem(given: dict[str, Any]) -> str | None:
     if given["writeback"] and cache not in ("auto", "always"):
         return f"--writeback does not go with --cache {cache}: others do not see delayed writes"
     if cache == "shared" and given["coherence"] is None:
-        return "--cache shared needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
+        return "--cache shared needs --coherence TABLE, such as vt, and coherenced running"
     if given["dax"] != "never" and given["coherence"] is None:
-        return "--dax needs --coherence TABLE, such as /dev/shm/vt, and coherenced running"
+        return "--dax needs --coherence TABLE, such as vt, and coherenced running"
     if given["dax"] != "never" and given["writeback"]:
         return "--dax does not go with --writeback: such a guest takes no notice of what others cut off"
     if given["dax"] != "never" and given["readonly"]:
         return "--dax does not go with --readonly: a guest could store into what it has mapped"
     if given["coherence_socket"] is not None and given["coherence"] is None:
-        return "--coherence-socket needs --coherence TABLE, such as /dev/shm/vt"
+        return "--coherence-socket needs --coherence TABLE, such as vt"
     return None
 
 
@@ -344,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group("the coherence domain")
-    group.add_argument("--coherence", metavar="TABLE", type=Path, help="version table to join: /dev/shm/vt")
+    group.add_argument("--coherence", metavar="TABLE", type=table_path, help="version table to join, such as vt")
     group.add_argument(
         "--coherence-socket", metavar="PATH", type=Path, help="coherenced's socket (default: the table's own)"
     )

@@ -89,7 +89,7 @@ def open_stage(
         # On a disk, as what is shared is; it stays in the host's page cache.
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dax-", dir="/var/tmp")))
         share.chmod(0o755)
-        paths = DomainPaths(f"/vt-dax-{os.getpid()}-{secrets.token_hex(3)}")
+        paths = DomainPaths(f"vt-dax-{os.getpid()}-{secrets.token_hex(3)}")
         stack.callback(backends.remove_table, paths.name)
         daemon = stack.enter_context(backends.daemon(folder, paths.name))
         if others := os.sched_getaffinity(0) - {int(cpu)}:

@@ -164,7 +164,7 @@ def open_stage(kind: str, cpu: str, say: Callable[[str], None]) -> Iterator[Stag
 
 
 def _domain(mode: Mode, folder: Path, cpu: str, stack: contextlib.ExitStack) -> tuple[DomainPaths, Path]:
-    paths = DomainPaths(f"/vt-modes-{os.getpid()}-{secrets.token_hex(3)}")
+    paths = DomainPaths(f"vt-modes-{os.getpid()}-{secrets.token_hex(3)}")
     stack.callback(backends.remove_table, paths.name)
     place = folder / mode.name
     place.mkdir()

@@ -24,12 +24,12 @@ from coherent_vfs.coherence.protocol.messages import MAX_FILES
 from coherent_vfs.coherence.shm.paths import DomainPaths, socket_of
 
 EPILOG = """\
-  coherencectl status                  the daemon of table /vt
+  coherencectl status                  the daemon of table vt
   coherencectl status --json | jq .    the same, for programs
   coherencectl watch /srv/data         who changes what under this directory, as it happens
   coherencectl top                     which guest asks, changes and waits how often, each second
   coherencectl dax                     what guests have mapped in their DAX windows
-  coherencectl check /dev/shm/vt       is this file a sound table?
+  coherencectl check vt                is the file /dev/shm/vt a sound table?
 
 Exit status: 0 all is well, 1 failure (no daemon, not permitted, a bad table), 2 on wrong usage.
 """
@@ -87,7 +87,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action=PrintVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     daemon = argparse.ArgumentParser(add_help=False)
-    daemon.add_argument("--table", metavar="NAME", default="/vt", help="shared memory name (default /vt)")
+    daemon.add_argument("--table", metavar="NAME", default="vt", help="name of the table (default vt)")
     daemon.add_argument("--socket", metavar="PATH", help="control socket (default: the one of the table)")
     daemon.add_argument("--json", action="store_true", help="print JSON")
 
@@ -107,7 +107,7 @@ def _parser() -> Parser:
         "--files", metavar="N", type=_files, default=10, help="those of which most is mapped (default 10)"
     )
     table = add("check", "validate a table file")
-    table.add_argument("file", metavar="FILE", help="a path such as /dev/shm/vt, or a shared memory name")
+    table.add_argument("file", metavar="TABLE", help="its name, such as vt, or the path of a file, such as ./vt")
     return parser
 
 
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "check":
             _show(check(options.file))
         else:
-            socket = Path(options.socket or socket_of(str(DomainPaths(options.table).table)))
+            socket = Path(options.socket or socket_of(DomainPaths(options.table).name))
             DAEMON_COMMANDS[options.command](socket, options)
     except UserError as error:
         print(f"coherencectl: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     """The settings of one coherenced.
 
     Args:
-        table: the shared memory name of the table.
+        table: the name of the table.
         slots: how many slots a new table gets, a power of two.
         socket: path of the control socket, None for the one that belongs to the table.
         socket_mode: its permission bits, octal digits.
@@ -38,7 +38,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
         log_json: whether logs are JSON objects.
     """
 
-    table: str = "/vt"
+    table: str = "vt"
     slots: Annotated[int, Meta(ge=MIN_SLOT_COUNT, le=MAX_SLOT_COUNT)] = DEFAULT_SLOT_COUNT
     socket: str | None = None
     socket_mode: str = "0660"
@@ -68,7 +68,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
             except ValueError as error:
                 raise ValueError(f"metrics is {self.metrics!r}: {error}") from None
         try:
-            DomainPaths(self.table)
+            msgspec.structs.force_setattr(self, "table", DomainPaths(self.table).name)
         except UserError as error:
             raise ValueError(str(error)) from None
 
@@ -80,7 +80,7 @@ class Config(Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
     @property
     def socket_path(self) -> Path:
         """Where the control socket is."""
-        return Path(self.socket) if self.socket is not None else socket_of(str(self.paths.table))
+        return Path(self.socket) if self.socket is not None else socket_of(self.table)
 
     @property
     def dax_limits(self) -> tuple[int, int]:

@@ -24,8 +24,8 @@ One coherenced serves one version table, and so one domain: the guests, backends
 agree about one set of files. Start it before the backends; it may be restarted, or killed, at any time:
 guests then ask for everything until it is back.
 
-  coherenced                                   table /dev/shm/vt, socket /run/coherenced/vt.sock
-  coherenced --table /blue --slots 65536       a second domain
+  coherenced                                   table vt, socket /run/coherenced/vt.sock
+  coherenced --table blue --slots 65536        a second domain
   coherenced --config /etc/coherenced.toml     settings from a file; flags overrule it
   kill -HUP PID                                read the file again: logging, socket mode and group
 
@@ -41,7 +41,7 @@ def _parser() -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--config", metavar="FILE", type=Path, default=None, help="settings, TOML")
-    parser.add_argument("--table", metavar="NAME", help="shared memory name of the table (default /vt)")
+    parser.add_argument("--table", metavar="NAME", help="name of the table (default vt), the file /dev/shm/NAME")
     parser.add_argument("--slots", metavar="N", type=int, help="slots of a new table, a power of two (default 1048576)")
     parser.add_argument("--socket", metavar="PATH", help="control socket (default /run/coherenced/NAME.sock)")
     parser.add_argument("--socket-mode", metavar="OCTAL", help="its permission bits (default 0660)")

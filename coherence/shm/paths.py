@@ -15,9 +15,16 @@ SHARED_MEMORY = Path("/dev/shm")
 RUN = Path("/run/coherenced")
 
 
-def socket_of(table_path: str) -> Path:
-    """The control socket that belongs to a table: /run/coherenced/vt.sock for /dev/shm/vt."""
-    return RUN / f"{Path(table_path).name}.sock"
+def table_path(table: str | Path) -> Path:
+    """The file of a table as a user names it: vt and /vt are /dev/shm/vt; what has further slashes is a path."""
+    text = os.fspath(table)
+    name = text.removeprefix("/")
+    return SHARED_MEMORY / name if name and "/" not in name else Path(text)
+
+
+def socket_of(table: str | Path) -> Path:
+    """The control socket that belongs to a table: /run/coherenced/vt.sock for vt."""
+    return RUN / f"{table_path(table).name}.sock"
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -52,40 +59,43 @@ class DomainPaths:
     """The names that coherenced uses for one table.
 
     Args:
-        name: the table's shared memory name, such as "/vt". UserError when it cannot be one.
+        name: the table's name, such as "vt"; "/vt" and "/dev/shm/vt" are understood, too. UserError when it cannot
+            be one.
     """
 
     name: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", self.name):
-            raise UserError(f"table name {self.name!r}: use one such as /vt, with no further slash")
+        path = table_path(self.name)
+        if path.parent != SHARED_MEMORY or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", path.name):
+            raise UserError(f"table name {self.name!r}: use one such as vt, without slashes")
         # What belongs to another table must not be taken for a table that was never finished, and be replaced.
         if re.search(r"\.lock$|\.leases$|\.journal\.", self.name):
             raise UserError(f"table name {self.name!r}: use one without .lock, .leases or .journal. in it")
+        object.__setattr__(self, "name", path.name)
 
     @property
     def table(self) -> Path:
         """The table's file."""
-        return SHARED_MEMORY / self.name[1:]
+        return SHARED_MEMORY / self.name
 
     @property
     def leases(self) -> Path:
         """The lease table's file."""
-        return SHARED_MEMORY / f"{self.name[1:]}.leases"
+        return SHARED_MEMORY / f"{self.name}.leases"
 
     @property
     def lock(self) -> Path:
         """The file whose lock the one coherenced of this table holds."""
-        return SHARED_MEMORY / f"{self.name[1:]}.lock"
+        return SHARED_MEMORY / f"{self.name}.lock"
 
     def journal(self, key: int) -> Path:
         """The journal whose holder has the SysV semaphore with this key."""
-        return SHARED_MEMORY / f"{self.name[1:]}.journal.{key:08x}"
+        return SHARED_MEMORY / f"{self.name}.journal.{key:08x}"
 
     def journal_keys(self) -> list[int]:
         """The keys of all journals that there are; a file of another user is not one."""
-        prefix = f"{self.name[1:]}.journal."
+        prefix = f"{self.name}.journal."
         keys = []
         for path in SHARED_MEMORY.glob(f"{prefix}*"):
             suffix = path.name.removeprefix(prefix)

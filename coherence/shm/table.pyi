@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 SLOTS_OFFSET: int
@@ -14,9 +13,6 @@ ABI_VERSION: int
 TRUST_NOTHING: int
 JOURNAL_MAX: int
 JOURNAL_BYTES: int
-
-def shared_memory_path(path_or_name: str | os.PathLike[str]) -> Path:
-    """The file of a shared memory name ("/vt" is /dev/shm/vt); anything else is a path already."""
 
 def check_header(header: bytes, size: int, what: str) -> None:
     """Refuse a table that this program cannot use.
@@ -56,10 +52,10 @@ class Table:
 
     @staticmethod
     def create(name: str, slot_count: int = ..., *, mode: int = 0o600) -> Table:
-        """Make the shared memory object `name` ("/vt") and map it writable.
+        """Make the shared memory object `name` ("vt") and map it writable.
 
         Args:
-            name: a shared memory name: one slash, at the start.
+            name: a shared memory name, without further slashes.
             slot_count: a power of two from MIN_SLOT_COUNT to MAX_SLOT_COUNT.
             mode: permission bits of the file.
 
@@ -69,7 +65,7 @@ class Table:
 
     @staticmethod
     def open(path_or_name: str | os.PathLike[str], writable: bool = False) -> Table:
-        """Map a table that exists, by its shared memory name ("/vt") or its path.
+        """Map a table that exists, by its name ("vt") or its path.
 
         Raises:
             UserError: it is missing, not permitted, or check_header refuses it.

@@ -16,7 +16,7 @@ from pathlib import Path
 import posix_ipc
 
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.shm.paths import open_file
+from coherent_vfs.coherence.shm.paths import open_file, table_path
 
 from libc.stdint cimport uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -33,14 +33,6 @@ JOURNAL_MAX = VJ_MAX
 JOURNAL_BYTES = VJ_BYTES
 
 JournalContent = namedtuple("JournalContent", "domain backend_id changes announced")
-
-
-def shared_memory_path(path_or_name):
-    """The file of a shared memory name ("/vt" is /dev/shm/vt); anything else is a path already."""
-    text = os.fspath(path_or_name)
-    if text.startswith("/") and len(text) > 1 and text.count("/") == 1:
-        return Path("/dev/shm") / text[1:]
-    return Path(text)
 
 
 def check_header(header, size, what):
@@ -152,7 +144,7 @@ cdef class Table:
 
     @staticmethod
     def open(path_or_name, writable=False):
-        path = shared_memory_path(path_or_name)
+        path = table_path(path_or_name)
         try:
             fd = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
         except FileNotFoundError:

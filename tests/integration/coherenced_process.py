@@ -75,7 +75,7 @@ class Coherenced:
         self._prefix = prefix
         self.paths = DomainPaths(f"/test.{os.getpid()}.{secrets.token_hex(4)}")
         self.directory = directory
-        self.socket = directory / f"{self.paths.name[1:]}.sock"
+        self.socket = directory / f"{self.paths.name}.sock"
         self.manager = Manager(directory)
         self.process: subprocess.Popen[str] | None = None
         self._log_path = directory / "coherenced.log"

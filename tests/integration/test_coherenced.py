@@ -332,7 +332,7 @@ def test_an_error_that_was_not_expected_ends_it_distrusted(
         (daemon.main, ["--slots", "many"], "--slots"),
         (daemon.main, ["--slots", "3000"], "power of two"),
         (daemon.main, ["--socket-mode", "rwx"], "socket-mode"),
-        (daemon.main, ["--table", "vt"], "use one such as /vt"),
+        (daemon.main, ["--table", "a/b"], "use one such as vt"),
         (daemon.main, ["--tab", "/vt"], "--tab"),
         (ctl.main, [], "COMMAND"),
         (ctl.main, ["status", "--x"], "--x"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from coherent_vfs.coherence.shm.paths import DomainPaths
 from tests.lab import assets
 from tests.lab.paths import LabError
 from tests.lab.process import Process
@@ -130,7 +131,7 @@ def daemon(folder: Path, table: str) -> Iterator[Backend]:
 
     Args:
         folder: For the control socket and the log.
-        table: Name of its version table, as "/vt-test-1"; the file is /dev/shm + table.
+        table: Name of its version table, as "vt-test-1".
     """
     socket = folder / "coherenced.sock"
     command = [console_script("coherenced"), "--table", table, "--socket", str(socket)]
@@ -147,7 +148,7 @@ def counters(control: Path) -> dict[str, dict[str, int]]:
 
 def remove_table(table: str) -> None:
     """Remove a version table, by the name that daemon() has, and what a coherenced leaves beside it."""
-    for left in Path("/dev/shm").glob(f"{table[1:]}*"):
+    for left in Path("/dev/shm").glob(f"{DomainPaths(table).name}*"):
         left.unlink()
 
 

@@ -169,7 +169,7 @@ class _Shared:
     def _start_daemon(self, number: int) -> _Daemon:
         folder = self._folder / f"daemon{number}"
         folder.mkdir()
-        paths = DomainPaths(f"/vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
+        paths = DomainPaths(f"vt-litmus-{os.getpid()}-{secrets.token_hex(4)}")
         self._stack.callback(backends.remove_table, paths.name)
         backend = self._stack.enter_context(backends.daemon(folder, paths.name))
         return _Daemon(paths.table, backend.socket)

@@ -59,6 +59,11 @@ def test_everything() -> None:
     assert (options.guest, options.fd, options.rlimit_nofile) == ("web", 3, 0)
 
 
+@pytest.mark.parametrize("table", ["vt", "/vt", "/dev/shm/vt"])
+def test_each_spelling_of_a_domain_is_understood(table: str) -> None:
+    assert parse([*LEAST, "--coherence", table]).coherence == Path("/dev/shm/vt")
+
+
 def test_never_is_none_and_has_no_readdirplus() -> None:
     settings = parse([*LEAST, "--cache", "never"]).settings(-1)
     assert (settings.cache, settings.readdirplus) == ("none", False)
