@@ -22,6 +22,7 @@ cdef class Validity:
     cdef uint64_t granted_at
     cdef bint granted
     cdef object watcher
+    cdef public int64_t clock_step
     cdef public bint maps      # the guest maps files
     cdef readonly uint64_t given
 

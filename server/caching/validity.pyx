@@ -28,6 +28,7 @@ cdef enum:
     UNWATCHED_NS = 1_000_000_000   # as in mode auto
     LATE_US = 10_000           # between a lease and its reply
     RACY_NS = 20_000_000       # two ticks of the slowest kernel clock: a ctime younger than that may come again
+    COARSE_NS = 2_020_000_000  # the same where times have no fraction of a second: those of vfat are even
     MTIME_SKEW_US = 200_000
     MTIME_SKEW_MAX = 7
     ANSWER_US = 5_000          # of coherenced, to which replies wait that could not be kept without
@@ -43,6 +44,7 @@ cdef class Validity:
 
     Attributes:
         given: how many leases were given so far.
+        clock_step: nanoseconds by which the host's clock was set forward; tests say so, without setting it.
     """
 
     def __cinit__(self, settings, Table table, Leases leases, Publisher publisher):
@@ -142,9 +144,11 @@ cdef class Validity:
 
         With AUTO_INVAL_DATA a guest's kernel drops the pages of a file, and the list of a directory, when size or
         mtime are others than it has (fuse_change_attributes(), fuse_readdir_cached()). They may be the same after a
-        change: one within the same tick of the host's clock, or with an mtime that was set back. Then the mtime is
-        told a few nanoseconds wrong: of a file for a moment; of a directory, whose list is compared when it is read
-        the next time, until it changes.
+        change: one within the same tick of the host's clock, or of a file system's that counts seconds, or with an
+        mtime that was set back. Then the mtime is told a few nanoseconds wrong: of a file for a moment; of a directory,
+        whose list is compared when it is read the next time, until it changes.
+
+        What the table says counts whatever the times say. Only of what nobody watched can they alone tell.
 
         Args:
             compared: the guest compares; it does not do so with the reply of a SETATTR.
@@ -159,14 +163,14 @@ cdef class Validity:
             compared
             and same_mtime
             and (inode.type == S_IFDIR or inode.reported_size == stx.stx_size)
-            # A ctime cannot be set: the same one is no change, but for one in the same tick.
-            and (inode.reported_racy or not same(&inode.reported_ctime, &stx.stx_ctime))
-            and (has_new_data(self, inode) or is_unwatched(inode))
+            and (is_known_changed(self, inode) or may_have_changed(self, inode, stx))
         ):
             self.force_invalidation(inode)
         inode.reported_stamp = self.reported_by
         inode.reported_mtime, inode.reported_ctime, inode.reported_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
-        inode.reported_racy = age_ns(stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < RACY_NS
+        inode.reported_racy = age_ns(self, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < (
+            COARSE_NS if is_coarse(&stx.stx_ctime) else RACY_NS
+        )
         return inode.mtime_skew == 0 or skew_mtime(inode, attr, compared)
 
     cdef bint is_watched(self, const inode_t *inode) noexcept:
@@ -192,11 +196,27 @@ cdef class Validity:
 
 cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
     """Whether the data may have changed since the guest was told attributes."""
+    return is_known_changed(self, inode) or (inode.reported_stamp != 0 and was_blind(self, inode))
+
+
+cdef bint is_known_changed(Validity self, const inode_t *inode) noexcept:
+    """Whether the table says that the data has changed since the guest was told attributes."""
     return inode.reported_stamp != 0 and (
         lt_data_since(&self.leases.lt, inode.slot, inode.reported_stamp)
-        or was_blind(self, inode)
         # Somebody stores into it; a guest that maps files has no pages of its own.
         or (vt_is_pinned(&self.table.vt, inode.slot) and not self.maps)
+    )
+
+
+cdef bint may_have_changed(Validity self, const inode_t *inode, const statx_t *stx) noexcept:
+    """Whether the data may have changed with nobody watching since the guest was told attributes.
+
+    A ctime cannot be set: the same one is no change, but for one in the same tick. After a blind time, which is rare,
+    one in whole seconds proves nothing: the host's clock may have been set back.
+    """
+    cdef bint maybe = inode.reported_racy or not same(&inode.reported_ctime, &stx.stx_ctime)
+    return (maybe and is_unwatched(inode)) or (
+        (maybe or is_coarse(&stx.stx_ctime)) and was_blind(self, inode)
     )
 
 
@@ -252,11 +272,12 @@ cdef watch_t watch_of(Validity self, inode_t *inode, const statx_t *stx) noexcep
 cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born_nsec, watch_t watch) noexcept:
     """A lease on something of that age, as the validity for the guest; 0 where none can be given."""
     cdef uint64_t now = lt_now(), span
-    cdef int64_t age = age_ns(born_sec, born_nsec)
-    if age <= 0:
-        return 0
-    span = min(<uint64_t>age // 1000, lb_quiet_for(lt_bucket(&self.leases.lt, hash), now)) // AGE_SHARE
-    span = min(span, self.lease_max)
+    cdef int64_t age = age_ns(self, born_sec, born_nsec)
+    span = lb_quiet_for(lt_bucket(&self.leases.lt, hash), now)
+    # A time that is yet to come says nothing: the clock of the file system is another one, or was set back.
+    if age >= 0:
+        span = min(span, <uint64_t>age // 1000)
+    span = min(span // AGE_SHARE, self.lease_max)
     if watch == REFUSED:
         span = min(span, <uint64_t>(UNWATCHED_NS // 1000))
     if span < self.lease_margin + LEAST_LEASE_US:
@@ -270,8 +291,13 @@ cdef uint64_t lease(Validity self, uint64_t hash, int64_t born_sec, int64_t born
     return (span - self.lease_margin) * 1000
 
 
-cdef int64_t age_ns(int64_t seconds, int64_t nanoseconds) noexcept:
-    return realtime_ns() - (seconds * 1_000_000_000 + nanoseconds)
+cdef int64_t age_ns(Validity self, int64_t seconds, int64_t nanoseconds) noexcept:
+    return realtime_ns() + self.clock_step - (seconds * 1_000_000_000 + nanoseconds)
+
+
+cdef bint is_coarse(const statx_timestamp *time) noexcept:
+    """Whether the file system seems to count whole seconds."""
+    return time.tv_nsec == 0
 
 
 cdef bint same(const statx_timestamp *a, const statx_timestamp *b) noexcept:

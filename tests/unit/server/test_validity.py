@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +21,14 @@ from coherent_vfs.server.fuse.protocol import (
     Opcode,
     OpenFlag,
 )
+from tests.coarse_file_system import CannotMount, coarse_file_system, within_a_second
 from tests.unit.server.leased import (
     LONGEST,
     LeaseDomain,
     Watcher,
     find,
     get_attributes,
+    lease_domain,
     look_up,
     mtime_ns,
     set_attributes,
@@ -330,3 +334,94 @@ def test_an_aware_guest_keeps_no_data_of_what_is_not_watched(domain: LeaseDomain
         look_up(guest, directory, "f")
         assert flags(Opcode.OPEN, file) & (OpenFlag.DIRECT_IO | OpenFlag.KEEP_CACHE) == OpenFlag.KEEP_CACHE
         assert flags(Opcode.OPENDIR, directory) == OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
+
+
+# --- clocks that tell little, or lie -----------------------------------------------------------------------------
+
+DAY = 86_400 * 1_000_000_000
+"""Nanoseconds."""
+CLOCK_STEPS = pytest.mark.parametrize("step", [0, DAY, -DAY], ids=["right", "set forward", "set back"])
+
+
+@pytest.fixture
+def coarse(tmp_path: Path) -> Iterator[LeaseDomain]:
+    """A domain on a file system that counts seconds."""
+    try:
+        with coarse_file_system("ext4-128", tmp_path) as root:
+            (root / "d").mkdir()
+            (root / "d/f").write_bytes(b"content")
+            yield lease_domain(root)
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+@CLOCK_STEPS
+def test_a_change_within_the_second_is_told(coarse: LeaseDomain, step: int) -> None:
+    with coarse.guest(opens=False, lease_max=0.0) as one, coarse.guest(opens=False, lease_max=0.0) as other:
+        nodeid, changed = find(one, "d/f"), find(other, "d/f")
+        one.device.fs.validity.clock_step = step
+        within_a_second(0.8)
+        assert other.request(Opcode.WRITE, changed, write_body(b"CONTENT"))[0] == 0
+        seen = [told(one, nodeid)]
+        # Within the step of the kernel's clock, and beyond it.
+        for wait in (0.0, 0.0, 0.05):
+            time.sleep(wait)
+            before = (coarse.share / "d/f").stat()
+            assert other.request(Opcode.WRITE, changed, write_body(b"content"))[0] == 0
+            after = (coarse.share / "d/f").stat()
+            assert (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
+            seen.append(told(one, nodeid))
+            assert seen[-1] != seen[-2]
+        one.wait(lambda: told(one, nodeid) == truth(coarse, "d/f"))
+        # Once the guest has dropped its pages, nothing makes it do so again.
+        assert {told(one, nodeid) for _ in range(20)} == {truth(coarse, "d/f")}
+
+
+@CLOCK_STEPS
+def test_a_list_that_changes_within_the_second_is_told(coarse: LeaseDomain, step: int) -> None:
+    with coarse.guest(opens=False, lease_max=0.0) as one, coarse.guest(opens=False, lease_max=0.0) as other:
+        nodeid, changed = find(one, "d"), find(other, "d")
+        one.device.fs.validity.clock_step = step
+        within_a_second(0.8)
+        body = CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o600, 0, 0)
+        assert other.request(Opcode.CREATE, changed, body + b"new\0")[0] == 0
+        before = told(one, nodeid)
+        time.sleep(0.05)
+        assert other.request(Opcode.CREATE, changed, body + b"newer\0")[0] == 0
+        after = told(one, nodeid)
+        assert after != before
+        assert told(one, nodeid) == after
+
+
+def test_what_changed_within_the_second_while_nobody_watched_is_told(coarse: LeaseDomain) -> None:
+    with coarse.guest(opens=False, lease_max=0.0) as guest:
+        nodeid = find(guest, "d/f")
+        # The last look was long after the change, and so it seems that the time could not come again.
+        guest.device.fs.validity.clock_step = DAY
+        within_a_second(0.5)
+        (coarse.share / "d/f").write_bytes(b"CONTENT")
+        before = told(guest, nodeid)
+        (coarse.share / "d/f").write_bytes(b"content")
+        coarse.table.raise_floor()
+        assert told(guest, nodeid) != before
+        guest.wait(lambda: told(guest, nodeid) == truth(coarse, "d/f"))
+
+
+@CLOCK_STEPS
+def test_what_does_not_change_is_kept_whatever_the_clock_says(domain: LeaseDomain, step: int) -> None:
+    with domain.guest(opens=False) as guest:
+        guest.device.fs.validity.clock_step = step
+        nodeid = find(guest, "d/f")
+        for _ in range(20):
+            valid, attributes = get_attributes(guest, nodeid)
+            assert (valid, mtime_ns(attributes)) == (LONGEST, truth(domain, "d/f"))
+
+
+@CLOCK_STEPS
+def test_what_has_just_changed_has_no_lease_whatever_the_clock_says(domain: LeaseDomain, step: int) -> None:
+    with domain.guest(opens=False, lease_margin=0.3) as one, domain.guest(opens=False, lease_max=0.0) as other:
+        one.device.fs.validity.clock_step = step
+        nodeid = find(one, "d/f")
+        pending = other.post(Opcode.SETATTR, find(other, "d/f"), MODE)
+        other.wait(lambda: pending.done)
+        assert get_attributes(one, nodeid)[0] == 0
