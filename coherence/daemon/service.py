@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.common.errors import OtherClock, UserError
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.common.sd_notify import Notifier
 from coherent_vfs.coherence.common.unix_socket import is_shut_down, open_listener, permit
@@ -352,6 +352,9 @@ def _open_leases(paths: DomainPaths, table: Table) -> Leases:
         pass
     except OSError as error:
         raise UserError(f"{paths.leases}: {error.strerror}: remove it") from None
+    except OtherClock as error:
+        # Backends that still run count by it.
+        raise UserError(f"{paths.leases}: {error}; or remove it when none of them runs") from None
     except UserError:
         # Of a table that is gone, or never finished.
         pass

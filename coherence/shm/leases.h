@@ -2,7 +2,8 @@
  * The lease table: who may rely on what until when, and who is changing what (docs/leases.md).
  *
  * Like the version table: C11 atomics on 64-bit words that several processes share; nothing here fails or
- * calls the system. Times are CLOCK_MONOTONIC, microseconds. A hash is that of vt_inode_hash or vt_name_hash.
+ * calls the system. Times are CLOCK_MONOTONIC of whoever made the table, microseconds: processes whose time namespace
+ * has another clock are refused. A hash is that of vt_inode_hash or vt_name_hash.
  */
 #ifndef COHERENCE_LEASES_H
 #define COHERENCE_LEASES_H
@@ -21,8 +22,9 @@ enum {
     LT_WORD_NEXT_BACKEND = 8,
     LT_WORD_EPOCH = 16,     /* of the host watch: what was watched in an older one may not be any more */
     LT_WORD_MARKERS = 17,   /* whether the host watch wants to be told of each change in the journals */
+    LT_WORD_CLOCK = 18,     /* what its maker's time namespace adds to CLOCK_MONOTONIC, nanoseconds, signed */
     LT_WORD_FIRST = 512,    /* byte 4096: the buckets */
-    LT_ABI = 1,
+    LT_ABI = 2,
 
     LB_LOCK = 0,
     LB_CLOSED = 1,
@@ -35,12 +37,12 @@ enum {
     LT_BACKEND_BITS = 10,
     LT_BACKEND_MAX = (1 << LT_BACKEND_BITS) - 2,
     LT_MANY = (1 << LT_BACKEND_BITS) - 1,
-    LT_TAG_BITS = 18,
+    LT_TAG_BITS = 14,
     LT_UNTIL_SHIFT = LT_BACKEND_BITS + LT_TAG_BITS,
     LT_UNTIL_US_BITS = 10,  /* a lease's end is kept in units of 1024 microseconds */
     LT_LOCK_US = 10000000,
 };
-/* The last end of a lease that fits: 814 days after the machine started. */
+/* The last end of a lease that fits: 35 years after the machine started. */
 #define LT_UNTIL_MAX ((UINT64_C(1) << (64 - LT_UNTIL_SHIFT + LT_UNTIL_US_BITS)) - (1 << LT_UNTIL_US_BITS))
 #define LT_MAGIC UINT64_C(0x00455341454c4656) /* the bytes "VFLEASE\0" */
 

@@ -18,6 +18,7 @@ cdef extern from "leases.h" nogil:
         LT_WORD_MARKERS
         LT_WORD_FIRST
         LT_ABI
+        LT_WORD_CLOCK
         LB_SLOT_BITS
         LB_WORDS
         LT_BACKEND_MAX

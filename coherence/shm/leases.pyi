@@ -10,6 +10,13 @@ BACKEND_MAX: int
 def lease_table_bytes(slot_count: int) -> int:
     """The size of the lease table of a version table with so many slots."""
 
+def clock_offset(path: str = ...) -> int:
+    """What the time namespace of this process adds to CLOCK_MONOTONIC, nanoseconds (time_namespaces(7)).
+
+    Args:
+        path: of the file that says so; 0 where there is none.
+    """
+
 class Leases:
     """A mapped lease table, always writable. Slots and hashes are those of its version table."""
 
@@ -21,10 +28,15 @@ class Leases:
 
     @staticmethod
     def from_fd(fd: int, table: Table) -> Leases:
-        """Map the lease table of a version table; the caller goes on owning fd. UserError when it is another's."""
+        """Map the lease table of a version table; the caller goes on owning fd.
+
+        Raises:
+            UserError: it is another's.
+            OtherClock: its times are of another clock than this process's.
+        """
 
     def move(self, fd: int) -> None:
-        """Go on with another lease table of the same version table."""
+        """Go on with another lease table of the same version table; raises as from_fd."""
 
     def close(self) -> None:
         """Unmap. Compiled code that still uses `lt` would touch unmapped memory."""

@@ -7,7 +7,7 @@ import struct
 
 import posix_ipc
 
-from coherent_vfs.coherence.common.errors import UserError
+from coherent_vfs.coherence.common.errors import OtherClock, UserError
 
 from libc.stdint cimport uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -21,6 +21,21 @@ BACKEND_MAX = LT_BACKEND_MAX
 def lease_table_bytes(slot_count):
     """The size of the lease table of a version table with so many slots."""
     return FIRST_OFFSET + (slot_count >> LB_SLOT_BITS) * LB_WORDS * 8
+
+
+def clock_offset(path="/proc/self/timens_offsets"):
+    """What the time namespace of this process adds to CLOCK_MONOTONIC, nanoseconds (time_namespaces(7))."""
+    try:
+        with open(path) as file:
+            offsets = {clock: int(seconds) * 1_000_000_000 + int(rest) for clock, seconds, rest in map(str.split, file)}
+    except FileNotFoundError:
+        # A kernel without time namespaces.
+        return 0
+    return offsets["monotonic"]
+
+
+# Of a process it never changes, and a backend in its sandbox cannot look any more.
+CLOCK_OFFSET = clock_offset()
 
 
 cdef class Leases:
@@ -47,6 +62,7 @@ cdef class Leases:
             struct.pack_into("<2Q", header, 8 * LT_WORD_ABI, LT_ABI, table.slot_count >> LB_SLOT_BITS)
             header[8 * LT_WORD_DOMAIN : 8 * LT_WORD_DOMAIN + 16] = table.domain
             struct.pack_into("<Q", header, 8 * LT_WORD_EPOCH, 1)
+            struct.pack_into("<q", header, 8 * LT_WORD_CLOCK, CLOCK_OFFSET)
             os.pwrite(memory.fd, header, 0)
             os.pwrite(memory.fd, struct.pack("<Q", LT_MAGIC), 0)
             return Leases.from_fd(memory.fd, table)
@@ -75,6 +91,12 @@ cdef class Leases:
             or header[8 * LT_WORD_DOMAIN : 8 * LT_WORD_DOMAIN + 16] != self.table.domain
         ):
             raise UserError("the lease table is not one of this version table: restart coherenced")
+        ahead = CLOCK_OFFSET - struct.unpack_from("<q", header, 8 * LT_WORD_CLOCK)[0]
+        if ahead:
+            raise OtherClock(
+                f"the clock of this process is {ahead / 1e9:+g} s off that of the lease table: "
+                "start coherenced and its backends in one time namespace"
+            )
         mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if mapping == MAP_FAILED:
             raise OSError("the shared memory cannot be mapped")

@@ -27,6 +27,13 @@ AS_NOBODY = [
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 
 
+ANOTHER_CLOCK = ["unshare", "--time", "--monotonic", "1000", "--fork"]
+needs_time_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/self/ns/time").exists(),
+    reason="needs root, and a kernel with time namespaces",
+)
+
+
 @pytest.fixture
 def share(tmp_path: Path) -> Path:
     directory = tmp_path / "share"
@@ -120,6 +127,23 @@ def test_daemon_gone(share: Path, tmp_path: Path, coherenced: Coherenced) -> Non
     coherenced.kill()
     assert_says(complaint(*arguments), coherenced.socket, "no coherenced", "start it")
     assert not (tmp_path / "s").exists()
+
+
+@needs_time_namespaces
+def test_another_clock_than_that_of_coherenced(share: Path, tmp_path: Path, coherenced: Coherenced) -> None:
+    coherenced.start()
+    line = complaint(
+        *("--shared-dir", share, "--socket-path", tmp_path / "s", "--cache", "shared"),
+        *("--coherence", coherenced.paths.table, "--coherence-socket", coherenced.socket),
+        command=[*ANOTHER_CLOCK, *COMMAND],
+    )
+    assert_says(line, "clock", "+1000 s", "one time namespace")
+    coherenced.kill()
+    with Coherenced(tmp_path, ANOTHER_CLOCK) as other:
+        other.paths, other.socket = coherenced.paths, coherenced.socket
+        assert other.spawn().wait(SECONDS) == 1
+        (line,) = [line for line in other.log().splitlines() if line.startswith("coherenced: ")]
+    assert_says(line, coherenced.paths.leases, "clock", "+1000 s", "one time namespace", "remove it")
 
 
 def test_table_of_another_version(share: Path, tmp_path: Path, coherenced: Coherenced) -> None:

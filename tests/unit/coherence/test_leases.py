@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from bench.compiled import ROOT, load
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.shm.leases import BACKEND_MAX, Leases, lease_table_bytes
+from coherent_vfs.coherence.shm.leases import BACKEND_MAX, Leases, clock_offset, lease_table_bytes
 from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.coherence.shm.table import Table
 
@@ -46,8 +46,8 @@ def table(paths: DomainPaths) -> Iterator[Table]:
 
 
 def thing(tag: int, slot: int = SLOT) -> int:
-    """A hash: its high 18 bits tell things of one bucket apart."""
-    return tag << 46 | slot
+    """A hash: its high 14 bits tell things of one bucket apart."""
+    return tag << 50 | slot
 
 
 def words(paths: DomainPaths) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ def test_the_layout_is_the_documented_one(table: Table, leases: Leases, paths: D
     leases.end_watch_epoch()
     file = words(paths)
     assert paths.leases.read_bytes()[:8] == b"VFLEASE\0"
-    assert file[1:3] == (1, BUCKETS)
+    assert file[1:3] == (2, BUCKETS)
     assert struct.pack("<2Q", *file[6:8]) == table.domain
     assert (file[8], file[16]) == (1, 2)
     assert 8 * len(file) == lease_table_bytes(SLOTS) == SIZE
@@ -87,7 +87,7 @@ def test_a_bucket_has_a_lock_closed_an_origin_a_data_word_and_four_leases(
 ) -> None:
     slot = SLOT + 3 * BUCKETS
     before = loop.now()
-    assert leases.grant(thing(0x3FFFF, slot), BACKEND_MAX, table.stamp(), HOUR)
+    assert leases.grant(thing(0x3FFF, slot), BACKEND_MAX, table.stamp(), HOUR)
     loop.set_origin(leases, slot, 9, 77)
     leases.changed(slot, True)
     leases.close_until(slot, HOUR)
@@ -99,8 +99,8 @@ def test_a_bucket_has_a_lock_closed_an_origin_a_data_word_and_four_leases(
     assert before + HOUR <= closed <= after + HOUR
     assert origin == 9 | 3 << 10 | 77 << 12
     assert data == table.sequence + 1
-    assert cells[0] & (1 << 28) - 1 == BACKEND_MAX | 0x3FFFF << 10
-    assert before + HOUR <= (cells[0] >> 28) * TICK < after + HOUR + TICK
+    assert cells[0] & (1 << 24) - 1 == BACKEND_MAX | 0x3FFF << 10
+    assert before + HOUR <= (cells[0] >> 24) * TICK < after + HOUR + TICK
     assert cells[1:] == [0, 0, 0]
     assert not any(words(paths)[512 : 512 + 8 * SLOT])
 
@@ -125,7 +125,7 @@ def test_an_end_is_never_rounded_down(table: Table, leases: Leases) -> None:
 
 
 def test_an_end_that_does_not_fit_is_refused(table: Table, leases: Leases) -> None:
-    longest = (1 << 46) - TICK
+    longest = (1 << 50) - TICK
     now = loop.now()
     assert not loop.grant_at(leases, thing(7), 1, table.stamp(), now, longest + 1)
     assert loop.grant_at(leases, thing(7), 1, table.stamp(), now, longest)
@@ -388,6 +388,61 @@ def test_a_spoilt_number_of_the_last_holder_is_no_harm(leases: Leases, paths: Do
     assert 1 <= leases.next_backend(()) <= BACKEND_MAX
 
 
+# --- clocks ---------------------------------------------------------------------------------------------------
+
+needs_time_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/self/ns/time").exists(),
+    reason="needs root, and a kernel with time namespaces",
+)
+
+
+def elsewhere(seconds: int, program: str, *arguments: object) -> str:
+    """What a Python program prints whose CLOCK_MONOTONIC is so many seconds ahead."""
+    command = ["unshare", "--time", "--monotonic", str(seconds), "--fork", sys.executable, "-c", program]
+    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@needs_time_namespaces
+def test_leases_are_given_however_long_the_machine_has_run(paths: DomainPaths) -> None:
+    years = 30
+    program = (
+        "import sys, time; from coherent_vfs.coherence.shm.leases import Leases; from coherent_vfs.coherence.shm.table import Table\n"
+        "table = Table.create(sys.argv[1], 1024); leases = Leases.create(sys.argv[1] + '.leases', table)\n"
+        "assert leases.grant(5, 1, table.stamp(), 1_000_000)\n"
+        "print(int(leases.leased_until(5, 2) // 1_000_000 - time.monotonic()))\n"
+    )
+    assert elsewhere(years * 365 * 86_400, program, paths.name) in ("0", "1")
+
+
+@needs_time_namespaces
+def test_a_process_with_another_clock_is_refused(table: Table, leases: Leases, paths: DomainPaths) -> None:
+    """It would see no lease of others, or those that are long over."""
+    program = (
+        "import sys; from coherent_vfs.coherence.common.errors import OtherClock; from coherent_vfs.coherence.shm.leases import Leases\n"
+        "from coherent_vfs.coherence.shm.table import Table\n"
+        "table = Table.open(sys.argv[1], writable=True)\n"
+        "with open(sys.argv[2], 'r+b') as file:\n"
+        "    try: Leases.from_fd(file.fileno(), table); print('mapped')\n"
+        "    except OtherClock as error: print(error)\n"
+    )
+    assert elsewhere(0, program, paths.table, paths.leases) == "mapped"
+    refusal = "the clock of this process is {} s off that of the lease table: start coherenced and its backends in one"
+    for seconds in (1000, -1):
+        said = elsewhere(seconds, program, paths.table, paths.leases)
+        assert said.startswith(refusal.format(f"{seconds:+}"))
+
+
+def test_the_clock_of_a_time_namespace(tmp_path: Path) -> None:
+    file = tmp_path / "timens_offsets"
+    assert clock_offset(str(file)) == 0, "a kernel without time namespaces"
+    file.write_text("monotonic           0         0\nboottime            0         0\n")
+    assert clock_offset(str(file)) == 0
+    file.write_text("monotonic          -2 500000000\nboottime           77         0\n")
+    assert clock_offset(str(file)) == -1_500_000_000
+
+
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
@@ -399,7 +454,7 @@ def refused(path: Path, table: Table) -> str:
 
 
 @pytest.mark.parametrize(
-    ("word", "value"), [(0, 0), (0, 12345), (1, 2), (2, 0), (2, 2 * BUCKETS), (2, 1 << 63), (6, 1), (7, 1)]
+    ("word", "value"), [(0, 0), (0, 12345), (1, 1), (2, 0), (2, 2 * BUCKETS), (2, 1 << 63), (6, 1), (7, 1)]
 )
 def test_a_header_that_does_not_fit_is_refused(
     table: Table, leases: Leases, paths: DomainPaths, word: int, value: int
