@@ -22,12 +22,9 @@ from coherent_vfs.server.operations.unlink cimport unlink
 from coherent_vfs.server.session.file_system cimport FileSystem
 from coherent_vfs.server.session.request cimport NO_REPLY, REPLY_CAPACITY, request_t, wrap
 
-from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.server.caching.parking import Parked
 from coherent_vfs.server.fuse.protocol import Opcode
 from coherent_vfs.server.operations import attributes, dax, links, namespace, space, xattr
-
-log = get_logger(__name__)
 
 ctypedef int (*operation_t)(FileSystem fs, request_t *request) except -100
 
@@ -123,9 +120,6 @@ cdef int serve_in_python(FileSystem fs, request_t *request) except -100:
         if parked.args:
             return fs.publisher.put_off(lt_now() + <uint64_t>(1_000_000 * parked.args[0]))
         return PARK
-    except Exception:
-        log.exception("operation failed", opcode=Opcode(request.header.opcode).name)
-        return EIO
     if <size_t>len(reply) > min(<size_t>REPLY_CAPACITY, request.reply_capacity):
         return ERANGE
     memcpy(request.reply, <char *>reply, len(reply))

@@ -80,7 +80,7 @@ def keep(witness: Guest) -> None:
 CHANGES: list[tuple[str, Callable[[Guest], object], Callable[[Path], bool], Callable[[Guest], bool]]] = [
     ("unlinkat", lambda g: g.unlink("file"), lambda s: not (s / "file").exists(), lambda g: not g.exists("file")),
     (
-        "pwritev",
+        "pwritev2",
         lambda g: g.open("file", os.O_WRONLY).pwrite(b"new content", 0),
         lambda s: (s / "file").read_text() == "new content",
         lambda g: g.stat("file").st_size == 11 and g.read_bytes("file") == b"new content",

@@ -408,7 +408,8 @@ def elsewhere(seconds: int, program: str, *arguments: object) -> str:
 def test_leases_are_given_however_long_the_machine_has_run(paths: DomainPaths) -> None:
     years = 30
     program = (
-        "import sys, time; from coherent_vfs.coherence.shm.leases import Leases; from coherent_vfs.coherence.shm.table import Table\n"
+        "import sys, time; from coherent_vfs.coherence.shm.leases import Leases\n"
+        "from coherent_vfs.coherence.shm.table import Table\n"
         "table = Table.create(sys.argv[1], 1024); leases = Leases.create(sys.argv[1] + '.leases', table)\n"
         "assert leases.grant(5, 1, table.stamp(), 1_000_000)\n"
         "print(int(leases.leased_until(5, 2) // 1_000_000 - time.monotonic()))\n"
@@ -420,7 +421,8 @@ def test_leases_are_given_however_long_the_machine_has_run(paths: DomainPaths) -
 def test_a_process_with_another_clock_is_refused(table: Table, leases: Leases, paths: DomainPaths) -> None:
     """It would see no lease of others, or those that are long over."""
     program = (
-        "import sys; from coherent_vfs.coherence.common.errors import OtherClock; from coherent_vfs.coherence.shm.leases import Leases\n"
+        "import sys; from coherent_vfs.coherence.common.errors import OtherClock\n"
+        "from coherent_vfs.coherence.shm.leases import Leases\n"
         "from coherent_vfs.coherence.shm.table import Table\n"
         "table = Table.open(sys.argv[1], writable=True)\n"
         "with open(sys.argv[2], 'r+b') as file:\n"
