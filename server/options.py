@@ -347,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("the coherence domain")
     group.add_argument("--coherence", metavar="TABLE", type=table_path, help="version table to join, such as vt")
     group.add_argument(
-        "--coherence-socket", metavar="PATH", type=Path, help="coherenced's socket (default: the table's own)"
+        "--coherence-socket", metavar="PATH", type=Path, help="coherenced's socket (default: as coherenced's)"
     )
     group.add_argument("--guest", metavar="NAME", type=_guest, help="name in the status (default: the tag)")
 

@@ -44,7 +44,7 @@ from coherent_vfs.coherence.protocol.messages import (
 )
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.leases import Leases
-from coherent_vfs.coherence.shm.paths import socket_of
+from coherent_vfs.coherence.shm.paths import existing_socket_of
 from coherent_vfs.coherence.shm.table import Journal, Table
 
 log = get_logger(__name__)
@@ -135,7 +135,7 @@ class Membership:
         """
         membership = cls(
             table_path,
-            Path(socket_path) if socket_path is not None else socket_of(table_path),
+            Path(socket_path) if socket_path is not None else existing_socket_of(table_path),
             share_root,
             Join(guest, cache),
             window,

@@ -21,7 +21,7 @@ from coherent_vfs.coherence.ctl.check import check
 from coherent_vfs.coherence.ctl.client import fetch_dax, fetch_status
 from coherent_vfs.coherence.ctl.status import render
 from coherent_vfs.coherence.protocol.messages import MAX_FILES
-from coherent_vfs.coherence.shm.paths import DomainPaths, socket_of
+from coherent_vfs.coherence.shm.paths import DomainPaths, existing_socket_of
 
 EPILOG = """\
   coherencectl status                  the daemon of table vt
@@ -88,7 +88,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     daemon = argparse.ArgumentParser(add_help=False)
     daemon.add_argument("--table", metavar="NAME", default="vt", help="name of the table (default vt)")
-    daemon.add_argument("--socket", metavar="PATH", help="control socket (default: the one of the table)")
+    daemon.add_argument("--socket", metavar="PATH", help="control socket (default: as coherenced's)")
     daemon.add_argument("--json", action="store_true", help="print JSON")
 
     def add(name: str, told: str, **settings: Any) -> argparse.ArgumentParser:
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "check":
             _show(check(options.file))
         else:
-            socket = Path(options.socket or socket_of(DomainPaths(options.table).name))
+            socket = Path(options.socket or existing_socket_of(DomainPaths(options.table).name))
             DAEMON_COMMANDS[options.command](socket, options)
     except UserError as error:
         print(f"coherencectl: {error}", file=sys.stderr)

@@ -43,7 +43,12 @@ def _parser() -> Parser:
     parser.add_argument("--config", metavar="FILE", type=Path, default=None, help="settings, TOML")
     parser.add_argument("--table", metavar="NAME", help="name of the table (default vt), the file /dev/shm/NAME")
     parser.add_argument("--slots", metavar="N", type=int, help="slots of a new table, a power of two (default 1048576)")
-    parser.add_argument("--socket", metavar="PATH", help="control socket (default /run/coherenced/NAME.sock)")
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        help="control socket (default /run/coherenced/NAME.sock, for ordinary users "
+        "$XDG_RUNTIME_DIR/coherenced/NAME.sock)",
+    )
     parser.add_argument("--socket-mode", metavar="OCTAL", help="its permission bits (default 0660)")
     parser.add_argument(
         "--socket-group",

@@ -23,8 +23,21 @@ def table_path(table: str | Path) -> Path:
 
 
 def socket_of(table: str | Path) -> Path:
-    """The control socket that belongs to a table: /run/coherenced/vt.sock for vt."""
-    return RUN / f"{table_path(table).name}.sock"
+    """The control socket that belongs to a table: /run/coherenced/vt.sock for vt.
+
+    An ordinary user cannot write there: the socket is in $XDG_RUNTIME_DIR/coherenced then, if that is set (the XDG Base
+    Directory Specification ignores a relative path).
+    """
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    directory = Path(own, RUN.name) if os.geteuid() != 0 and Path(own).is_absolute() else RUN
+    return directory / f"{table_path(table).name}.sock"
+
+
+def existing_socket_of(table: str | Path) -> Path:
+    """The socket at which a client finds coherenced: the user's own, or the system's where only that exists."""
+    own = socket_of(table)
+    system = RUN / own.name
+    return system if os.access(system, os.F_OK) and not os.access(own, os.F_OK) else own
 
 
 def open_file(path: Path, flags: int) -> int:
