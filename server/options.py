@@ -359,7 +359,10 @@ def _parser() -> argparse.ArgumentParser:
         help="limit of open files; 0 leaves it (default: 1000000, or what is permitted)",
     )
     group.add_argument(
-        "--log-level", choices=list(log.LEVELS), default="warn", help="least severe level (default warn)"
+        "--log-level",
+        choices=list(log.LEVELS),
+        default="warn",
+        help="least severe level (default warn); trace shows each request and its answer",
     )
     group.add_argument("--log-json", action="store_true", help="log JSON objects instead of text")
     group.add_argument(

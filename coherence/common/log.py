@@ -10,13 +10,16 @@ import structlog
 
 Level = Literal["error", "warn", "info", "debug", "trace", "off"]
 
+TRACE = 5
+"""Below logging.DEBUG: what is written for each request."""
+
 LEVELS: dict[str, int] = {
     "off": logging.CRITICAL + 10,
     "error": logging.ERROR,
     "warn": logging.WARNING,
     "info": logging.INFO,
     "debug": logging.DEBUG,
-    "trace": logging.DEBUG,
+    "trace": TRACE,
 }
 
 
@@ -45,6 +48,11 @@ def configure(level: str, *, json: bool = False) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     logging.basicConfig(stream=sys.stderr, level=LEVELS[level], format="%(message)s", force=True)
+
+
+def traces() -> bool:
+    """Whether each request is to be logged; such lines are of level debug."""
+    return logging.getLogger().isEnabledFor(TRACE)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -31,10 +31,13 @@ cdef class RequestQueue:
     cdef bint woken        # what is parked is to be looked at, whenever it is due
     cdef bint last_try     # the request that is served is not to wait for space
     cdef bint full         # the one that was served does
+    cdef int error         # the errno in the last reply
+    cdef bint tracing      # each request is logged
 
     cdef void kicked(self) noexcept
     cdef int process(self) except -1
     cdef uint32_t serve_chain(self) except? 0xFFFFFFFF
+    cdef uint32_t serve_traced(self) except? 0xFFFFFFFF
     cdef uint32_t reply(self, int error) noexcept
     cdef void signal(self) noexcept
     cdef void park(self) noexcept

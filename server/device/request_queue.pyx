@@ -28,7 +28,8 @@ from coherent_vfs.server.virtio.virtqueue cimport Virtqueue
 
 import os
 
-from coherent_vfs.coherence.common.log import get_logger
+from coherent_vfs.coherence.common.log import get_logger, traces
+from coherent_vfs.server.device.trace import answer, describe
 
 log = get_logger(__name__)
 
@@ -39,6 +40,7 @@ cdef enum:
     LONG_TRANSFER = 64 << 10   # bytes after which the driver is told at once, to go on while we do
     POLL_NS = 10_000_000       # how often a patient queue is looked at while it is polled
     IDLE_NS = 1_000_000_000    # how often idle inodes are looked at
+    TRACED = 512               # bytes of a request that are looked at for the log
     FULL_US = 1000             # after which a request that found the share full is served once more
 
 
@@ -67,6 +69,7 @@ cdef class RequestQueue:
         self.patient = patient or kick is None
         self.polling = kick is None
         self.on_broken = on_broken
+        self.tracing = traces()
         self.request = <request_t *>malloc(sizeof(request_t))
         self.waiting = <parked_t *>malloc(ring.size * sizeof(parked_t))
         if self.request == NULL or self.waiting == NULL:
@@ -161,7 +164,7 @@ cdef class RequestQueue:
             if got < 0:
                 return self.give_up()
             self.last_try = False
-            moved = self.serve_chain()
+            moved = self.serve_traced() if self.tracing else self.serve_chain()
             if self.ring.is_broken():
                 return self.give_up()
             served += 1
@@ -238,7 +241,7 @@ cdef class RequestQueue:
         self.last_try = self.waiting[i].full
         if self.last_try:
             self.fs.make_space()
-        moved = self.serve_chain()
+        moved = self.serve_traced() if self.tracing else self.serve_chain()
         if self.ring.is_broken():
             return self.give_up()
         if moved != PARKED or self.request.header.unique != unique:
@@ -334,6 +337,25 @@ cdef class RequestQueue:
             return -1
         return due - now if due > now else 0
 
+    cdef uint32_t serve_traced(self) except? 0xFFFFFFFF:
+        """Serve the chain that was popped, and log the request with its answer. For who may look, not for speed."""
+        cdef request_t *request = self.request
+        cdef uint64_t began = monotonic_ns()
+        cdef uint32_t moved
+        self.error = 0
+        request.body_size = 0
+        moved = self.serve_chain()
+        log.debug(
+            "request",
+            **describe(
+                request.header.opcode, request.header.unique, request.header.nodeid,
+                request.body[:min(request.body_size, <size_t>TRACED)],
+            ),
+            answer="parked" if moved == PARKED else answer(self.error, moved),
+            us=(monotonic_ns() - began) // 1000,
+        )
+        return moved
+
     cdef uint32_t serve_chain(self) except? 0xFFFFFFFF:
         """Serve the chain that was popped: how many bytes were written to it."""
         cdef Virtqueue ring = self.ring
@@ -399,6 +421,7 @@ cdef class RequestQueue:
                 error = EIO
         if error:
             request.reply_size = 0
+        self.error = error
         out.len = sizeof(out) + request.reply_size
         out.error = -error
         out.unique = request.header.unique
