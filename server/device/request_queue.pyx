@@ -289,6 +289,8 @@ cdef class RequestQueue:
             else:
                 self.fs.mapped.forget_request(self.waiting[i].unique)
                 self.request.header.unique = self.waiting[i].unique
+                if self.tracing:
+                    log.debug("interrupted", unique=self.waiting[i].unique, answer="EINTR")
                 self.release(i, self.reply(EINTR))
         if self.unsignalled and self.enabled and not self.patient:
             self.signal()

@@ -9,7 +9,16 @@ import pytest
 
 from coherent_vfs.coherence.common import log
 from coherent_vfs.server.device.trace import describe
-from coherent_vfs.server.fuse.protocol import FORGET_IN, MKDIR_IN, OPEN_IN, OPEN_OUT, READ_IN, WRITE_IN, Opcode
+from coherent_vfs.server.fuse.protocol import (
+    FORGET_IN,
+    INTERRUPT_IN,
+    MKDIR_IN,
+    OPEN_IN,
+    OPEN_OUT,
+    READ_IN,
+    WRITE_IN,
+    Opcode,
+)
 from tests.unit.server.leased import LeaseDomain
 from tests.unit.server.raw_guest import RawGuest, raw_guest
 from tests.unit.server.test_parking import park
@@ -74,6 +83,18 @@ def test_a_request_that_waits_is_told_of_twice(domain: LeaseDomain, capsys: pyte
     answers = [line["answer"] for line in lines(capsys) if line["op"] == "SETATTR"]
     assert answers[0] == "parked"
     assert answers[-1] == "104 bytes"
+
+
+def test_an_interrupted_request_is_told_of(domain: LeaseDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("trace", json=True)
+    with domain.guest() as guest, domain.guest() as other:
+        pending = park(guest, other)
+        other.post(Opcode.INTERRUPT, 0, INTERRUPT_IN.pack(pending.unique))
+        other.wait(lambda: pending.done)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["unique"], line["answer"]) for line in told if line["event"] == "interrupted"] == [
+        (pending.unique, "EINTR")
+    ]
 
 
 def test_nothing_is_told_at_debug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
