@@ -38,7 +38,7 @@ def account(*options: str, timeout: float, program: Sequence[str] = ("-m", "demo
         )
         assert (ended.returncode, ended.stderr) == (0, "")
         assert list(Path(folder).iterdir()) == []
-    table = re.search(r"\(table /(vt-demo-\S+)\)", ended.stdout)
+    table = re.search(r"\(table (vt-demo-\S+)\)", ended.stdout)
     assert table
     assert [path for path in Path("/dev/shm").iterdir() if table[1] in path.name] == []
     assert "No QEMU guests" not in ended.stdout
