@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev strace spin git
 SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
-.PHONY: demo test test-long test-hours bench compare modes dax lint build setup lab lab-all clean help
+.PHONY: demo test test-long test-hours bench compare modes dax docs lint build setup lab lab-all clean help
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,14 +26,22 @@ test-hours: build lab-all ## 100,000 random changes in each way, hundreds of rou
 bench: build ## What the version table costs, with pytest-benchmark
 	$(BIN)/pytest bench --benchmark-columns min,median,mean,rounds --benchmark-disable-gc
 
-compare: build lab-all ## Against Rust and C virtiofsd in real guests; writes docs/benchmarks.md
+compare: build lab-all ## Against Rust and C virtiofsd in real guests; writes docs/development/benchmarks.md
 	$(BIN)/python -m bench.compare --write-docs
 
-modes: build lab-all ## What cache=shared gains and costs in real guests; writes docs/benchmarks.md
+modes: build lab-all ## What cache=shared gains and costs in real guests; writes docs/development/benchmarks.md
 	$(BIN)/python -m bench.modes --write-docs
 
-dax: build lab-all ## What DAX gains and costs in real guests (QEMU 11.1); writes docs/dax.md
+dax: build lab-all ## What DAX gains and costs in real guests (QEMU 11.1); writes docs/development/benchmarks.md
 	$(BIN)/python -m bench.dax --write-docs
+
+docs: build $(VENV)/.docs ## The site in build/site, man pages in build/man, shell completion in build/completion
+	$(BIN)/python docs/generate.py build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.installed
+	@$(BIN)/pip install -qq --no-build-isolation --editable '.[docs]'
+	@touch $@
 
 lint: build ## ruff and mypy --strict
 	$(BIN)/ruff check .

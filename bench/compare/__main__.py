@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--write-docs", action="store_true", help="also write docs/benchmarks.md")
+    parser.add_argument("--write-docs", action="store_true", help="also write docs/development/benchmarks.md")
     options = parser.parse_args(arguments)
     if options.boots < 1 or options.rounds < 1:
         parser.error("--boots and --rounds must be 1 or more")
@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if options.write_docs:
-        text = account(options.kind, options.boots, options.rounds, results)
-        document.write("comparison", "Beside other backends", text)
+        document.write("comparison", account(options.kind, options.boots, options.rounds, results))
         say(f"wrote {document.DOCUMENT}")
     return 0
 

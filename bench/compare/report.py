@@ -1,4 +1,4 @@
-"""The comparison as a table, for people and for docs/benchmarks.md."""
+"""The comparison as a table, for people and for docs/development/benchmarks.md."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ from bench import document
 from bench.dax import memory, report, speed
 from bench.dax.stage import DAX, SHARED, WAYS, open_stage
 from coherent_vfs.server.dax.view import View
-from tests.lab.paths import CHECKOUT, LabError
+from tests.lab.paths import LabError
 
 PARTS = ("speed", "memory")
-DOCUMENT = CHECKOUT / "docs/dax.md"
 GUESTS = 4
 """That read the same file."""
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
     )
-    parser.add_argument("--write-docs", action="store_true", help="also write docs/dax.md")
+    parser.add_argument("--write-docs", action="store_true", help="also write docs/development/benchmarks.md")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.seconds <= 0 or options.size < 2 or options.size & (options.size - 1):
         parser.error("--rounds must be 1 or more, --seconds more than 0, --size a power of two")
@@ -65,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(text: str, part: str, write: bool) -> None:
     print(text, flush=True)
     if write:
-        document.write(f"dax {part}", f"What it gains, and what it costs: {part}", text, DOCUMENT)
-        say(f"wrote {DOCUMENT}")
+        document.write(f"dax {part}", text)
+        say(f"wrote {document.DOCUMENT}")
 
 
 if __name__ == "__main__":

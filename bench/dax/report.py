@@ -1,4 +1,4 @@
-"""What was measured, as Markdown for people and for docs/dax.md."""
+"""What was measured, as Markdown for people and for docs/development/benchmarks.md."""
 
 from __future__ import annotations
 

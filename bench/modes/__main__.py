@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cpu", default=str((os.cpu_count() or 1) - 1), help="processor to run all on (default: the last)"
     )
-    parser.add_argument("--write-docs", action="store_true", help="also write docs/benchmarks.md")
+    parser.add_argument("--write-docs", action="store_true", help="also write docs/development/benchmarks.md")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.seconds <= 0 or options.files < 1:
         parser.error("--rounds and --files must be 1 or more, --seconds more than 0")
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = account(options.kind, options.rounds, options.files, looped, walked)
     print(text, end="")
     if options.write_docs:
-        document.write(f"modes in {options.kind}", f"Cache modes, {options.kind} guests", text)
+        summary = account(options.kind, options.rounds, options.files, looped, walked, summary=True)
+        document.write(f"modes in {options.kind}", text, summary)
         say(f"wrote {document.DOCUMENT}")
     return 0
 

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown for people and for docs/benchmarks.md."""
+"""What was measured, as Markdown for people and for docs/development/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from bench.modes.trees import MODES, SHOW_SIZES, TOOLS, TreeResults
 from tests.lab import assets
 
 
-def account(kind: str, rounds: int, files: int, loops: LoopResults | None, trees: TreeResults | None) -> str:
+def account(
+    kind: str, rounds: int, files: int, loops: LoopResults | None, trees: TreeResults | None, *, summary: bool = False
+) -> str:
     """How it was measured, and the tables.
 
     Args:
@@ -22,6 +24,7 @@ def account(kind: str, rounds: int, files: int, loops: LoopResults | None, trees
         files: Of the large tree.
         loops: What loops.c measured; None: not asked for.
         trees: What was measured on the large tree; None: not asked for.
+        summary: Leave out how leases depend on the number of files, and the count of stale ones.
     """
     kernel = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
     guest = {"uml": "User-Mode Linux", "qemu": "QEMU without KVM"}[kind]
@@ -37,9 +40,13 @@ The guests have no page table isolation (`pti=off`): in software it makes each s
 processors since 2019 need none (`tests/lab/accel.py`)."""
     parts = [textwrap.fill(how.strip(), 120, break_on_hyphens=False) + "\n"]
     if loops is not None:
-        parts += [_looks(loops), _changes(loops), _waits(loops), _sets(loops)]
+        parts += [_looks(loops), _changes(loops), _waits(loops)]
     if trees is not None:
-        parts += [_walks(files, trees), _missed(trees)]
+        parts.append(_walks(files, trees))
+    if loops is not None and not summary:
+        parts.append(_sets(loops))
+    if trees is not None and not summary:
+        parts.append(_missed(trees))
     return "\n".join(parts)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tests.lab.paths import CHECKOUT, LabError
 from tests.litmus.arena import stock_guests, user_space_guests
 from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, perform
@@ -18,10 +20,11 @@ from tests.litmus.catalogue import GROUPS
 from tests.litmus.litmus import Litmus, Mode
 from tests.litmus.mapped import MAPPED_GROUPS
 from tests.litmus.records import Record, added_up, keep, load, record, told
-from tests.litmus.report import Groups, account
+from tests.litmus.report import Groups, account, data, summary
 from tests.litmus.side_channel import LANES, SideChannel
 
-DOCUMENT = CHECKOUT / "docs/litmus.md"
+DOCUMENT = CHECKOUT / "docs/development/litmus.md"
+DATA = CHECKOUT / "docs/data"
 PARTIES = ("guests", "host")
 KINDS = {
     "user-space": "User-space guests",
@@ -33,9 +36,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Chapter:
-    """A generated part of the document, between markers with its title."""
+    """A generated part of the document, between markers with its title, and the file that has all of its results."""
 
     title: str
+    file: str
     kinds: frozenset[str]
     groups: Groups
 
@@ -45,8 +49,8 @@ class Chapter:
 
 
 CHAPTERS = (
-    Chapter("Files and names", frozenset({"user-space", "uml", "qemu"}), GROUPS),
-    Chapter("Mapped files", frozenset({"qemu-dax"}), MAPPED_GROUPS),
+    Chapter("Files and names", "litmus-files.json", frozenset({"user-space", "uml", "qemu"}), GROUPS),
+    Chapter("Mapped files", "litmus-mapped.json", frozenset({"qemu-dax"}), MAPPED_GROUPS),
 )
 TESTS = {test.name: test for chapter in CHAPTERS for test in chapter.tests}
 
@@ -84,7 +88,7 @@ def rounds_of(parties: Collection[str], rounds: int) -> dict[Arrangement, int]:
 
 
 def write_document(chapter: Chapter, text: str) -> None:
-    """Put an account between its markers in docs/litmus.md."""
+    """Put a summary between its markers in the document."""
     begin, end = f"<!-- {chapter.title}: begin -->", f"<!-- {chapter.title}: end -->"
     head, rest = DOCUMENT.read_text().split(begin, 1)
     DOCUMENT.write_text(f"{head}{begin}\n{text}{end}{rest.split(end, 1)[1]}")
@@ -98,12 +102,13 @@ def publish(records: Sequence[Record], write_docs: bool) -> bool:
     for chapter in CHAPTERS:
         if kinds := [kind for kind in results if kind in chapter.kinds]:
             runs = {KINDS[kind]: told([one for one in records if one.kind == kind]) for kind in kinds}
-            text = account(chapter.title, runs, {KINDS[kind]: results[kind] for kind in kinds}, chapter.groups)
+            seen = {KINDS[kind]: results[kind] for kind in kinds}
             if write_docs:
-                write_document(chapter, text)
-                say(f"wrote {DOCUMENT}")
+                write_document(chapter, summary(runs, seen))
+                (DATA / chapter.file).write_bytes(msgspec.json.encode(data(chapter.title, runs, seen)) + b"\n")
+                say(f"wrote {DOCUMENT} and {DATA / chapter.file}")
             else:
-                print(text, end="")
+                print(account(chapter.title, runs, seen, chapter.groups), end="")
     problems = [problem for played in results.values() for one in played for problem in one.problems()]
     for problem in problems:
         say(problem)
@@ -140,7 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of the random delays (default: another one each time)")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="add to what earlier runs kept in this file")
-    parser.add_argument("--write-docs", action="store_true", help=f"also write {DOCUMENT.relative_to(CHECKOUT)}")
+    parser.add_argument(
+        "--write-docs",
+        action="store_true",
+        help=f"also write {DOCUMENT.relative_to(CHECKOUT)} and {DATA.relative_to(CHECKOUT)}/litmus-*.json",
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""All litmus tests. docs/litmus.md says how to read them."""
+"""All litmus tests. docs/development/litmus.md says how to read them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What was seen, as tables for docs/litmus.md."""
+"""What was seen: tables for people, a summary for docs/development/litmus.md, and all of it for docs/data/."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tests.litmus.arrangement import Arrangement, Played
 from tests.litmus.litmus import Litmus, Mode, Shows
@@ -16,7 +17,7 @@ SIGNS = {Shows.NEVER: "", Shows.MAY: "~", Shows.MUST: "!"}
 
 
 def account(title: str, runs: Mapping[str, str], results: Results, groups: Groups) -> str:
-    """A generated part of docs/litmus.md.
+    """All that was seen, test by test.
 
     Args:
         title: of its headings.
@@ -34,6 +35,53 @@ def account(title: str, runs: Mapping[str, str], results: Results, groups: Group
             *_tests(results, groups),
         ]
     )
+
+
+def summary(runs: Mapping[str, str], results: Results) -> str:
+    """How many judged rounds were stale, all tests together; the arguments are those of account()."""
+    columns = [mode for mode in Mode if any(one.mode is mode for played in results.values() for one in played)]
+    rows = []
+    for kind, played in results.items():
+        for arrangement in Arrangement:
+            cells = {one.mode: _stale_of_judged(one) for one in played if one.arrangement is arrangement}
+            if cells:
+                rows.append([kind, arrangement.value, *(cells.get(mode, "") for mode in columns)])
+    told = "".join(f"- {kind}: {text}.\n" for kind, text in runs.items())
+    return "\n".join([told, *_table(["guests", "who takes part", *(mode.value for mode in columns)], rows)])
+
+
+def data(title: str, runs: Mapping[str, str], results: Results) -> dict[str, Any]:
+    """The same as account(), for programs: of each test stale and disturbed rounds, and the outcomes of guests."""
+    played = [(kind, one) for kind, each in results.items() for one in each]
+    return {
+        "title": title,
+        "runs": dict(runs),
+        "results": [
+            {
+                "guests": kind,
+                "arrangement": one.arrangement.value,
+                "mode": one.mode.value,
+                "rounds_of_each": _rounds(one),
+                "stale_and_disturbed": {
+                    test.name: [_stale(test, one), one.seen[test.name].disturbed.total()] for test in one.tests
+                },
+            }
+            for kind, one in played
+        ],
+        "outcomes": {
+            test.name: {mode.value: dict(seen.judged) for mode in Mode if (seen := _seen(test, mode, results)).judged}
+            for test in dict.fromkeys(test for _, one in played for test in one.tests)
+        },
+    }
+
+
+def _stale(test: Litmus, one: Played) -> int:
+    return sum(n for outcome, n in one.seen[test.name].judged.items() if outcome in test.stale)
+
+
+def _stale_of_judged(one: Played) -> str:
+    judged = sum(outcomes.judged.total() for outcomes in one.seen.values())
+    return f"{sum(_stale(test, one) for test in one.tests):,} of {judged:,}"
 
 
 def _summaries(results: Results) -> Iterable[str]:
@@ -61,7 +109,7 @@ def _summary(test: Litmus, one: Played) -> str:
     """Stale rounds, the sign of what is expected, disturbed rounds, and forbidden ones loudly."""
     seen = one.seen[test.name]
     shows = one.arrangement.shows(test, one.mode)
-    stale = sum(n for outcome, n in seen.judged.items() if outcome in test.stale)
+    stale = _stale(test, one)
     wrong = sum(n for outcome, n in seen.judged.items() if outcome not in test.local | test.stale)
     words = [f"{stale}{SIGNS[shows]}"]
     if shows is Shows.NEVER and stale:

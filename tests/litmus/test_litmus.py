@@ -1,4 +1,4 @@
-"""The litmus tests on every kind of guest; `python -m tests.litmus` plays more rounds and writes docs/litmus.md."""
+"""The litmus tests on every kind of guest; `python -m tests.litmus` plays more rounds, and can write the document."""
 
 from __future__ import annotations
 

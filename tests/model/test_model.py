@@ -1,4 +1,4 @@
-"""The protocol's models in docs/model, checked by Spin: the good ones hold, and every bad variant is caught."""
+"""The models of the protocol in docs/development/model, checked by Spin: the good hold, every bad variant is caught."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-MODELS = Path(__file__).parents[2] / "docs" / "model"
+MODELS = Path(__file__).parents[2] / "docs/development/model"
 DEPTH = 1_000_000
 MEGABYTES = 4096
 

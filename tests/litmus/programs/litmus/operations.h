@@ -1,4 +1,4 @@
-/* The operations that a program of a litmus test is made of (docs/litmus.md lists them). */
+/* The operations that a program of a litmus test is made of (docs/development/litmus.md lists them). */
 #ifndef OPERATIONS_H
 #define OPERATIONS_H
 
