@@ -26,7 +26,7 @@ def use(leases: Leases, shared: memoryview, hash: int, me: int, second_look: boo
     """
 
 def change(leases: Leases, shared: memoryview, hash: int, me: int, wait: bool) -> int:
-    """Change the value in shared memory, as docs/leases.md says, until use() has ended.
+    """Change the value in shared memory, as docs/concepts/leases.md says, until use() has ended.
 
     Args:
         leases, shared, hash: those of use().

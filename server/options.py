@@ -1,4 +1,4 @@
-"""The command line of vfs-backend; docs/vfs-backend.md explains every option."""
+"""The command line of vfs-backend; docs/reference/vfs-backend.md explains every option."""
 
 from __future__ import annotations
 

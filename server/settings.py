@@ -14,7 +14,10 @@ TAG_MAX: Final = 36
 DaxMode = Literal["never", "always", "inode", "auto"]
 
 DAX_WINDOW: Final = 512 << 20
-"""Bytes of a guest's DAX window: QEMU 11.1 gets slow with more mappings, and has at most 480 (docs/vhost-user.md)."""
+"""Bytes of a guest's DAX window: QEMU 11.1 gets slow with more mappings, and has at most 480.
+
+docs/reference/vhost-user.md has the times.
+"""
 DAX_MIN_SIZE: Final = 64 << 10
 """Bytes of the smallest file that --dax auto has mapped."""
 LEASE_MAX: Final = 1.0

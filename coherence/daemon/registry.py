@@ -1,6 +1,6 @@
 """Who belongs to the domain, and whether the table may be trusted: the rules, without sockets.
 
-The floor protocol (docs/coherenced.md): the table is trusted only while every living backend that has a
+The floor protocol (docs/concepts/failures.md): the table is trusted only while every living backend that has a
 journal is a member of the running daemon. A backend that dies has what it announced bumped; one that lives
 but is not connected makes everybody ask until it is back or dead.
 """

@@ -1,11 +1,11 @@
-"""The control protocol's messages: tagged msgspec Structs, one to a packet (docs/coherenced.md).
+"""The control protocol's messages: tagged msgspec Structs, one to a packet (docs/reference/control-protocol.md).
 
 A client says Hello and is told Welcome or Refused. A backend then asks to Join, is granted a journal, takes
 its semaphore, says Ready, and is a member once it is told Registered; from then on coherenced may Ask for
 its counters, and it may ask coherenced to Watch what its guest is to cache. One whose guest has a DAX window
 tells of it with Window, and may then Claim and Release parts of it; every member asks to Shrink a file that
-others may have mapped (docs/dax.md). A control client asks for StatusPage after StatusPage, or for DaxPage after
-DaxPage; or it says Subscribe, and is sent Changes from then on.
+others may have mapped (docs/concepts/dax.md). A control client asks for StatusPage after StatusPage, or for DaxPage
+after DaxPage; or it says Subscribe, and is sent Changes from then on.
 """
 
 from __future__ import annotations

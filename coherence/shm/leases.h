@@ -1,5 +1,5 @@
 /*
- * The lease table: who may rely on what until when, and who is changing what (docs/leases.md).
+ * The lease table: who may rely on what until when, and who is changing what (docs/concepts/leases.md).
  *
  * Like the version table: C11 atomics on 64-bit words that several processes share; nothing here fails or
  * calls the system. Times are CLOCK_MONOTONIC of whoever made the table, microseconds: processes whose time namespace

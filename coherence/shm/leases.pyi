@@ -1,4 +1,4 @@
-"""The lease table: who may rely on what until when, and who is changing what (docs/leases.md)."""
+"""The lease table: who may rely on what until when, and who is changing what (docs/concepts/leases.md)."""
 
 from collections.abc import Container
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""The lease table, seen from Python; docs/leases.md has the rules, leases.h the operations for compiled code."""
+"""The lease table, seen from Python; docs/concepts/leases.md has the rules, leases.h the operations for compiled code."""
 
 import os
 import struct

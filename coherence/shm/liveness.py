@@ -2,7 +2,7 @@
 
 The kernel gives the semaphore back when the process that took it ends, however it ends. Unlike a file lock
 it is not inherited by fork or passed on with a descriptor, and unlike a process id it is never reused.
-docs/locks.md says which primitive serves what and why.
+docs/development/locks.md says which primitive serves what and why.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 /*
- * The version table and a backend's journal lane: layout and hot operations (docs/table.md).
+ * The version table and a backend's journal lane: layout and hot operations (docs/reference/table.md).
  *
  * Everything here is C11 atomics on 64-bit little-endian words in memory that several processes share.
  * A mapping is checked once, by the Table class in table.pyx; nothing below fails or calls the system.

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=False
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""The version table and a backend's journal lane, seen from Python; the layout is in docs/table.md.
+"""The version table and a backend's journal lane, seen from Python; the layout is in docs/reference/table.md.
 
 The operations themselves are in table.h, for compiled code of any package; the classes here map the
 shared memory, check it once, and give Python the same operations with bounds checked.

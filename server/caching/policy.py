@@ -1,4 +1,4 @@
-"""What each cache mode lets a guest keep, and for how long (docs/vfs-backend.md has the table)."""
+"""What each cache mode lets a guest keep, and for how long (docs/reference/vfs-backend.md has the table)."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, get_args

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""How a change is made known: to those who cache, before it is acknowledged (docs/table.md, docs/leases.md).
+"""How a change is made known: to those who cache, before it is acknowledged (docs/reference/table.md, docs/concepts/leases.md).
 
 An operation that changes something names it with add_name() and add_inode(), calls begin() right before its system
 call, and commit() or abort() right after it.

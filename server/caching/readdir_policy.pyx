@@ -19,7 +19,7 @@ Directories have their attributes in any list: who walks through a tree goes int
 A LOOKUP is taken for one because of a list if its directory was the last one that was opened. Directories are looked up
 by whoever goes through them, and what is missing has no attributes: these say nothing.
 
-What is kept is right in any case: the guest compares the directory's mtime (docs/leases.md).
+What is kept is right in any case: the guest compares the directory's mtime (docs/concepts/leases.md).
 """
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -3,7 +3,7 @@
 """For how long the guest may keep what a reply tells it.
 
 In mode shared an aware guest may keep it until the table says otherwise, as far as the host watch sees changes made
-on the host; a stock guest gets leases (docs/leases.md). Times are nanoseconds where FUSE has them, else microseconds.
+on the host; a stock guest gets leases (docs/concepts/leases.md). Times are nanoseconds where FUSE has them, else microseconds.
 """
 
 from libc.stddef cimport size_t

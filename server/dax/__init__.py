@@ -1,1 +1,1 @@
-"""DAX: file pages in the guest's window (docs/dax.md)."""
+"""DAX: file pages in the guest's window (docs/concepts/dax.md)."""

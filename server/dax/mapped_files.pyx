@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""What requests have to heed of the files that this guest and others have mapped (docs/dax.md).
+"""What requests have to heed of the files that this guest and others have mapped (docs/concepts/dax.md).
 
 Who maps, and how, is in server.dax. Without DAX all of this does nothing.
 """
@@ -130,7 +130,7 @@ cdef class MappedFiles:
 
     cdef int end_session(self, uint64_t unique):
         """The guest ends its session: 0, or PARK as long as something is mapped in its window."""
-        # A machine that resets its device, and has something mapped there, may not survive that (docs/vhost-user.md).
+        # A machine that resets its device, and has something mapped there, may not survive that (docs/reference/vhost-user.md).
         if self.window is None or self.publisher.abandoning or self.window.emptied(unique):
             return 0
         return self.publisher.put_off(lt_now() + WOKEN_US)

@@ -1,4 +1,4 @@
-"""What is mapped in one guest's DAX window, and how that changes (docs/dax.md).
+"""What is mapped in one guest's DAX window, and how that changes (docs/concepts/dax.md).
 
 A mapping is claimed from coherenced, then made by the front-end. What lies beyond the end of a file that another
 guest or the host truncates is withdrawn: scratch is mapped in its place, as access beyond the end of a file kills the

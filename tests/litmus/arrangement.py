@@ -32,7 +32,7 @@ SETTLE = {
 }
 """Seconds after which a guest has seen a change made on the host; `always` never has."""
 OLD_ENOUGH = 4 * LEASE_MAX + 0.1
-"""Seconds after which leases on something are as long as they can be: a quarter of its age (docs/leases.md)."""
+"""Seconds after which leases on something are as long as they can be: a quarter of its age."""
 LEASES = (Mode.SHARED, Mode.MIXED, Mode.DAX)
 """Modes in which changes wait for leases."""
 LANES, SETTLE_LANES = 4, 64

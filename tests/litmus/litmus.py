@@ -109,7 +109,7 @@ class Litmus:
         stale: more outcomes, that a party can have which uses an old copy. All others are wrong in every mode.
         auto, always: what these modes do with the stale ones; none and shared never have them.
         without_name: party 2 looks at a file that has lost its name. inotify does not tell which file that was, so of
-            such a change on the host aware guests learn nothing (docs/host-watch.md, "Files without a name").
+            such a change on the host aware guests learn nothing (docs/concepts/host-watch.md, "Files without a name").
         memory: all that is looked at is the files' memory, which guests with DAX and the host share: no lease counts.
         by_host: whether the host may make the changes.
     """

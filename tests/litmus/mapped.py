@@ -1,4 +1,4 @@
-"""The litmus tests of mapped files: loads and stores, alone and mixed with requests (docs/dax.md).
+"""The litmus tests of mapped files: loads and stores, alone and mixed with requests (docs/concepts/dax.md).
 
 A file has words of four digits, which a load reads as a number. EILSEQ: zeros; EFAULT: SIGBUS, beyond the end of the
 file as far as this party's kernel knows it. "local" is here what guests with DAX may see, and "stale" what those see in

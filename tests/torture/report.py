@@ -34,7 +34,7 @@ class Report:
         daemon_kills, backend_kills: kill -9.
         stale: One text for each observation that was wrong.
         late: The same for observations of a guest that had got an answer later than the lease margin shortly before.
-            That much is not promised (docs/leases.md); it says that the machine is too slow for this margin.
+            That much is not promised (docs/concepts/leases.md); it says that the machine is too slow for this margin.
         after_slow: Observations, right or wrong, of guests that had got such an answer.
         seconds: From the first change to the last.
         counters: The backends' counters at the end, by guest.

@@ -152,7 +152,7 @@ def test_coherenced_is_killed_while_files_are_mapped(domain: Domain) -> None:
 
 
 def test_a_backend_is_killed_while_its_guest_has_files_mapped(domain: Domain) -> None:
-    """The last test: QEMU 11.1 does not connect again (docs/vhost-user.md)."""
+    """The last test: QEMU 11.1 does not connect again (docs/reference/vhost-user.md)."""
     vm, path = domain.mapping, domain.share / "orphan"
     path.write_bytes(content(CHUNK))
     # It does not come to its last stage: as it ends, its kernel may forget the file, and ask for that.

@@ -1,4 +1,4 @@
-"""QEMU 11.1 maps files into a guest's window as the backend asks, and what it refuses (docs/vhost-user.md).
+"""QEMU 11.1 maps files into a guest's window as the backend asks, and what it refuses (docs/reference/vhost-user.md).
 
 Without FUSE: the backend asks by itself, and a program in the guest looks at the window's memory.
 """
@@ -276,7 +276,7 @@ def test_reset_by_us(machine: Machine, file: int) -> None:
 
 
 def test_driver_that_is_bound_again(machine: Machine, file: int) -> None:
-    """Not with mappings: QEMU 11.1 dies of that when the driver starts the device (docs/vhost-user.md)."""
+    """Not with mappings: QEMU 11.1 dies of that when the driver starts the device (docs/reference/vhost-user.md)."""
     backend = machine.backend
     machine.guest.check("cd /sys/bus/virtio/drivers/virtiofs && for d in virtio?; do echo $d > unbind; done")
     later = backend.begin(backend.map(file, 0))

@@ -1,4 +1,4 @@
-"""What is changed on the host is seen by a stock guest in mode shared within the promised time (docs/leases.md)."""
+"""What is changed on the host is seen by a stock guest in mode shared within the promised time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Guests' DAX windows: what is mapped where in a domain (docs/dax.md)."""
+"""Guests' DAX windows: what is mapped where in a domain (docs/concepts/dax.md)."""

@@ -1,4 +1,4 @@
-"""The DAX window allocator of the daemon: what backends ask of it, and what it tells them (docs/dax.md)."""
+"""The DAX window allocator of the daemon: what backends ask of it, and what it tells them (docs/concepts/dax.md)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Prometheus metrics of coherenced, off by default (docs/coherenced.md)."""
+"""Prometheus metrics of coherenced, off by default (docs/reference/metrics.md)."""

@@ -1,1 +1,1 @@
-"""Host watch: what changes on the host without a backend is bumped by coherenced (docs/host-watch.md)."""
+"""Host watch: what changes on the host without a backend is bumped by coherenced (docs/concepts/host-watch.md)."""

@@ -1,4 +1,4 @@
-"""Which leases a stock guest in shared gets, and for how long (docs/leases.md)."""
+"""Which leases a stock guest in shared gets, and for how long (docs/concepts/leases.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of what is leased to another guest: they wait, and hold up nobody (docs/leases.md)."""
+"""Changes of what is leased to another guest: they wait, and hold up nobody (docs/concepts/leases.md)."""
 
 from __future__ import annotations
 
