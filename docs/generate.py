@@ -14,10 +14,10 @@ from typing import get_args
 
 import msgspec
 
-from coherence import messages
-from coherence.ctl import _parser as coherencectl
-from coherence.daemon import _parser as coherenced
-from server.options import _parser as vfs_backend
+from coherent_vfs.coherence.ctl.main import _parser as coherencectl
+from coherent_vfs.coherence.daemon.main import _parser as coherenced
+from coherent_vfs.coherence.protocol import messages
+from coherent_vfs.server.options import _parser as vfs_backend
 
 CHECKOUT = Path(__file__).parents[1]
 REFERENCE = CHECKOUT / "docs/reference"
