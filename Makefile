@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := python3 python3-dev python3-venv gcc libc6-dev linux-libc-dev strace spin git
 SOURCES := setup.py pyproject.toml $(shell find coherence server guest -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
-.PHONY: demo test test-long test-hours bench compare modes dax docs lint build setup lab lab-all clean help
+.PHONY: demo check test test-long test-hours bench compare modes dax docs lint build setup lab lab-all clean help
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,7 +14,10 @@ help: ## Show this
 demo: build ## Two virtual machines share a directory: who sees what, after how long, in each cache mode
 	$(BIN)/python -m demo
 
-test: build lab-all lint ## Lint, types, and all tests but the slow ones, real guests included
+check: lint ## Lint, types and unit tests: for every commit
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit
+
+test: build lab-all lint docs ## Lint, types, documents, and all tests but the slow ones, real guests included
 	$(BIN)/pytest -m 'not slow and not hours'
 
 test-long: build lab-all ## The tests that take long: large trees, full user lands, User-Mode Linux
@@ -43,10 +46,11 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.installed
 	@$(BIN)/pip install -qq --no-build-isolation --editable '.[docs]'
 	@touch $@
 
-lint: build ## ruff and mypy --strict
+lint: build ## ruff, mypy --strict and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell coherence server guest tests bench demo docs examples packaging *.md
 
 build: $(VENV)/.built ## The compiled modules, and the commands in .venv/bin
 
