@@ -10,13 +10,12 @@ import contextlib
 import fcntl
 import os
 import socket
-import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from coherent_vfs.coherence.common.errors import UserError
-from coherent_vfs.coherence.common.unix_socket import group_id
+from coherent_vfs.coherence.common.unix_socket import bind, group_id, socket_exists
 
 PATH_MAX: Final = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
@@ -86,8 +85,9 @@ def listen(path: Path, group: str | None) -> Listener:
     try:
         pid_fd = _lock(path)
         try:
-            _remove_stale(path)
-            sock = _bind(path, gid)
+            if socket_exists(path, "choose another --socket-path"):
+                _remove_stale(path)
+            sock = bind(path, socket.SOCK_STREAM, lambda: _permit(path, gid), BACKLOG)
         except BaseException:
             _let_go(path, pid_fd)
             raise
@@ -137,13 +137,8 @@ def _let_go(path: Path, pid_fd: int) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what a killed backend left; what belongs to somebody else stays."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise UserError(f"{path} exists and is no socket: remove it, or choose another --socket-path")
-    except FileNotFoundError:
-        return
-    # Not by connecting: a front-end's connection means something to whoever listens there.
+    """Remove the socket file of a killed backend. UserError when another program listens at it."""
+    # Not by connecting: the program that listens would take the connection for a front-end's.
     with Path("/proc/net/unix").open("rb") as sockets:
         next(sockets)
         for line in sockets:
@@ -157,24 +152,10 @@ def _same_path(name: bytes, path: Path) -> bool:
     return name == os.fsencode(path) or name == os.fsencode(path.absolute())
 
 
-def _bind(path: Path, gid: int) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    # Nobody may connect before group and mode are right.
-    umask = os.umask(0o777)
-    try:
-        sock.bind(os.fsencode(path))
-    except OSError:
-        sock.close()
-        raise
-    finally:
-        os.umask(umask)
+def _permit(path: Path, gid: int) -> None:
     try:
         if gid >= 0:
             os.chown(path, -1, gid)
         path.chmod(0o600 if gid < 0 else 0o660)
-        sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
-        path.unlink()
         raise UserError(f"socket {path}: {error.strerror}: choose another --socket-group") from None
-    return sock

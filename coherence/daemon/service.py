@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from coherent_vfs.coherence.common.errors import OtherClock, UserError
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.common.sd_notify import Notifier
-from coherent_vfs.coherence.common.unix_socket import is_shut_down, open_listener, permit
+from coherent_vfs.coherence.common.unix_socket import Acceptor, open_listener, permit
 from coherent_vfs.coherence.daemon.dax.allocator import Allocator
 from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.daemon.event_feed import ChangeEvents
@@ -40,7 +41,6 @@ ANSWER_SECONDS = 0.3
 PAGE_BACKENDS = 5
 SWEEP_SECONDS = 0.1
 SAMPLE_SECONDS = 1.0
-ACCEPT_AGAIN_SECONDS = 1.0
 
 
 class Service:
@@ -77,7 +77,6 @@ class Service:
         self._started = time.monotonic()
         self._handlers: list[Handler] = []
         self._rate = 0.0
-        self._short = False
         self._told_removed = False
         with contextlib.ExitStack() as stack:
             self._lock_fd = _lock(paths)
@@ -137,7 +136,10 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _finish, end)
         loop.add_signal_handler(signal.SIGHUP, reload)
-        loop.add_reader(self._listener.fileno(), self._accept)
+        acceptor = Acceptor(
+            self._listener, loop, self._accepted, "client", "its socket was shut down: restart coherenced"
+        )
+        acceptor.start()
         self.dax.start()
         self.watch.start(loop)
         self._mounts.start(loop)
@@ -153,7 +155,7 @@ class Service:
         finally:
             notifier.stopping()
             log.info("stopping", table=self._places.name)
-            loop.remove_reader(self._listener.fileno())
+            acceptor.stop()
             if metrics is not None:
                 metrics.cancel()
             # Distrust comes before the backends are let go: they need not be quick to notice.
@@ -233,25 +235,7 @@ class Service:
         log.info("metrics", address=listener.getsockname())
         return MetricsServer(listener, CONTENT_TYPE, gather)
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError as error:
-            loop = asyncio.get_running_loop()
-            if is_shut_down(self._listener):
-                log.error("no client can connect any more: its socket was shut down: restart coherenced")
-                loop.remove_reader(self._listener.fileno())
-                return
-            if isinstance(error, BlockingIOError):
-                return
-            # Most likely descriptors have run out: look again when some may have been closed.
-            if not self._short:
-                log.warning("no client can be accepted: trying again every second", reason=error.strerror)
-            self._short = True
-            loop.remove_reader(self._listener.fileno())
-            loop.call_later(ACCEPT_AGAIN_SECONDS, loop.add_reader, self._listener.fileno(), self._accept)
-            return
-        self._short = False
+    def _accepted(self, sock: socket.socket) -> None:
         if len(self._handlers) >= MAX_CLIENTS:
             log.warning("client dropped", reason=f"there are {MAX_CLIENTS} already")
             sock.close()

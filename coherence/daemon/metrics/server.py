@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from coherent_vfs.coherence.common.log import get_logger
-from coherent_vfs.coherence.common.unix_socket import is_shut_down
+from coherent_vfs.coherence.common.unix_socket import Acceptor
 
 log = get_logger(__name__)
 
@@ -21,7 +21,6 @@ MAX_HEAD = 8192
 SCRAPE_SECONDS = 5.0
 # However many scrape however often, backends are asked for their counters once in this time.
 FRESH_SECONDS = 0.5
-ACCEPT_AGAIN_SECONDS = 1.0
 
 
 class MetricsServer:
@@ -43,43 +42,30 @@ class MetricsServer:
         self._scrapes: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve until cancelled."""
-        loop = asyncio.get_running_loop()
-        short = False
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError as error:
-                if is_shut_down(self._listener):
-                    log.error("no scraper can connect any more: its socket was shut down: restart coherenced")
-                    return
-                if isinstance(error, BlockingIOError):
-                    await self._readable()
-                    continue
-                if not short:
-                    log.warning("no scraper can be accepted: trying again every second", reason=error.strerror)
-                short = True
-                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
-                continue
-            short = False
-            client.setblocking(False)
-            if len(self._scrapes) >= MAX_SCRAPES:
-                client.close()
-                continue
-            scrape = loop.create_task(self._serve(client))
-            self._scrapes.add(scrape)
-            scrape.add_done_callback(self._scrapes.discard)
-
-    async def _readable(self) -> None:
-        """Not loop.sock_accept(): that one tries for ever, without a pause, what was shut down."""
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        fd = self._listener.fileno()
-        loop.add_reader(fd, readable.set)
+        """Serve until cancelled, or until the listening socket is shut down."""
+        lost = asyncio.Event()
+        acceptor = Acceptor(
+            self._listener,
+            asyncio.get_running_loop(),
+            self._accepted,
+            "scraper",
+            "its socket was shut down: restart coherenced",
+            lost.set,
+        )
+        acceptor.start()
         try:
-            await readable.wait()
+            await lost.wait()
         finally:
-            loop.remove_reader(fd)
+            acceptor.stop()
+
+    def _accepted(self, client: socket.socket) -> None:
+        if len(self._scrapes) >= MAX_SCRAPES:
+            client.close()
+            return
+        client.setblocking(False)
+        scrape = asyncio.get_running_loop().create_task(self._serve(client))
+        self._scrapes.add(scrape)
+        scrape.add_done_callback(self._scrapes.discard)
 
     async def _serve(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()

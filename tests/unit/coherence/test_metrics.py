@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from coherent_vfs.coherence.common import unix_socket
 from coherent_vfs.coherence.common.errors import UserError
 from coherent_vfs.coherence.daemon.metrics import server
 from coherent_vfs.coherence.daemon.metrics.address import Address, listen, parse
@@ -282,7 +283,7 @@ def test_no_descriptor_for_a_scraper(
     expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expect_log("no scraper can be accepted")
-    monkeypatch.setattr(server, "ACCEPT_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(unix_socket, "ACCEPT_AGAIN_SECONDS", 0.05)
     tries = 0
 
     class Listener(socket.socket):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coherent_vfs.server import front_ends as module
+from coherent_vfs.coherence.common import unix_socket
 from coherent_vfs.server.device.event_loop import EventLoop
 from coherent_vfs.server.front_ends import Sessions
 from coherent_vfs.server.vhost_user.messages import HEADER_SIZE, VERSION, Request, pack_header
@@ -106,7 +106,7 @@ def test_no_descriptor_for_a_front_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expect_log("no front-end can be accepted")
-    monkeypatch.setattr(module, "ACCEPT_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(unix_socket, "ACCEPT_AGAIN_SECONDS", 0.1)
     tries: list[float] = []
     short = True
 
