@@ -19,7 +19,7 @@ from coherent_vfs.server.vhost_user.messages import ProtocolError
 log = get_logger(__name__)
 
 
-class Sessions:
+class FrontEnds:
     """Accepts front-ends from now on.
 
     Args:

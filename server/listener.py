@@ -111,7 +111,7 @@ def _lock(path: Path) -> int:
         fd = os.open(pid_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its backend_id may have removed the file after we opened it and before we had the lock.
+            # The process that locked it may have removed the file after we opened it and before we had the lock.
             if os.path.samestat(os.fstat(fd), pid_file.stat()):
                 os.ftruncate(fd, 0)
                 os.write(fd, b"%d\n" % os.getpid())
@@ -120,10 +120,10 @@ def _lock(path: Path) -> int:
         except FileNotFoundError:
             os.close(fd)
         except BlockingIOError:
-            backend_id = os.read(fd, 20).decode(errors="replace").strip()
+            owner = os.read(fd, 20).decode(errors="replace").strip()
             os.close(fd)
             raise UserError(
-                f"socket {path} is taken by process {backend_id}: stop it, or choose another --socket-path"
+                f"socket {path} is taken by process {owner}: stop it, or choose another --socket-path"
             ) from None
         except OSError:
             os.close(fd)

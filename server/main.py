@@ -20,7 +20,7 @@ from coherent_vfs.coherence.common.sd_notify import Notifier
 from coherent_vfs.server.dax.view import View
 from coherent_vfs.server.device.device import FsDevice
 from coherent_vfs.server.device.event_loop import EventLoop
-from coherent_vfs.server.front_ends import Sessions
+from coherent_vfs.server.front_ends import FrontEnds
 from coherent_vfs.server.host import credentials
 from coherent_vfs.server.listener import adopt, listen
 from coherent_vfs.server.options import PROG, Options, parse
@@ -73,7 +73,7 @@ def _serve(options: Options) -> None:
             listener = stack.enter_context(adopt(options.fd))
         credentials.prepare()
         ended = loop.stop if options.exit_on_disconnect else lambda: None
-        stack.enter_context(closing(Sessions(listener.socket, device, loop, ended, loop.stop)))
+        stack.enter_context(closing(FrontEnds(listener.socket, device, loop, ended, loop.stop)))
         stack.enter_context(_stopped_by_signals(loop))
         _keep_alive(loop, notifier)
         _look_at_root(loop, root_fd, options.share.shared_dir)

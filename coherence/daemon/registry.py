@@ -42,7 +42,7 @@ class Member:
 
 
 class Registry:
-    """The journals of one table and their backend_ids.
+    """The journals of one table and the backends that have them.
 
     Args:
         table: mapped writable.

@@ -72,12 +72,12 @@ class Service:
         metrics: Address | None = None,
         dax_limits: tuple[int, int] = (0, 0),
     ) -> None:
-        self._places = paths
+        self._paths = paths
         self._socket_path = socket_path
         self._started = time.monotonic()
         self._handlers: list[Handler] = []
         self._rate = 0.0
-        self._told_removed = False
+        self._reported_removed = False
         with contextlib.ExitStack() as stack:
             self._lock_fd = _lock(paths)
             stack.callback(os.close, self._lock_fd)
@@ -117,7 +117,7 @@ class Service:
 
     def permit_table(self, group: str | None) -> None:
         """Let the group read the table: that is how a guest's QEMU gets at it."""
-        permit(self._places.table, 0o640, group)
+        permit(self._paths.table, 0o640, group)
 
     def permit_socket(self, bits: int, group: str | None) -> None:
         """Change who may connect, and read the table."""
@@ -148,13 +148,13 @@ class Service:
         self._repeat(SAMPLE_SECONDS, self._sample)
         if notifier.alive_every is not None:
             self._repeat(notifier.alive_every, notifier.alive)
-        notifier.ready(f"Table {self._places.name}")
-        log.info("ready", table=self._places.name, socket=str(self._socket_path), pid=os.getpid())
+        notifier.ready(f"Table {self._paths.name}")
+        log.info("ready", table=self._paths.name, socket=str(self._socket_path), pid=os.getpid())
         try:
             await end
         finally:
             notifier.stopping()
-            log.info("stopping", table=self._places.name)
+            log.info("stopping", table=self._paths.name)
             acceptor.stop()
             if metrics is not None:
                 metrics.cancel()
@@ -174,7 +174,7 @@ class Service:
     def table_removed(self) -> bool:
         """Whether the table has no file, or another one, under its name: whoever comes now cannot get at it."""
         try:
-            return not os.path.samestat(self._places.table.stat(), os.fstat(self.table_fd))
+            return not os.path.samestat(self._paths.table.stat(), os.fstat(self.table_fd))
         except OSError:
             return True
 
@@ -187,7 +187,7 @@ class Service:
     def _status(self) -> Status:
         registry, table = self.registry, self.registry.table
         return Status(
-            table=str(self._places.table),
+            table=str(self._paths.table),
             domain=table.domain.hex(),
             pid=os.getpid(),
             seconds=time.monotonic() - self._started,
@@ -253,11 +253,11 @@ class Service:
         self.dax.changed(None)
 
     def _sample(self) -> None:
-        if not self._told_removed and self.table_removed():
-            self._told_removed = True
+        if not self._reported_removed and self.table_removed():
+            self._reported_removed = True
             log.error(
                 "the table was removed: stop the virtual machines, restart coherenced, then start them again",
-                table=str(self._places.table),
+                table=str(self._paths.table),
             )
         sequence, now = self.registry.table.sequence, time.monotonic()
         old_sequence, old = self._sampled

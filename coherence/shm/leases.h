@@ -292,7 +292,7 @@ static inline void lt_set_origin(const lt_t *lt, uint64_t slot, uint64_t me, uin
     atomic_store(&lt_bucket(lt, slot)[LB_ORIGIN], me | lt_part(lt, slot) << LT_BACKEND_BITS | number << LB_ORIGIN_SHIFT);
 }
 
-/* The backend_id of the last change of a slot, with its number; 0 where another slot's has replaced it. */
+/* The backend of the last change of a slot, with its number; 0 where another slot's has replaced it. */
 static inline uint64_t lt_origin(const lt_t *lt, uint64_t slot, uint64_t *number)
 {
     uint64_t origin = atomic_load(&lt_bucket(lt, slot)[LB_ORIGIN]);

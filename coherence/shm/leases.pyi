@@ -80,7 +80,7 @@ class Leases:
         """Unlock all that a dead backend had locked; after the bumps."""
 
     def leased_until(self, hash: int, backend_id: int) -> int:
-        """When the last lease of others than this backend_id ends (CLOCK_MONOTONIC, microseconds), 0: there is none."""
+        """When the last lease of another backend ends (CLOCK_MONOTONIC, microseconds), 0: there is none."""
 
     def grant(self, hash: int, backend_id: int, stamp: int, microseconds: int) -> bool:
         """Give a lease of so many microseconds on what was fetched after the stamp was taken; whether that may be."""

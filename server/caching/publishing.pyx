@@ -62,7 +62,7 @@ cdef class Publisher:
         self.table = table
         self.journal = journal
         self.leases = leases
-        # Not from 0: origins of an earlier backend with the same number among the holders are still there.
+        # Not from 0: origins of an earlier backend with the same number are still there.
         self.number = self.first = lt_now()
 
     @property

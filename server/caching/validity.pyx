@@ -40,7 +40,7 @@ cdef class Validity:
     Args:
         settings: server.settings.Settings.
         table, leases: of the domain, or None; without leases a stock guest in shared keeps nothing.
-        publisher: knows this backend's number among the holders of leases.
+        publisher: knows this backend's number in the lease table.
 
     Attributes:
         given: how many leases were given so far.

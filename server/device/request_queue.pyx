@@ -179,7 +179,7 @@ cdef class RequestQueue:
             self.unsignalled += 1
             if self.patient:
                 continue
-            # A lease runs from now on: its backend_id is to have it at once.
+            # A lease runs from now on: the guest is to have the reply at once.
             if self.fs.validity.granted or moved >= LONG_TRANSFER or self.ring.readable_size >= LONG_TRANSFER:
                 self.signal()
         if served == BUDGET:

@@ -19,7 +19,7 @@ import pytest
 from coherent_vfs.server.dax.view import View
 from coherent_vfs.server.device.device import FsDevice
 from coherent_vfs.server.device.event_loop import EventLoop
-from coherent_vfs.server.front_ends import Sessions
+from coherent_vfs.server.front_ends import FrontEnds
 from coherent_vfs.server.settings import Settings
 from tests.lab import assets
 from tests.lab.guest import Guest, boot
@@ -50,7 +50,7 @@ class Backend:
         self._listener.bind(str(path))
         self._listener.listen()
         self._listener.setblocking(False)
-        self._sessions = Sessions(self._listener, self.device, self._loop)
+        self._sessions = FrontEnds(self._listener, self.device, self._loop)
         self._calls: deque[Callable[[], object]] = deque()
         self._wake, self._woken = socket.socketpair()
         self._loop.add_reader(self._woken.fileno(), self._call)

@@ -1,4 +1,4 @@
-"""Journals and the semaphores of their backend_ids."""
+"""Journals and the semaphores of the backends that have them."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def test_release_unlocks_what_a_dead_backend_had_locked_and_nobody_elses(leases:
     assert leases.lock(SLOT, 3)
 
 
-# --- origins, epoch, backend_ids ----------------------------------------------------------------------------------
+# --- origins, epoch, backend ids ----------------------------------------------------------------------------------
 
 
 def test_nothing_is_good_of_a_slot_that_is_pinned_until_it_is_unpinned(table: Table, leases: Leases) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from coherent_vfs.coherence.common import unix_socket
 from coherent_vfs.server.device.event_loop import EventLoop
-from coherent_vfs.server.front_ends import Sessions
+from coherent_vfs.server.front_ends import FrontEnds
 from coherent_vfs.server.vhost_user.messages import HEADER_SIZE, VERSION, Request, pack_header
 from tests.unit.server.fake_device import FakeDevice
 
@@ -26,7 +26,7 @@ def test_a_front_end_that_never_stops_asking_does_not_keep_others_waiting(tmp_pa
     listener.listen()
     listener.setblocking(False)
     loop = EventLoop()
-    sessions = Sessions(listener, FakeDevice(), loop)
+    sessions = FrontEnds(listener, FakeDevice(), loop)
     front_end = socket.socket(socket.AF_UNIX)
     front_end.connect(path)
     loop.call_later(0, loop.stop)
@@ -82,7 +82,7 @@ def test_a_listener_that_is_shut_down_is_left_alone(
     lost: list[str] = []
     loop = EventLoop()
     with listening(tmp_path / "s") as listener, socket.socket(socket.AF_UNIX) as front_end:
-        sessions = Sessions(listener, FakeDevice(), loop, lost=lambda: lost.append("lost"))
+        sessions = FrontEnds(listener, FakeDevice(), loop, lost=lambda: lost.append("lost"))
         if connected:
             front_end.connect(str(tmp_path / "s"))
             run(loop, 0.05)
@@ -120,7 +120,7 @@ def test_no_descriptor_for_a_front_end(
     loop = EventLoop()
     with listening(tmp_path / "s") as plain, socket.socket(socket.AF_UNIX) as front_end:
         listener = Listener(fileno=plain.detach())
-        sessions = Sessions(listener, FakeDevice(), loop)
+        sessions = FrontEnds(listener, FakeDevice(), loop)
         front_end.connect(str(tmp_path / "s"))
         run(loop, 0.55)
         assert 2 <= len(tries) <= 6
