@@ -1,7 +1,7 @@
 """Files read and written by load and store, through the guest's window: what Linux does in fs/fuse/dax.c.
 
-The window is divided into places of CHUNK bytes. A place shows one chunk of one file, which the server was asked to
-map there (SETUPMAPPING), until the guest forgets the file or another chunk needs the place.
+The window is divided into ranges of CHUNK bytes. A range shows one chunk of one file, which the server was asked to
+map there (SETUPMAPPING), until the guest forgets the file or another chunk needs the range.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class Chunk:
 
     Attributes:
         nodeid, index: whose, and the how many-th of it.
-        place: where in the window, bytes.
+        moffset: where in the window, bytes.
         writable: whether it was mapped to be written.
         copies: reads and writes that are going on there.
         views: memoryviews of it that are in use.
     """
 
-    __slots__ = ("copies", "index", "nodeid", "place", "views", "writable")
+    __slots__ = ("copies", "index", "moffset", "nodeid", "views", "writable")
 
-    def __init__(self, nodeid: int, index: int, place: int, writable: bool) -> None:
+    def __init__(self, nodeid: int, index: int, moffset: int, writable: bool) -> None:
         self.nodeid = nodeid
         self.index = index
-        self.place = place
+        self.moffset = moffset
         self.writable = writable
         self.copies = 0
         self.views = 0
@@ -101,7 +101,7 @@ class Dax:
         while size:
             with self._copying(node, offset // CHUNK, writable=False) as chunk:
                 start = offset % CHUNK
-                parts.append(self.window.load(chunk.place + start, min(size, CHUNK - start)))
+                parts.append(self.window.load(chunk.moffset + start, min(size, CHUNK - start)))
             size -= len(parts[-1])
             offset += len(parts[-1])
         return b"".join(parts)
@@ -112,7 +112,7 @@ class Dax:
             with self._copying(node, offset // CHUNK, writable=True) as chunk:
                 start = offset % CHUNK
                 part = data[: CHUNK - start]
-                self.window.store(chunk.place + start, part)
+                self.window.store(chunk.moffset + start, part)
             data = data[len(part) :]
             offset += len(part)
 
@@ -129,7 +129,7 @@ class Dax:
         with self._changed:
             chunk = self._chunk(node, index, writable)
             chunk.views += 1
-        piece = self.window.piece(chunk.place + start, length)
+        piece = self.window.piece(chunk.moffset + start, length)
         # The node is an argument to be kept: what is forgotten loses its chunks.
         weakref.finalize(piece, self._view_ended, chunk, node)
         view = memoryview(piece).cast("B")
@@ -169,11 +169,11 @@ class Dax:
         return chunk
 
     def _set_up(self, chunk: Chunk, *, writable: bool) -> None:
-        self._client.setup_mapping(chunk.nodeid, chunk.index * CHUNK, CHUNK, chunk.place, writable=writable)
+        self._client.setup_mapping(chunk.nodeid, chunk.index * CHUNK, CHUNK, chunk.moffset, writable=writable)
         chunk.writable = writable
 
     def _make_room(self) -> bool:
-        """Have a free place, by dropping what was used longest ago; False after waiting, if everything was in use."""
+        """Free a range, by dropping the least recently used chunk. False after waiting, if all were in use."""
         if not self._free:
             idle = next((chunk for chunk in self._recent if not chunk.copies and not chunk.views), None)
             if idle is not None:
@@ -203,8 +203,8 @@ class Dax:
             del self._recent[chunk]
         for first in range(0, len(chunks), REMOVEMAPPING_MAX):
             some = chunks[first : first + REMOVEMAPPING_MAX]
-            # As in Linux a failure changes nothing: what is mapped at this place next tells.
+            # As in Linux a failure is ignored: the next SETUPMAPPING at this moffset replaces what is there.
             with suppress(OSError):
-                self._client.remove_mappings(some[0].nodeid, [(chunk.place, CHUNK) for chunk in some])
-        self._free.extend(chunk.place for chunk in chunks)
+                self._client.remove_mappings(some[0].nodeid, [(chunk.moffset, CHUNK) for chunk in some])
+        self._free.extend(chunk.moffset for chunk in chunks)
         self._changed.notify_all()

@@ -341,15 +341,15 @@ class FuseClient:
 
     # These send no FORGET along, for which chunks may have to go: they are sent in the middle of arranging those.
 
-    def setup_mapping(self, nodeid: int, offset: int, length: int, place: int, *, writable: bool) -> None:
-        """SETUPMAPPING of a part of a file at a place of the window."""
+    def setup_mapping(self, nodeid: int, offset: int, length: int, moffset: int, *, writable: bool) -> None:
+        """SETUPMAPPING of a range of a file at a moffset of the window."""
         flags = SetupMappingFlag.READ | (SetupMappingFlag.WRITE if writable else 0)
-        body = p.SETUPMAPPING_IN.pack(NO_FH, offset, length, flags, place)
+        body = p.SETUPMAPPING_IN.pack(NO_FH, offset, length, flags, moffset)
         self._exchange(Opcode.SETUPMAPPING, nodeid, body, b"", 0)
 
-    def remove_mappings(self, nodeid: int, places: Sequence[tuple[int, int]]) -> None:
-        """REMOVEMAPPING of what was mapped at places, each with a length."""
-        body = p.REMOVEMAPPING_IN.pack(len(places)) + b"".join(itertools.starmap(p.REMOVEMAPPING_ONE.pack, places))
+    def remove_mappings(self, nodeid: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """REMOVEMAPPING of ranges of the window, each a moffset and a length."""
+        body = p.REMOVEMAPPING_IN.pack(len(ranges)) + b"".join(itertools.starmap(p.REMOVEMAPPING_ONE.pack, ranges))
         self._exchange(Opcode.REMOVEMAPPING, nodeid, body, b"", 0)
 
     # --- directories -----------------------------------------------------------------------------

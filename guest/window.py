@@ -53,16 +53,16 @@ class Window:
         self._memory = mmap.mmap(-1, size, flags=_ANONYMOUS | _MAP_NORESERVE)
         self._address = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._memory))
         self._mapped: dict[int, int] = {}
-        self._places: list[int] = []
+        self._moffsets: list[int] = []
         self._changed = threading.Condition(threading.Lock())
 
-    def map(self, fd: int, file_offset: int, place: int, length: int, *, writable: bool) -> None:
+    def map(self, fd: int, file_offset: int, moffset: int, length: int, *, writable: bool) -> None:
         """Map a piece of a file where nothing is mapped.
 
         Args:
             fd: the file; stays the caller's.
             file_offset: where the piece begins in the file, bytes, a multiple of the page size.
-            place: where it goes in the window, bytes, a multiple of the page size.
+            moffset: where it goes in the window, bytes, a multiple of the page size.
             length: bytes, a multiple of the page size.
             writable: whether stores reach the file; otherwise they are lost.
 
@@ -70,92 +70,92 @@ class Window:
             OSError: EINVAL, it is not within the window; EEXIST, something is mapped there; EACCES, the descriptor
                 does not permit it; and as mmap(2).
         """
-        self._map(fd, file_offset, place, length, writable, replace=False)
+        self._map(fd, file_offset, moffset, length, writable, replace=False)
 
-    def replace(self, fd: int, file_offset: int, place: int, length: int, *, writable: bool) -> None:
-        """As map(), also in place of what is mapped there, or of a part of that: who looks sees the one or the other.
+    def replace(self, fd: int, file_offset: int, moffset: int, length: int, *, writable: bool) -> None:
+        """As map(), but replaces what is mapped there, or a part of it. A reader sees the old mapping or the new.
 
-        What remains of another mapping, in front or behind, is a mapping of its own.
+        Remains of another mapping, in front or behind, become mappings of their own.
         """
-        self._map(fd, file_offset, place, length, writable, replace=True)
+        self._map(fd, file_offset, moffset, length, writable, replace=True)
 
-    def _map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, *, replace: bool) -> None:
+    def _map(self, fd: int, file_offset: int, moffset: int, length: int, writable: bool, *, replace: bool) -> None:
         if not 0 <= file_offset <= _OFFSET_MAX - length or file_offset % mmap.PAGESIZE:
             _refuse(errno.EINVAL)
         with self._changed:
-            self._check(place, length)
-            there = [each for each in self._places if each < place + length and place < each + self._mapped[each]]
+            self._check(moffset, length)
+            there = [each for each in self._moffsets if each < moffset + length and moffset < each + self._mapped[each]]
             if there and not replace:
                 _refuse(errno.EEXIST)
-            self._exchange(place, length, mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE, fd, file_offset)
-            remain = {place: length}
+            self._exchange(moffset, length, mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE, fd, file_offset)
+            remain = {moffset: length}
             for each in there:
                 end = each + self._mapped.pop(each)
                 remain |= {
-                    start: stop - start for start, stop in ((each, place), (place + length, end)) if start < stop
+                    start: stop - start for start, stop in ((each, moffset), (moffset + length, end)) if start < stop
                 }
             self._mapped |= remain
-            self._places = sorted(self._mapped)
+            self._moffsets = sorted(self._mapped)
             self._changed.notify_all()
 
-    def unmap(self, place: int, length: int) -> None:
-        """Take away what one map() has mapped, all of it. Raises OSError: EINVAL, there is no such mapping."""
+    def unmap(self, moffset: int, length: int) -> None:
+        """Remove what one map() has mapped, all of it. Raises OSError: EINVAL, there is no such mapping."""
         with self._changed:
-            self._check(place, length)
-            if self._mapped.get(place) != length:
+            self._check(moffset, length)
+            if self._mapped.get(moffset) != length:
                 _refuse(errno.EINVAL)
-            self._exchange(place, length, _ANONYMOUS | _MAP_NORESERVE)
-            del self._mapped[place]
-            self._places.remove(place)
+            self._exchange(moffset, length, _ANONYMOUS | _MAP_NORESERVE)
+            del self._mapped[moffset]
+            self._moffsets.remove(moffset)
 
     def clear(self) -> None:
-        """Take everything away."""
+        """Remove all mappings."""
         with self._changed:
             self._exchange(0, self.size, _ANONYMOUS | _MAP_NORESERVE)
             self._mapped.clear()
-            self._places.clear()
+            self._moffsets.clear()
 
-    def is_mapped(self, place: int, length: int) -> bool:
-        """Whether something is mapped in all of this part, by one map() or by several."""
+    def is_mapped(self, moffset: int, length: int) -> bool:
+        """Whether all of this range is mapped, by one map() or by several."""
         with self._changed:
-            return self._covered(place, length)
+            return self._covered(moffset, length)
 
-    def load(self, place: int, length: int) -> bytes:
+    def load(self, moffset: int, length: int) -> bytes:
         """Copy out of the window what is mapped there.
 
-        A back-end may take a mapping away before it replaces it: this waits until there is another one.
+        A back-end may remove a mapping before it maps another one: this waits for that.
 
         Raises:
-            OSError: EIO, there is none after REPLACE_SECONDS.
+            OSError: EIO, nothing is mapped there after REPLACE_SECONDS.
         """
-        with self._covering(place, length):
-            return bytes(self.view(place, length))
+        with self._covering(moffset, length):
+            return bytes(self.view(moffset, length))
 
-    def store(self, place: int, data: memoryview) -> None:
+    def store(self, moffset: int, data: memoryview) -> None:
         """Copy into what is mapped there; otherwise as load()."""
-        with self._covering(place, len(data)):
-            self.view(place, len(data))[:] = data
+        with self._covering(moffset, len(data)):
+            self.view(moffset, len(data))[:] = data
 
-    def piece(self, place: int, length: int) -> ctypes.Array[ctypes.c_ubyte]:
-        """A part of it, which memoryview() takes. Whatever is mapped there later shows there."""
-        return (ctypes.c_ubyte * length).from_buffer(self._memory, place)
+    def piece(self, moffset: int, length: int) -> ctypes.Array[ctypes.c_ubyte]:
+        """A range of the window, as memoryview() takes it. It shows later mappings, too."""
+        return (ctypes.c_ubyte * length).from_buffer(self._memory, moffset)
 
-    def view(self, place: int, length: int) -> memoryview:
-        """A part of it, writable. While the back-end replaces a mapping there, it holds nothing."""
-        return memoryview(self.piece(place, length)).cast("B")
+    def view(self, moffset: int, length: int) -> memoryview:
+        """A range of the window, writable. It reads as zeros while the back-end replaces a mapping there."""
+        return memoryview(self.piece(moffset, length)).cast("B")
 
     @contextmanager
-    def _covering(self, place: int, length: int) -> Iterator[None]:
-        """Something is mapped in all of this part, and stays so for the block."""
+    def _covering(self, moffset: int, length: int) -> Iterator[None]:
+        """Wait until all of this range is mapped, and keep it mapped for the block."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._covered(place, length), REPLACE_SECONDS):
+            if not self._changed.wait_for(lambda: self._covered(moffset, length), REPLACE_SECONDS):
                 raise OSError(errno.EIO, "nothing is mapped in the window where a file should be")
             yield
 
-    def _covered(self, place: int, length: int) -> bool:
-        at, end = bisect_right(self._places, place) - 1, place
-        while end < place + length:
-            if at >= len(self._places) or (at >= 0 and self._places[at] > end) or self._end_of(at) <= end:
+    def _covered(self, moffset: int, length: int) -> bool:
+        at, end = bisect_right(self._moffsets, moffset) - 1, moffset
+        while end < moffset + length:
+            if at >= len(self._moffsets) or (at >= 0 and self._moffsets[at] > end) or self._end_of(at) <= end:
                 return False
             end = self._end_of(at)
             at += 1
@@ -163,14 +163,14 @@ class Window:
 
     def _end_of(self, index: int) -> int:
         """Where a mapping ends; 0 in front of the first."""
-        return self._places[index] + self._mapped[self._places[index]] if index >= 0 else 0
+        return self._moffsets[index] + self._mapped[self._moffsets[index]] if index >= 0 else 0
 
-    def _check(self, place: int, length: int) -> None:
-        if length <= 0 or place < 0 or (place | length) % mmap.PAGESIZE or place + length > self.size:
+    def _check(self, moffset: int, length: int) -> None:
+        if length <= 0 or moffset < 0 or (moffset | length) % mmap.PAGESIZE or moffset + length > self.size:
             _refuse(errno.EINVAL)
 
-    def _exchange(self, place: int, length: int, flags: int, fd: int = -1, file_offset: int = 0) -> None:
-        address = _libc.mmap(self._address + place, length, _READ_WRITE, flags | _MAP_FIXED, fd, file_offset)
+    def _exchange(self, moffset: int, length: int, flags: int, fd: int = -1, file_offset: int = 0) -> None:
+        address = _libc.mmap(self._address + moffset, length, _READ_WRITE, flags | _MAP_FIXED, fd, file_offset)
         if address == _MAP_FAILED:
             _refuse(ctypes.get_errno())
 

@@ -24,11 +24,11 @@ from coherent_vfs.server.vhost_user.messages import (
 
 
 class WindowChannel:
-    """Serves the back-end's requests in a thread of its own, until the back-end goes or breaks the protocol.
+    """Serves the back-end's requests in its own thread, until the back-end hangs up or breaks the protocol.
 
     Args:
         sock: connected to the back-end; belongs to the channel.
-        window: what it is about.
+        window: in which they map.
         replaces: whether a mapping may replace others.
     """
 
@@ -41,7 +41,7 @@ class WindowChannel:
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up. What is mapped stays so. May be called twice."""
+        """Hang up. Mappings stay. May be called twice."""
         if self._stop >= 0:
             os.eventfd_write(self._stop, 1)
             self._thread.join()
@@ -77,17 +77,17 @@ class WindowChannel:
             self._connection.reply(message, pack_u64(status))
 
     def _do(self, message: Message) -> None:
-        """Raises OSError or ValueError: refused, nothing has changed."""
+        """Serve a request. Raises OSError or ValueError when it is refused; then nothing has changed."""
         if message.request not in (BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP):
             raise OSError(errno.ENOSYS, "unknown request")
         mapping = unpack_shared_mapping(message.payload)
         if mapping.region != 0:
             raise OSError(errno.EINVAL, "there is one region")
         if message.request == BackendRequest.SHMEM_UNMAP:
-            self._window.unmap(mapping.place, mapping.length)
+            self._window.unmap(mapping.moffset, mapping.length)
             return
         (fd,) = message.take_fds(1)
         try:
-            self._map(fd, mapping.file_offset, mapping.place, mapping.length, writable=mapping.writable)
+            self._map(fd, mapping.file_offset, mapping.moffset, mapping.length, writable=mapping.writable)
         finally:
             os.close(fd)

@@ -1,7 +1,7 @@
-"""A backend's side of the DAX window allocator: what its guest has mapped, and files that are about to shrink.
+"""A backend's side of the DAX window allocator: the mappings of its guest, and truncations of files.
 
-All calls and callbacks are in the thread of the backend's event loop, and none waits. While coherenced is away
-what is asked for waits for it, AWAY_SECONDS at most; what is mapped stays mapped.
+All calls and callbacks run in the thread of the backend's event loop; none blocks. While coherenced is away,
+requests wait for it for at most AWAY_SECONDS; mappings stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from coherent_vfs.coherence.common.sizes import size_text
 from coherent_vfs.coherence.protocol.connection import Connection, Dropped, Full
 from coherent_vfs.coherence.protocol.messages import (
     MAX_MAPPINGS,
-    SHRUNK_SECONDS,
+    TRUNCATE_GRANT_SECONDS,
     Claim,
     Claimed,
     Coordinate,
@@ -28,14 +28,14 @@ from coherent_vfs.coherence.protocol.messages import (
     FromDaemon,
     Mapping,
     Release,
-    Settle,
-    Shrink,
-    Shrinkable,
-    Shrunk,
+    Resize,
+    Revoke,
+    Revoked,
+    Truncate,
+    Truncated,
+    TruncateGranted,
     Window,
     Windowed,
-    Withdraw,
-    Withdrawn,
 )
 
 log = get_logger(__name__)
@@ -43,17 +43,17 @@ log = get_logger(__name__)
 # How long requests wait for coherenced to come back.
 AWAY_SECONDS = 5.0
 AGAIN_SECONDS = 0.01
-# For how long after it was asked for a grant is believed. coherenced counts from when it grants, which is later; what
-# is left is for the time between a last look at the clock and the end of the system call.
-GRANT_SECONDS = SHRUNK_SECONDS - 5.0
-# Unanswered requests: so few answers always find room in the socket, however late they are read.
+# A grant is valid here for so long after the request. coherenced counts from its answer, which is later. The rest is a
+# reserve for the time between the last look at the clock and the end of the system call.
+GRANT_SECONDS = TRUNCATE_GRANT_SECONDS - 5.0
+# Unanswered requests. The socket has room for so many answers, however late they are read.
 MAX_CLAIMS = 64
-MAX_SHRINKS = 16
+MAX_TRUNCATIONS = 16
 
-FromAllocator = Windowed | Claimed | Coordinate | Shrinkable | Withdraw | Settle
+FromAllocator = Windowed | Claimed | Coordinate | TruncateGranted | Revoke | Resize
 Done = Callable[[], None]
-OnWithdraw = Callable[[int, int, int, Done], None]
-OnSettle = Callable[[int, int], None]
+OnRevoke = Callable[[int, int, int, Done], None]
+OnResize = Callable[[int, int], None]
 
 
 class Timer(Protocol):
@@ -70,8 +70,8 @@ class _Claim:
 
 
 @dataclass(slots=True)
-class _Shrink:
-    message: Shrink
+class _Truncation:
+    message: Truncate
     fd: int
     done: Done
     asked: float = 0.0
@@ -82,13 +82,13 @@ class DaxClient:
     """The DAX part of a Membership, which makes it.
 
     Args:
-        window: size of the guest's window, bytes; 0 when it has none. It may Shrink files nevertheless.
+        window: size of the guest's window, bytes; 0: it has none. It can truncate files nevertheless.
     """
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._withdraw: OnWithdraw = lambda device, inode, size, done: done()
-        self._settle: OnSettle = lambda device, inode: None
+        self._revoke: OnRevoke = lambda device, inode, size, done: done()
+        self._resize: OnResize = lambda device, inode: None
         self._timer: Timer | None = None
         self._connection: Connection[FromDaemon] | None = None
         # Whether the daemon knows the window and all that is in it.
@@ -102,28 +102,28 @@ class DaxClient:
         self._coordinate = True
         self._tokens = count(1)
         self._mappings: dict[int, Mapping] = {}
-        # By token, in their order: all that have no answer yet, and those that have not been sent.
+        # By token, in order: all without an answer, and those of them that were not sent.
         self._claims: dict[int, _Claim] = {}
         self._claims_waiting: deque[int] = deque()
-        self._shrinks: dict[int, _Shrink] = {}
-        self._shrinks_waiting: deque[int] = deque()
-        self._withdrawn: set[tuple[int, int]] = set()
+        self._truncations: dict[int, _Truncation] = {}
+        self._truncations_waiting: deque[int] = deque()
+        self._revoked: set[tuple[int, int]] = set()
         self._outbox: deque[tuple[FromBackend, Sequence[int]]] = deque()
         self._retrying = False
 
-    def attach(self, withdraw: OnWithdraw, settle: OnSettle) -> None:
-        """Who takes away and restores what this guest has mapped; to be called before the first claim.
+    def attach(self, revoke: OnRevoke, resize: OnResize) -> None:
+        """Set the callbacks that revoke and restore mappings of this guest. Call it before the first claim.
 
         Args:
-            withdraw: called with (device, inode, size, done): another guest is about to cut this file to `size`
-                bytes. Take away what is mapped beyond, then call done(). Nothing beyond `size` may be mapped again
-                before settle is called for the file.
-            settle: called with (device, inode) when the file may have changed its size on the host, when a
-                withdrawal is over, and for each mapped file after coherenced has come back: look at its size, take
-                away what is mapped beyond its end, and restore what is before it.
+            revoke: called with (device, inode, size, done): another guest is about to truncate this file to `size`
+                bytes. Remove mappings beyond that size, then call done(). Map nothing beyond `size` again before
+                resize is called for the file.
+            resize: called with (device, inode) when the file may have a new size on the host, when a revocation is
+                over, and for each mapped file after coherenced has come back. Read the size of the file, remove
+                mappings beyond its end, and restore those before it.
         """
-        self._withdraw = withdraw
-        self._settle = settle
+        self._revoke = revoke
+        self._resize = resize
 
     def claim(
         self,
@@ -131,104 +131,103 @@ class DaxClient:
         inode: int,
         offset: int,
         length: int,
-        place: int | None,
+        moffset: int | None,
         writable: bool,
         done: Callable[[int, int], None],
     ) -> None:
-        """Ask for a part of the window, before anything is mapped there.
+        """Ask for a range of the window, before anything is mapped there.
 
         Args:
             device, inode: st_dev and st_ino of the file.
             offset: in the file, length: of the part; bytes, whole chunks.
-            place: in the window; None: coherenced chooses one.
-            writable: whether the guest may store into it. What was granted for reading is made writable by claiming
-                the same again.
-            done: called with (place, errno), also from within this call. errno is 0 when it was granted, and the
-                place belongs to the guest until it is released; ENOSPC: a limit is reached or the window is full or
+            moffset: in the window; None: coherenced chooses it.
+            writable: whether the guest may store into it. To make a read-only mapping writable, claim it again.
+            done: called with (moffset, errno), possibly before this returns. errno is 0 when it was granted: the
+                range belongs to the guest until it is released. ENOSPC: a limit is reached, or the window is full or
                 refused; EBUSY: overlaps another; EINVAL: no whole chunks or beyond the window; EAGAIN: coherenced
                 is away.
         """
         if self._refused or not self._window:
-            done(place or 0, errno.ENOSPC)
+            done(moffset or 0, errno.ENOSPC)
         elif self._given_up:
-            done(place or 0, errno.EAGAIN)
+            done(moffset or 0, errno.EAGAIN)
         else:
             token = next(self._tokens)
-            self._claims[token] = _Claim(Claim(token, device, inode, offset, length, place, writable), done)
+            self._claims[token] = _Claim(Claim(token, device, inode, offset, length, moffset, writable), done)
             self._claims_waiting.append(token)
             self._send()
 
-    def release(self, places: Iterable[tuple[int, int]]) -> None:
-        """Give back (place, length) of each of these, as they were granted, after they were unmapped.
+    def release(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Give back ranges, (moffset, length) as they were granted, after they were unmapped.
 
-        One that was not granted so is refused here, with a log line.
+        A range that was not granted is skipped, with a log line.
         """
         known = []
-        for place, length in places:
-            mapping = self._mappings.get(place)
+        for moffset, length in ranges:
+            mapping = self._mappings.get(moffset)
             if mapping is None or mapping.length != length:
-                log.warning("a release of what was not granted", place=place, length=length)
+                log.warning("a release of what was not granted", moffset=moffset, length=length)
                 continue
-            del self._mappings[place]
-            known.append((place, length))
-        # While the daemon is being told of the window, too: it may have been told of these.
+            del self._mappings[moffset]
+            known.append((moffset, length))
+        # Also while the window is being reported: these mappings may be in a part that was sent.
         if self._connection is not None:
             for first in range(0, len(known), MAX_MAPPINGS):
                 self._post(Release(known[first : first + MAX_MAPPINGS]))
 
-    def shrink(self, fd: int, size: int, done: Done) -> int:
-        """Before a file is made smaller: let others take away what they have mapped beyond its new end.
+    def truncate(self, fd: int, size: int, done: Done) -> int:
+        """Before a file is truncated: have the mappings revoked that others have beyond its new end.
 
         Args:
-            fd: a descriptor of the file, open for writing, which the caller goes on owning, and keeps open until
-                it has called shrunk.
-            size: that the file will have, bytes.
-            done: called when the file may be made smaller, also from within this call; again where coherenced has
-                come back meanwhile and grants it anew. See is_granted.
+            fd: a descriptor of the file, open for writing. It stays the caller's, who keeps it open until it calls
+                truncated.
+            size: the new size, bytes.
+            done: called when the file may be truncated, possibly before this returns. It is called again when
+                coherenced has come back meanwhile and grants it anew. See is_granted.
 
         Returns:
-            A token, with which shrunk must be called in any case: after the change, whether or not it was possible,
-            or when it is not wanted any more (done is not called then).
+            A token. Call truncated with it in any case: after the system call, whether or not it succeeded, or when
+            the truncation is not wanted any more (then done is not called).
         """
         token = next(self._tokens)
         if not self.coordinates:
             done()
             return token
-        self._shrinks[token] = _Shrink(Shrink(token, size), fd, done)
-        self._shrinks_waiting.append(token)
+        self._truncations[token] = _Truncation(Truncate(token, size), fd, done)
+        self._truncations_waiting.append(token)
         self._send()
         return token
 
-    def shrunk(self, token: int) -> None:
-        """The file has its new size, or will keep the old one."""
-        if self._shrinks.pop(token, None) is None:
+    def truncated(self, token: int) -> None:
+        """A truncation is over: the file has its new size, or keeps the old one."""
+        if self._truncations.pop(token, None) is None:
             return
-        if token in self._shrinks_waiting:
-            self._shrinks_waiting.remove(token)
-        elif (unsent := next((one for one in self._outbox if _is_shrink(one[0], token)), None)) is not None:
+        if token in self._truncations_waiting:
+            self._truncations_waiting.remove(token)
+        elif (unsent := next((one for one in self._outbox if _is_truncate(one[0], token)), None)) is not None:
             self._outbox.remove(unsent)
         else:
-            self._post(Shrunk(token))
+            self._post(Truncated(token))
         self._send()
 
     def is_granted(self, token: int) -> bool:
-        """Whether a file may be made smaller still: coherenced ends what it granted after SHRUNK_SECONDS.
+        """Whether the file may still be truncated: coherenced ends a grant after TRUNCATE_GRANT_SECONDS.
 
-        Where it is not so any more, call shrunk and ask anew.
+        If not, call truncated and ask again.
         """
         if not self.coordinates:
             return True
-        shrink = self._shrinks.get(token)
-        return shrink is not None and shrink.granted and _now() - shrink.asked < GRANT_SECONDS
+        truncation = self._truncations.get(token)
+        return truncation is not None and truncation.granted and _now() - truncation.asked < GRANT_SECONDS
 
     @property
     def has_news(self) -> bool:
-        """Whether coherenced has said something that was not read yet: then what this knows may be out of date."""
+        """Whether there are unread messages of coherenced: then the state here may be out of date."""
         return self._connection is not None and self._connection.has_news()
 
     @property
     def coordinates(self) -> bool:
-        """Whether others may have windows, so that shrink has a use now."""
+        """Whether others may have windows, so that truncate is needed."""
         return self._coordinate and not self._given_up
 
     # --- for the Membership ---------------------------------------------------------------------------------
@@ -240,7 +239,7 @@ class DaxClient:
 
     @property
     def reported(self) -> bool:
-        """Whether the daemon knows all of the window, or has refused it."""
+        """Whether the daemon knows all mappings of the window, or has refused it."""
         return self._reported
 
     def serve(self, timer: Timer) -> None:
@@ -248,7 +247,7 @@ class DaxClient:
         self._timer = timer
 
     def joined(self, connection: Connection[FromDaemon]) -> None:
-        """The backend has become a member. Dropped when the window cannot be told."""
+        """The backend has become a member. Raises Dropped when the window cannot be reported."""
         self._connection = connection
         self._unreported = deque(self._mappings.values())
         if self._window:
@@ -262,41 +261,41 @@ class DaxClient:
         self._reported = False
         self._outbox.clear()
         self._claims_waiting = deque(self._claims)
-        self._shrinks_waiting = deque(self._shrinks)
-        for shrink in self._shrinks.values():
-            # The next daemon does not know of it, and lets others map the file.
-            shrink.granted = False
+        self._truncations_waiting = deque(self._truncations)
+        for truncation in self._truncations.values():
+            # The next daemon does not know the grant, and lets others map the file.
+            truncation.granted = False
         self._losses += 1
         if self._timer is not None:
             losses = self._losses
             self._timer.call_later(AWAY_SECONDS, lambda: self._give_up(losses))
 
     def close(self) -> None:
-        """Nobody is told anything any more."""
+        """Send nothing any more."""
         self._connection = None
         self._timer = None
         self._reported = False
 
     def handle(self, message: FromAllocator) -> None:
-        """Act on a message. Dropped when it is not expected, UserError when the first window is refused."""
+        """Handle a message. Raises Dropped when it is not expected, UserError when the first window is refused."""
         match message:
             case Windowed() if self._window and not self._reported:
                 self._windowed(message)
             case Claimed() if message.token in self._claims:
                 self._claimed(self._claims.pop(message.token), message)
             case Coordinate():
-                self._coordinate = message.shrinks
-            case Shrinkable() if message.token in self._shrinks:
-                self._grant(self._shrinks[message.token])
-            case Shrinkable():
-                # It was given up meanwhile.
+                self._coordinate = message.truncations
+            case TruncateGranted() if message.token in self._truncations:
+                self._grant(self._truncations[message.token])
+            case TruncateGranted():
+                # The request was given up meanwhile.
                 pass
-            case Withdraw():
-                self._withdrawn.add((message.device, message.inode))
-                self._withdraw(message.device, message.inode, message.size, self._withdrawal(message.token))
-            case Settle():
-                self._withdrawn.discard((message.device, message.inode))
-                self._settle(message.device, message.inode)
+            case Revoke():
+                self._revoked.add((message.device, message.inode))
+                self._revoke(message.device, message.inode, message.size, self._revocation(message.token))
+            case Resize():
+                self._revoked.discard((message.device, message.inode))
+                self._resize(message.device, message.inode)
             case _:
                 raise Dropped(f"an unexpected message: {type(message).__name__}")
         self._send()
@@ -330,9 +329,9 @@ class DaxClient:
         self._given_up = False
         if self._refused:
             self._fail_claims(errno.ENOSPC)
-        withdrawn, self._withdrawn = self._withdrawn, set()
-        for device, inode in withdrawn | {(mapping.device, mapping.inode) for mapping in self._mappings.values()}:
-            self._settle(device, inode)
+        revoked, self._revoked = self._revoked, set()
+        for device, inode in revoked | {(mapping.device, mapping.inode) for mapping in self._mappings.values()}:
+            self._resize(device, inode)
         self._send()
 
     def _give_up(self, losses: int) -> None:
@@ -340,39 +339,39 @@ class DaxClient:
             return
         self._given_up = True
         self._fail_claims(errno.EAGAIN)
-        for shrink in list(self._shrinks.values()):
-            shrink.done()
-        withdrawn, self._withdrawn = self._withdrawn, set()
-        for device, inode in withdrawn:
-            self._settle(device, inode)
+        for truncation in list(self._truncations.values()):
+            truncation.done()
+        revoked, self._revoked = self._revoked, set()
+        for device, inode in revoked:
+            self._resize(device, inode)
 
     # --- requests -------------------------------------------------------------------------------------------
 
     def _claimed(self, claim: _Claim, answer: Claimed) -> None:
         asked = claim.message
         if not answer.error:
-            self._mappings[answer.place] = Mapping(
-                asked.device, asked.inode, asked.offset, asked.length, answer.place, asked.writable
+            self._mappings[answer.moffset] = Mapping(
+                asked.device, asked.inode, asked.offset, asked.length, answer.moffset, asked.writable
             )
-        claim.done(answer.place, answer.error)
+        claim.done(answer.moffset, answer.error)
 
     def _fail_claims(self, error: int) -> None:
         claims, self._claims = self._claims, {}
         self._claims_waiting.clear()
         for claim in claims.values():
-            claim.done(claim.message.place or 0, error)
+            claim.done(claim.message.moffset or 0, error)
 
-    def _grant(self, shrink: _Shrink) -> None:
-        if not shrink.granted:
-            shrink.granted = True
-            shrink.done()
+    def _grant(self, truncation: _Truncation) -> None:
+        if not truncation.granted:
+            truncation.granted = True
+            truncation.done()
 
-    def _withdrawal(self, token: int) -> Done:
+    def _revocation(self, token: int) -> Done:
         losses = self._losses
 
         def done() -> None:
             if losses == self._losses:
-                self._post(Withdrawn(token))
+                self._post(Revoked(token))
 
         return done
 
@@ -381,15 +380,15 @@ class DaxClient:
         self._flush()
 
     def _send(self) -> None:
-        """Ask for what may be asked for now."""
+        """Send waiting requests, as far as the limits permit."""
         if not self._reported:
             return
         while self._claims_waiting and len(self._claims) - len(self._claims_waiting) < MAX_CLAIMS:
             self._outbox.append((self._claims[self._claims_waiting.popleft()].message, ()))
-        while self._shrinks_waiting and len(self._shrinks) - len(self._shrinks_waiting) < MAX_SHRINKS:
-            shrink = self._shrinks[self._shrinks_waiting.popleft()]
-            shrink.asked = _now()
-            self._outbox.append((shrink.message, [shrink.fd]))
+        while self._truncations_waiting and len(self._truncations) - len(self._truncations_waiting) < MAX_TRUNCATIONS:
+            truncation = self._truncations[self._truncations_waiting.popleft()]
+            truncation.asked = _now()
+            self._outbox.append((truncation.message, [truncation.fd]))
         self._flush()
 
     def _flush(self) -> None:
@@ -403,7 +402,7 @@ class DaxClient:
                 self._timer.call_later(AGAIN_SECONDS, self._retry)
                 return
             except Dropped:
-                # Its socket tells.
+                # The socket reports it.
                 return
             self._outbox.popleft()
 
@@ -413,12 +412,12 @@ class DaxClient:
 
 
 def _now() -> float:
-    """Seconds, counted on while this process is stopped and while the machine is suspended."""
+    """Seconds. The clock runs on while this process is stopped and while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _is_shrink(message: FromBackend, token: int) -> bool:
-    return isinstance(message, Shrink) and message.token == token
+def _is_truncate(message: FromBackend, token: int) -> bool:
+    return isinstance(message, Truncate) and message.token == token
 
 
 def _refusal(window: int, answer: Windowed) -> str:

@@ -33,14 +33,14 @@ from coherent_vfs.coherence.protocol.messages import (
     Ready,
     Refused,
     Registered,
-    Settle,
-    Shrinkable,
+    Resize,
+    Revoke,
+    TruncateGranted,
     Unwatch,
     Watch,
     Watched,
     Welcome,
     Windowed,
-    Withdraw,
 )
 from coherent_vfs.coherence.shm import liveness
 from coherent_vfs.coherence.shm.leases import Leases
@@ -75,7 +75,7 @@ class Membership:
         table: the domain's table, writable. The same object over every restart of coherenced.
         leases: its lease table; likewise.
         journal: this backend's journal; likewise.
-        dax: the guest's DAX window, and files that are about to shrink.
+        dax: the guest's DAX window, and the truncations of files.
     """
 
     table: Table
@@ -270,7 +270,9 @@ class Membership:
                     self._registered = True
                     self._complaint = None
                     self.dax.joined(connection)
-                case Windowed() | Claimed() | Coordinate() | Shrinkable() | Withdraw() | Settle() if self._registered:
+                case Windowed() | Claimed() | Coordinate() | TruncateGranted() | Revoke() | Resize() if (
+                    self._registered
+                ):
                     self.dax.handle(message)
                 case Watched() if self._asked:
                     self._asked -= 1

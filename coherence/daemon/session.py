@@ -34,18 +34,18 @@ from coherent_vfs.coherence.protocol.messages import (
     Refused,
     Registered,
     Release,
-    Shrink,
-    Shrunk,
+    Revoked,
     StatusPage,
     StatusQuestion,
     Subscribe,
     Subscribed,
+    Truncate,
+    Truncated,
     Unwatch,
     Watch,
     Watched,
     Welcome,
     Window,
-    Withdrawn,
 )
 
 log = get_logger(__name__)
@@ -199,7 +199,7 @@ class Handler:
                 self._watch(message.token, fds)
             case Unwatch(), "backend" if self.registered and not fds:
                 self._daemon.watch.unwatch(self._key or 0)
-            case Window() | Claim() | Release() | Shrink() | Shrunk() | Withdrawn(), "backend" if (
+            case Window() | Claim() | Release() | Truncate() | Truncated() | Revoked(), "backend" if (
                 self._peer is not None
             ):
                 self._daemon.dax.handle(self._peer, message, fds)

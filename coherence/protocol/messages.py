@@ -3,7 +3,7 @@
 A client says Hello and is told Welcome or Refused. A backend then asks to Join, is granted a journal, takes
 its semaphore, says Ready, and is a member once it is told Registered; from then on coherenced may Ask for
 its counters, and it may ask coherenced to Watch what its guest is to cache. One whose guest has a DAX window
-tells of it with Window, and may then Claim and Release parts of it; every member asks to Shrink a file that
+announces it with Window, and may then Claim and Release parts of it; every member asks to Truncate a file that
 others may have mapped (docs/concepts/dax.md). A control client asks for StatusPage after StatusPage, or for DaxPage
 after DaxPage; or it says Subscribe, and is sent Changes from then on.
 """
@@ -25,12 +25,12 @@ Label = Annotated[str, Meta(max_length=LABEL_MAX, pattern=r"\A[^\x00-\x1f\x7f-\x
 # Bytes of a path in a message.
 MAX_PATH = 4096
 Counters = Annotated[dict[Label, UInt], Meta(max_length=32)]
-# Mappings or places in one message: a packet holds as many, however long their numbers are.
+# Mappings or ranges in one message. A packet has room for so many, however long their numbers are.
 MAX_MAPPINGS = 1024
 # Files in one DaxPage.
 MAX_FILES = 100
-# How long a file can be held by a backend that may make it smaller: then Shrinkable ends by itself.
-SHRUNK_SECONDS = 15.0
+# Seconds after which TruncateGranted ends by itself: a backend cannot keep others off a file for longer.
+TRUNCATE_GRANT_SECONDS = 15.0
 
 
 class Mapping(Struct, frozen=True, array_like=True):
@@ -38,7 +38,7 @@ class Mapping(Struct, frozen=True, array_like=True):
 
     Args:
         device, inode: st_dev and st_ino of the file.
-        offset: in the file, length: of the part, place: in the window. All in bytes, and whole chunks.
+        offset: in the file, length: of the part, moffset: in the window. All in bytes, and whole chunks.
         writable: whether the guest may store into it.
     """
 
@@ -46,7 +46,7 @@ class Mapping(Struct, frozen=True, array_like=True):
     inode: UInt
     offset: UInt
     length: UInt
-    place: UInt
+    moffset: UInt
     writable: bool
 
 
@@ -116,7 +116,7 @@ class Claim(Struct, tag="claim", frozen=True):
     Args:
         token: comes back with the answer.
         device, inode, offset, length, writable: as in Mapping.
-        place: in the window, None where coherenced is to choose one.
+        moffset: in the window; None: coherenced chooses it.
     """
 
     token: UInt
@@ -124,38 +124,38 @@ class Claim(Struct, tag="claim", frozen=True):
     inode: UInt
     offset: UInt
     length: UInt
-    place: UInt | None
+    moffset: UInt | None
     writable: bool
 
 
 class Release(Struct, tag="release", frozen=True):
-    """These are mapped no more: place and length of each, as they were claimed. There is no answer."""
+    """The backend has unmapped these ranges: moffset and length of each, as claimed. There is no answer."""
 
-    places: Annotated[list[tuple[UInt, UInt]], Meta(max_length=MAX_MAPPINGS)]
+    ranges: Annotated[list[tuple[UInt, UInt]], Meta(max_length=MAX_MAPPINGS)]
 
 
-class Shrink(Struct, tag="shrink", frozen=True):
-    """With one descriptor, open for writing: the backend is about to make this file smaller. Shrinkable is the answer.
+class Truncate(Struct, tag="truncate", frozen=True):
+    """With one descriptor, open for writing: the backend is about to truncate this file. The answer is TruncateGranted.
 
-    The descriptor shows that it may do that: others give up what they have mapped.
+    The descriptor proves that the backend may truncate the file; others lose their mappings for it.
 
     Args:
         token: comes back with the answer.
-        size: that the file will have, bytes.
+        size: the new size of the file, bytes.
     """
 
     token: UInt
     size: UInt
 
 
-class Shrunk(Struct, tag="shrunk", frozen=True):
-    """The file has its new size, or has kept the old one; the token is that of Shrink."""
+class Truncated(Struct, tag="truncated", frozen=True):
+    """The truncation is over: the file has its new size, or keeps the old one. The token is that of Truncate."""
 
     token: UInt
 
 
-class Withdrawn(Struct, tag="withdrawn", frozen=True):
-    """What Withdraw with this token asked for is done."""
+class Revoked(Struct, tag="revoked", frozen=True):
+    """The backend has done what Revoke with this token asked for."""
 
     token: UInt
 
@@ -242,32 +242,32 @@ class Claimed(Struct, tag="claimed", frozen=True):
     """The answer to Claim.
 
     Args:
-        place: in the window, of what was granted.
+        moffset: in the window, of what was granted.
         error: an errno, 0 when it was granted: ENOSPC (no room in the window), EBUSY (overlaps
             what is mapped), EINVAL (no whole chunks, or beyond the window), EAGAIN (too many claims are waiting).
     """
 
     token: int
-    place: int
+    moffset: int
     error: int
 
 
 class Coordinate(Struct, tag="coordinate", frozen=True):
-    """Whether others have windows, so that Shrink has a use; told once registered, and when it changes."""
+    """Whether others have windows, so that Truncate is needed. Sent after Registered, and when it changes."""
 
-    shrinks: bool
+    truncations: bool
 
 
-class Shrinkable(Struct, tag="shrinkable", frozen=True):
-    """The answer to Shrink: the file may be made smaller now, until SHRUNK_SECONDS after this was sent."""
+class TruncateGranted(Struct, tag="truncate-granted", frozen=True):
+    """The answer to Truncate: the backend may truncate the file, until TRUNCATE_GRANT_SECONDS after this was sent."""
 
     token: int
 
 
-class Withdraw(Struct, tag="withdraw", frozen=True):
-    """A file is about to have only `size` bytes: take away what is mapped beyond, then say Withdrawn.
+class Revoke(Struct, tag="revoke", frozen=True):
+    """A file is about to be truncated to `size` bytes: remove mappings beyond that size, then send Revoked.
 
-    Until Settle is told nothing of the file that is beyond this size may be mapped.
+    Until Resize arrives the backend must not map anything of the file beyond this size.
     """
 
     token: int
@@ -276,8 +276,8 @@ class Withdraw(Struct, tag="withdraw", frozen=True):
     size: int
 
 
-class Settle(Struct, tag="settle", frozen=True):
-    """A mapped file may have changed its size, or a Withdraw is over: look, and map it as its size is now."""
+class Resize(Struct, tag="resize", frozen=True):
+    """A mapped file may have a new size, or a revocation is over: read the size of the file and map it accordingly."""
 
     device: int
     inode: int
@@ -480,9 +480,9 @@ class Changes(Struct, tag="changes", frozen=True):
     missed: int
 
 
-FromBackend = Join | Ready | Watch | Unwatch | Window | Claim | Release | Shrink | Shrunk | Withdrawn | Answer
+FromBackend = Join | Ready | Watch | Unwatch | Window | Claim | Release | Truncate | Truncated | Revoked | Answer
 FromClient = Hello | FromBackend | StatusQuestion | DaxQuestion | Subscribe
-ToBackend = Granted | Registered | Watched | Windowed | Claimed | Coordinate | Shrinkable | Withdraw | Settle | Ask
+ToBackend = Granted | Registered | Watched | Windowed | Claimed | Coordinate | TruncateGranted | Revoke | Resize | Ask
 FromDaemon = Welcome | Refused | ToBackend | StatusPage | DaxPage | Subscribed | Changes
 Message = FromClient | FromDaemon
 

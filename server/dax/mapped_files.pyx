@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # distutils: extra_compile_args = -O3 -std=gnu11
-"""What requests have to heed of the files that this guest and others have mapped (docs/concepts/dax.md).
+"""What a request has to do before it changes or reports the size of a mapped file (docs/concepts/dax.md).
 
-Who maps, and how, is in server.dax. Without DAX all of this does nothing.
+The mappings themselves are in server.dax.window. Without DAX all of this does nothing.
 """
 
 from libc.errno cimport EIO, ENOENT
@@ -27,13 +27,13 @@ cdef uint32_t ATTR_DAX = int(AttrFlag.DAX)
 
 
 cdef class MappedFiles:
-    """The mapped files of one guest, and what its requests wait for because of them.
+    """The mapped files of one guest, for which its requests may have to wait.
 
     Args:
         settings: server.settings.Settings.
         lookups: opens files.
-        publisher: where it is noted until when a request waits.
-        validity: has to know that the guest maps files.
+        publisher: notes until when a request waits.
+        validity: is told that the guest maps files.
 
     Attributes:
         window: server.dax.window.Window, or None.
@@ -48,17 +48,17 @@ cdef class MappedFiles:
         self.dax_min_size = settings.dax_min_size
 
     def use_window(self, window) -> None:
-        """From now on the guest may map files: server.dax.window.Window."""
+        """Let the guest map files from now on, in this server.dax.window.Window."""
         self.window = window
         self.validity.maps = True
         self.dax = {"never": DAX_NEVER, "always": DAX_ALWAYS, "inode": DAX_INODE, "auto": DAX_AUTO}[self.settings.dax]
 
     def advise_no_dax(self) -> None:
-        """Nothing new can be mapped from now on: a guest that leaves it to us maps no file that it meets."""
+        """Nothing new can be mapped: advise the guest against DAX for files that it looks up from now on."""
         self.dax = DAX_NEVER
 
     def truncate_with(self, truncations) -> None:
-        """From now on others may have mapped the files that are made smaller: server.dax.truncations.Truncations."""
+        """Ask others before truncations from now on, with this server.dax.truncations.Truncations."""
         self.truncations = truncations
 
     def reset(self) -> None:
@@ -81,24 +81,24 @@ cdef class MappedFiles:
         return 0 if self.dax == DAX_INODE and inode.dax_flag == ABSENT else ATTR_DAX
 
     cdef int reach(self, inode_t *inode, uint64_t size):
-        """The guest is about to know that a file has this size: 0, or PARK where it has mapped something else there,
-        EINTR where it cannot wait for that."""
-        if inode.withdrawn != 0 and size >= inode.withdrawn:
-            # Where nothing has to be mapped that is done at once.
+        """The guest is about to be told that a file has this size: 0, or PARK while it has scratch mapped before that
+        size, or EINTR if it cannot wait for that."""
+        if inode.revoked != 0 and size >= inode.revoked:
+            # This ends at once if nothing has to be mapped.
             self.window.restore(inode.nodeid, size)
-        if inode.withdrawn == 0 or size < inode.withdrawn:
+        if inode.revoked == 0 or size < inode.revoked:
             inode.reached = max(inode.reached, size)
             return 0
         return self.publisher.put_off(lt_now() + WOKEN_US)
 
     cdef int begin_truncation(self, uint64_t unique, inode_t *inode, uint64_t size):
-        """A request is about to make a file smaller: 0, an errno, or PARK while others have mapped what is beyond."""
+        """A request is about to truncate a file: 0, an errno, or PARK while others have mappings beyond the new end."""
         cdef change_t change
-        # Nothing else is mapped; and to open a FIFO may take for ever.
+        # Only regular files are mapped; and opening a FIFO may block for ever.
         if self.truncations is None or inode.type != S_IFREG:
             return 0
         if self.truncations.is_new(unique):
-            # Leases first: as long as this waits for those, others have the file as it is.
+            # Leases first: while this waits for them, others keep their mappings.
             memset(&change, 0, sizeof(change))
             self.publisher.add_known(&change, inode, True)
             if self.publisher.begin(&change) == PARK:
@@ -112,25 +112,25 @@ cdef class MappedFiles:
         return self.publisher.put_off(lt_now() + WOKEN_US)
 
     cdef int confirm_truncation(self, uint64_t unique):
-        """Right before the system call: 0, or PARK where what begin_truncation() said is out of date."""
+        """Right before the system call: 0, or PARK if the result of begin_truncation() is out of date."""
         if self.truncations is None or self.truncations.is_current(unique):
             return 0
         return self.publisher.put_off(lt_now())
 
     cdef void end_truncation(self, uint64_t unique):
-        """It has done that, or failed."""
+        """The request has truncated the file, or failed."""
         if self.truncations is not None:
             self.truncations.end(unique)
 
     cdef void forget_request(self, uint64_t unique):
-        """A request that was parked is over: nothing that was begun for it remains."""
+        """A parked request was given up: end everything that was begun for it."""
         if self.window is not None:
             self.window.forget(unique)
         self.end_truncation(unique)
 
     cdef int end_session(self, uint64_t unique):
-        """The guest ends its session: 0, or PARK as long as something is mapped in its window."""
-        # A machine that resets its device, and has something mapped there, may not survive that (docs/reference/vhost-user.md).
+        """The guest ends its session: 0, or PARK while something is mapped in its window."""
+        # A machine may not survive a device reset while something is mapped (docs/reference/vhost-user.md).
         if self.window is None or self.publisher.abandoning or self.window.emptied(unique):
             return 0
         return self.publisher.put_off(lt_now() + WOKEN_US)

@@ -1,4 +1,4 @@
-"""One mapping in a guest's window, and the file that it is of."""
+"""One mapping in a guest's window, and its file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Mapping:
     """One mapping of the guest.
 
     Attributes:
-        place, length: in the window, bytes.
-        nodeid, device, inode, offset: what is there.
+        moffset, length: in the window, bytes.
+        nodeid, device, inode, offset: the file, and the offset in it.
         writable: whether the guest stores into it.
-        kept: how many bytes of it are of the file, the rest is scratch.
-        pieces: places and lengths as the front-end has them, the file's before those of scratch.
-        upgrading: whether the allocator is being told that the guest stores into it.
-        refused: why the front-end has not made some piece of it, an errno; ECONNRESET after a reset.
+        kept: its first bytes, which show the file; the rest is a scratch mapping.
+        pieces: moffset and length of each piece that the front-end has mapped; those of the file come first.
+        upgrading: whether a claim for write access is under way.
+        refused: errno of a piece that the front-end has not mapped; ECONNRESET after a reset.
     """
 
-    place: int
+    moffset: int
     length: int
     nodeid: int
     device: int
@@ -41,22 +41,22 @@ class Mapping:
         return self.device, self.inode
 
     def same_as(self, other: Mapping) -> bool:
-        """Whether it is the same part of the same file at the same place."""
-        mine, theirs = (self.place, self.length, self.offset), (other.place, other.length, other.offset)
+        """Whether it is the same range of the same file at the same moffset."""
+        mine, theirs = (self.moffset, self.length, self.offset), (other.moffset, other.length, other.offset)
         return mine == theirs and self.nodeid == other.nodeid and self.file == other.file
 
     def pages_of(self, size: int) -> int:
-        """How many bytes of it are pages that a file of this size has."""
+        """Bytes of it that are pages of a file of this size."""
         return min(max(-(-size // PAGE) * PAGE - self.offset, 0), self.length)
 
-    def overlaps(self, place: int, length: int) -> bool:
-        """Whether it is in this part of the window."""
-        return self.place < place + length and place < self.place + self.length
+    def overlaps(self, moffset: int, length: int) -> bool:
+        """Whether it overlaps this range of the window."""
+        return self.moffset < moffset + length and moffset < self.moffset + self.length
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file that is mapped: a descriptor of it, and the one that is mapped."""
+    """A mapped file: its own descriptor, and that of its view, which is mapped."""
 
     fd: int
     view: int

@@ -1,4 +1,4 @@
-"""Files that this guest makes smaller: others first give up what they have mapped beyond the new end."""
+"""Truncations by this guest: before one, others' mappings beyond the new end are revoked."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Allocator(Protocol):
 
     @property
     def coordinates(self) -> bool:
-        """Whether others may have mapped something."""
+        """Whether others may have mappings."""
         ...
 
-    def shrink(self, fd: int, size: int, done: Callable[[], None]) -> int:
-        """Ask others to give up what is beyond a size; done() when they have. Returns a token."""
+    def truncate(self, fd: int, size: int, done: Callable[[], None]) -> int:
+        """Have others' mappings beyond a size revoked, then call done(). Returns a token."""
         ...
 
-    def shrunk(self, token: int) -> None:
-        """The file has its new size, or keeps the old one."""
+    def truncated(self, token: int) -> None:
+        """A truncation is over: the file has its new size, or keeps the old one."""
         ...
 
     def is_granted(self, token: int) -> bool:
-        """Whether what was granted is so still."""
+        """Whether a grant is still valid."""
         ...
 
     @property
     def has_news(self) -> bool:
-        """Whether it was told something that it has not looked at."""
+        """Whether there are unread messages of coherenced."""
         ...
 
 
@@ -48,13 +48,13 @@ class Files(Protocol):
 
 @dataclass(slots=True)
 class Truncation:
-    """One that is under way.
+    """A truncation that is under way.
 
     Attributes:
         fd: of the file.
-        nodeid, size: what for.
+        nodeid, size: the file, and its new size in bytes.
         token: of the allocator.
-        granted: whether it was granted, which does not last (Allocator.is_granted).
+        granted: whether it was granted. A grant expires (Allocator.is_granted).
     """
 
     fd: int
@@ -65,11 +65,11 @@ class Truncation:
 
 
 class Truncations:
-    """The truncations of a guest's requests, by their number.
+    """The truncations of a guest, by the number of the request.
 
     Args:
-        allocator: who knows the others.
-        files: whose files.
+        allocator: revokes others' mappings.
+        files: of the guest.
     """
 
     def __init__(self, allocator: Allocator, files: Files) -> None:
@@ -78,27 +78,27 @@ class Truncations:
         self._under_way: dict[int, Truncation] = {}
 
     def is_new(self, unique: int) -> bool:
-        """Whether this request would be the first to ask others."""
+        """Whether begin would have to ask others for this request, for the first time."""
         return self._allocator.coordinates and unique not in self._under_way
 
     def begin(self, unique: int, nodeid: int, size: int) -> bool:
-        """Whether a request may make a file smaller now; if not, it is to ask again when it is woken.
+        """Whether a request may truncate a file now. If not, call this again when it is woken.
 
         Args:
             unique: of the request.
-            nodeid: the file, a regular one.
-            size: that it will have, bytes.
+            nodeid: of a regular file.
+            size: the new size, bytes.
 
         Raises:
-            OSError: it cannot be opened for writing, so that others cannot be asked.
+            OSError: the file cannot be opened for writing, so that mappings cannot be revoked.
         """
         under_way = self._under_way.get(unique)
         if under_way is not None:
             lapsed = under_way.granted and not self._allocator.is_granted(under_way.token)
             if under_way.nodeid == nodeid and under_way.size <= size and not lapsed:
                 return under_way.granted
-            # It waited for too long, for leases or as this process was stopped; or a file has changed meanwhile, or
-            # a guest is up to no good.
+            # The grant has expired, as the request waited for leases or this process was stopped; or the file has
+            # changed meanwhile; or the guest misbehaves.
             self.end(unique)
         if not self._allocator.coordinates:
             return True
@@ -112,28 +112,28 @@ class Truncations:
             truncation.granted = True
             self._files.wake()
 
-        truncation.token = self._allocator.shrink(fd, size, granted)
+        truncation.token = self._allocator.truncate(fd, size, granted)
         return truncation.granted
 
     def is_current(self, unique: int) -> bool:
-        """Whether what begin said is so still; to be asked right before the change, after whatever may take time.
+        """Whether the result of begin is still valid. Call it last, right before the system call.
 
-        If not, the request is to begin again after the next turn of the event loop.
+        If not, call begin again after the next turn of the event loop.
         """
         if self._allocator.has_news:
-            # The grant may be over, or the first other window has come.
+            # The grant may have been ended, or another guest may have got the first window.
             return False
         under_way = self._under_way.get(unique)
         return under_way is None or self._allocator.is_granted(under_way.token)
 
     def end(self, unique: int) -> None:
-        """The request has made its change, or will not; one that made none smaller may say so, too."""
+        """The request has truncated the file, or will not. A request that truncates nothing may call it, too."""
         truncation = self._under_way.pop(unique, None)
         if truncation is not None:
-            self._allocator.shrunk(truncation.token)
+            self._allocator.truncated(truncation.token)
             os.close(truncation.fd)
 
     def clear(self) -> None:
-        """The session is over, and nobody will serve its requests."""
+        """The session is over: end the truncations of all its requests."""
         for unique in list(self._under_way):
             self.end(unique)

@@ -61,7 +61,7 @@ class FsDevice:
         if membership is not None and view is not None:
             window = Window(settings.window_bytes, self.shared_memory, membership.dax, view, self.fs)
             self.shared_memory.on_reset = window.reset
-            membership.dax.attach(window.withdraw, window.settle)
+            membership.dax.attach(window.revoke, window.resize)
             self.fs.mapped.use_window(window)
             view.on_end = self.fs.mapped.advise_no_dax
         self._settings = settings

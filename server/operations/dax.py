@@ -23,26 +23,26 @@ def _window(fs: FileSystem) -> Window:
 
 
 def setup_mapping(fs: FileSystem, request: Request) -> bytes:
-    """Map a part of a file into the window, where the guest wants it. It has no handle for that (fs/fuse/dax.c)."""
-    _, offset, length, flags, place = unpack(SETUPMAPPING_IN, request.body)
+    """Map a range of a file at the moffset that the guest has chosen. Linux sends no handle (fs/fuse/dax.c)."""
+    _, offset, length, flags, moffset = unpack(SETUPMAPPING_IN, request.body)
     writable = bool(flags & SetupMappingFlag.WRITE)
     if writable and fs.readonly:
         raise error(errno.EROFS)
     window = _window(fs)
-    # What is stored is seen by no bump. So nobody may rely on what it was; coherenced sees to that from now on.
+    # Stores bump nothing, so no guest may cache the file: coherenced pins its slot from now on.
     with fs.changing(inodes=(request.nodeid,), data=True) if writable else nullcontext():
-        window.set_up(request.unique, request.nodeid, offset, length, writable, place)
+        window.set_up(request.unique, request.nodeid, offset, length, writable, moffset)
     return b""
 
 
 def remove_mapping(fs: FileSystem, request: Request) -> bytes:
-    """Take mappings away: those at these places of the window."""
+    """Remove mappings, named by moffset and length."""
     (count,) = unpack(REMOVEMAPPING_IN, request.body)
     if len(request.body) < REMOVEMAPPING_IN.size + count * REMOVEMAPPING_ONE.size:
         raise error(errno.EINVAL)
-    places = [
+    ranges = [
         REMOVEMAPPING_ONE.unpack_from(request.body, REMOVEMAPPING_IN.size + number * REMOVEMAPPING_ONE.size)
         for number in range(count)
     ]
-    _window(fs).remove(request.unique, places)
+    _window(fs).remove(request.unique, ranges)
     return b""

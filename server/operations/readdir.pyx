@@ -150,7 +150,7 @@ cdef bint add_plus(
     if not bare and fs.listings.probes and fs.inodes.find_ino(parent, entry.d_ino) == NULL:
         bare = fs.listings.tries(parent, entry.d_ino, entry.d_type)
     if not bare and fs.lookups.look_up_entry(parent, entry.d_name, entry.d_ino, &inode, &stx) == 0:
-        if inode.withdrawn != 0 and stx.stx_size >= inode.withdrawn:
+        if inode.revoked != 0 and stx.stx_size >= inode.revoked:
             # The guest has to ask for it by itself, as that may have to wait.
             fs.inodes.forget(inode.nodeid, 1)
             inode = NULL

@@ -53,10 +53,10 @@ cdef struct inode_t:
     uint64_t data_fh
     bint data_writable
     uint64_t data_used     # the how manieth use of all that was
-    # DAX (server.dax): whether the host's file has its flag for it, and beyond which size the guest maps scratch.
+    # DAX (server.dax): whether the host's file has its flag for it, and beyond which size mappings were revoked.
     flag_t dax_flag
-    uint64_t withdrawn     # that size and 1; 0: nowhere
-    uint64_t reached       # the largest size that the guest may know of
+    uint64_t revoked       # that size + 1; 0: none
+    uint64_t reached       # the largest size that the guest may know
     inode_t *next          # in its hash chain, or in the list of free records
     inode_t *older         # in the list of idle or of open ones
     inode_t *newer

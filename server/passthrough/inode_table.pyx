@@ -234,7 +234,7 @@ cdef class InodeTable:
         inode.nlookup = 1
         inode.handle = NULL
         inode.data_fh = 0
-        inode.withdrawn = inode.reached = 0
+        inode.revoked = inode.reached = 0
         begin_anew(inode)
         inode.generation += 1
         inode.entry_generation = self.session + (

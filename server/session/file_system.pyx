@@ -263,15 +263,15 @@ cdef class FileSystem:
         if inode != NULL:
             inode.reached = size
 
-    def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
-        """What the guest has mapped of a file beyond this size, too, is not the file any more; None: all is again."""
+    def revoked_beyond(self, nodeid: int, size: int | None) -> None:
+        """Note that the guest has scratch mappings of a file beyond this size; None: it has none."""
         cdef inode_t *inode = self.inodes.record(nodeid)
         if inode == NULL:
             return
         if size is None:
-            inode.withdrawn = 0
-        elif inode.withdrawn == 0 or <uint64_t>size + 1 < inode.withdrawn:
-            inode.withdrawn = <uint64_t>size + 1
+            inode.revoked = 0
+        elif inode.revoked == 0 or <uint64_t>size + 1 < inode.revoked:
+            inode.revoked = <uint64_t>size + 1
 
     def wake(self) -> None:
         """Look at parked requests again, whenever they are due."""

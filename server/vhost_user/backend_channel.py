@@ -114,7 +114,7 @@ class SharedMemory:
         self._shared_objects = False
         self._replaces = False
         self._mapped: dict[int, SharedMapping] = {}
-        """By place, what the front-end has mapped as far as we know."""
+        """By moffset: what the front-end has mapped, as far as we know."""
         self._sent: deque[_Pending] = deque()
         self._waiting: deque[_Pending] = deque()
         self._leftover: deque[SharedMapping] = deque()
@@ -158,7 +158,7 @@ class SharedMemory:
         self._shared_objects = shared_objects
         self._replaces = replaces
 
-    def map(self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Done) -> None:
+    def map(self, fd: int, file_offset: int, moffset: int, length: int, writable: bool, done: Done) -> None:
         """Map a piece of a file, where nothing is mapped yet.
 
         QEMU wants `fd` open for reading and writing whatever `writable` says, and a file that reaches to
@@ -167,7 +167,7 @@ class SharedMemory:
         Args:
             fd: the file; it stays the caller's, who may close it at once.
             file_offset: where the piece begins in the file, bytes, a multiple of the page size.
-            place: where it goes in the region, bytes, a multiple of the page size.
+            moffset: where it goes in the region, bytes, a multiple of the page size.
             length: bytes, a multiple of the page size.
             writable: whether the guest may store there.
             done: see above.
@@ -183,14 +183,14 @@ class SharedMemory:
         except OSError as error:
             self._fail(done, error.errno or errno.EIO)
             return
-        mapping = SharedMapping(place, length, file_offset, writable)
+        mapping = SharedMapping(moffset, length, file_offset, writable)
         self._submit(BackendRequest.SHMEM_MAP, mapping, duplicate, done)
 
-    def unmap(self, place: int, length: int, done: Done, *, replaced: bool = False) -> None:
+    def unmap(self, moffset: int, length: int, done: Done, *, replaced: bool = False) -> None:
         """Take away exactly what one map() has mapped there; QEMU refuses a part of it, or several at once.
 
         Args:
-            place: as given to map().
+            moffset: as given to map().
             length: as given to map().
             done: see above.
             replaced: the next call, at once, is map() of what is to be there: there is to be as little time as
@@ -200,7 +200,7 @@ class SharedMemory:
         if replaced and self._replaces and self._connection is not None:
             self._loop.call_later(0, lambda: done(0))
             return
-        self._submit(BackendRequest.SHMEM_UNMAP, SharedMapping(place, length), None, done, replaced)
+        self._submit(BackendRequest.SHMEM_UNMAP, SharedMapping(moffset, length), None, done, replaced)
 
     def reset(self) -> None:
         """Begin anew, without any mapping.
@@ -233,7 +233,7 @@ class SharedMemory:
         self, number: BackendRequest, mapping: SharedMapping, fd: int | None, done: Done, replaced: bool = False
     ) -> None:
         pending = _Pending(number, mapping, fd, done, replaced)
-        if not (mapping.place >= 0 and mapping.length > 0 and mapping.place + mapping.length <= self.size):
+        if not (mapping.moffset >= 0 and mapping.length > 0 and mapping.moffset + mapping.length <= self.size):
             pending.close()
             self._fail(done, errno.EINVAL)
         elif self._connection is None:
@@ -253,7 +253,7 @@ class SharedMemory:
         """Send what may be sent now.
 
         Nothing new as long as the answer to something that was given up is awaited: what that has mapped has to
-        go before its place is used again.
+        go before its range is used again.
         """
         if self._sent and self._sent[0].done is None:
             return
@@ -316,7 +316,7 @@ class SharedMemory:
         mapping = answered.mapping
         if answered.status == 0:
             if answered.number is BackendRequest.SHMEM_UNMAP:
-                self._mapped.pop(mapping.place, None)
+                self._mapped.pop(mapping.moffset, None)
             elif answered.done is None:
                 self._leftover.append(mapping)
             else:
@@ -326,15 +326,15 @@ class SharedMemory:
 
     def _note(self, mapping: SharedMapping) -> None:
         """It is mapped; a front-end that replaces has left what there was before and after it."""
-        end = mapping.place + mapping.length
+        end = mapping.moffset + mapping.length
         for there in list(self._mapped.values()):
-            there_end = there.place + there.length
-            if there.place < end and mapping.place < there_end:
-                del self._mapped[there.place]
-                for place, after in ((there.place, mapping.place), (end, there_end)):
-                    if place < after:
-                        self._mapped[place] = SharedMapping(place, after - place)
-        self._mapped[mapping.place] = mapping
+            there_end = there.moffset + there.length
+            if there.moffset < end and mapping.moffset < there_end:
+                del self._mapped[there.moffset]
+                for moffset, after in ((there.moffset, mapping.moffset), (end, there_end)):
+                    if moffset < after:
+                        self._mapped[moffset] = SharedMapping(moffset, after - moffset)
+        self._mapped[mapping.moffset] = mapping
 
     def _lose(self, error: Exception) -> None:
         if isinstance(error, Disconnected | ConnectionLost):  # a machine that ends; its main connection tells
@@ -374,8 +374,8 @@ class SharedMemory:
         """How many mappings there are when all that was asked is done."""
         pending = [one for one in (*self._sent, *self._waiting) if one.status is None]
         made = sum(one.number is BackendRequest.SHMEM_MAP for one in pending)
-        places = {one.mapping.place for one in pending if one.number is BackendRequest.SHMEM_UNMAP}
-        return len(self._mapped) + len(self._leftover) + made - len(places)
+        moffsets = {one.mapping.moffset for one in pending if one.number is BackendRequest.SHMEM_UNMAP}
+        return len(self._mapped) + len(self._leftover) + made - len(moffsets)
 
     def _oldest(self) -> _Pending | None:
         """The oldest request that somebody waits for."""

@@ -217,10 +217,10 @@ class Config:
 class SharedMapping:
     """A piece of a file in a shared memory region. Offsets and lengths are in bytes.
 
-    SHMEM_UNMAP names what to take away by region, place and length.
+    `moffset` is the offset in the region, QEMU's shm_offset. SHMEM_UNMAP names a mapping by region, moffset and length.
     """
 
-    place: int
+    moffset: int
     length: int
     file_offset: int = 0
     writable: bool = False
@@ -346,15 +346,15 @@ def unpack_shmem_config(payload: bytes) -> list[int]:
 def pack_shared_mapping(mapping: SharedMapping) -> bytes:
     """Payload of SHMEM_MAP, which brings the file's descriptor, and of SHMEM_UNMAP."""
     flags = _SHMEM_WRITABLE if mapping.writable else 0
-    return _SHMEM_MAPPING.pack(mapping.region, mapping.file_offset, mapping.place, mapping.length, flags)
+    return _SHMEM_MAPPING.pack(mapping.region, mapping.file_offset, mapping.moffset, mapping.length, flags)
 
 
 def unpack_shared_mapping(payload: bytes) -> SharedMapping:
     """Inverse of pack_shared_mapping."""
-    region, file_offset, place, length, flags = _checked(_SHMEM_MAPPING, payload)
+    region, file_offset, moffset, length, flags = _checked(_SHMEM_MAPPING, payload)
     if flags & ~_SHMEM_WRITABLE:
         raise ValueError(f"flags {flags:#x} of a shared mapping")
-    return SharedMapping(place, length, file_offset, bool(flags), region)
+    return SharedMapping(moffset, length, file_offset, bool(flags), region)
 
 
 def pack_shared_object(uuid: bytes) -> bytes:

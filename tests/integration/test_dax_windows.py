@@ -27,11 +27,11 @@ from coherent_vfs.coherence.protocol.messages import (
     FromClient,
     Mapping,
     Release,
-    Shrink,
-    Shrinkable,
+    Revoked,
+    Truncate,
+    TruncateGranted,
     Window,
     Windowed,
-    Withdrawn,
 )
 from coherent_vfs.coherence.shm import liveness
 from tests.integration.coherenced_process import SECONDS, Coherenced, open_directory
@@ -60,10 +60,10 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 
 class Guest:
-    """A backend in this process, whose guest maps what it is told to. It withdraws only when it is told to.
+    """A backend in this process, whose guest maps what the test says. It answers no revocation by itself.
 
     Attributes:
-        withdrawals: (device, inode, size, done) that it was asked for; settled: files that it was told to settle.
+        revocations: (device, inode, size, done) that it was asked for; resized: files of its Resize messages.
     """
 
     def __init__(self, coherenced: Coherenced, name: str, window: int = WINDOW) -> None:
@@ -77,13 +77,13 @@ class Guest:
                 window=window,
             )
         self.dax = self.membership.dax
-        self.withdrawals: asyncio.Queue[tuple[int, int, int, Callable[[], None]]] = asyncio.Queue()
-        self.settled: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-        self.dax.attach(lambda *asked: self.withdrawals.put_nowait(asked), lambda *file: self.settled.put_nowait(file))
+        self.revocations: asyncio.Queue[tuple[int, int, int, Callable[[], None]]] = asyncio.Queue()
+        self.resized: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        self.dax.attach(lambda *asked: self.revocations.put_nowait(asked), lambda *file: self.resized.put_nowait(file))
         self.membership.attach(asyncio.get_running_loop())
 
-    async def claim(self, fd: int, offset: int, place: int | None = None, length: int = CHUNK) -> int:
-        """The place that was granted. OSError when it was refused."""
+    async def claim(self, fd: int, offset: int, moffset: int | None = None, length: int = CHUNK) -> int:
+        """The moffset that was granted. Raises OSError when it was refused."""
         answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         status = os.fstat(fd)
         self.dax.claim(
@@ -91,25 +91,25 @@ class Guest:
             status.st_ino,
             offset,
             length,
-            place,
+            moffset,
             True,
-            lambda place, error: answer.set_result((place, error)),
+            lambda moffset, error: answer.set_result((moffset, error)),
         )
         granted, error = await within(answer)
         if error:
             raise OSError(error, os.strerror(error))
         return granted
 
-    async def refused(self, fd: int, offset: int, place: int | None = None, length: int = CHUNK) -> int:
+    async def refused(self, fd: int, offset: int, moffset: int | None = None, length: int = CHUNK) -> int:
         """The errno with which a claim is refused."""
         with pytest.raises(OSError) as caught:
-            await self.claim(fd, offset, place, length)
+            await self.claim(fd, offset, moffset, length)
         return caught.value.errno or 0
 
-    def shrink(self, fd: int, size: int) -> tuple[int, asyncio.Future[None]]:
-        """Begin to make a file smaller: a token, and what is done when that may happen."""
+    def truncate(self, fd: int, size: int) -> tuple[int, asyncio.Future[None]]:
+        """Begin to truncate a file: a token, and a future that is done when it is granted."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return self.dax.shrink(fd, size, lambda: granted.set_result(None)), granted
+        return self.dax.truncate(fd, size, lambda: granted.set_result(None)), granted
 
 
 async def within(what: Awaitable[Value]) -> Value:
@@ -191,7 +191,7 @@ def test_a_window_that_is_too_large(coherenced: Coherenced) -> None:
     assert "is larger than the limit" in coherenced.log()
 
 
-def test_a_file_is_cut_when_all_others_have_withdrawn(coherenced: Coherenced, file: int) -> None:
+def test_a_truncation_waits_until_all_others_have_revoked(coherenced: Coherenced, file: int) -> None:
     async def play() -> None:
         async with guests(coherenced, "red", "blue", "green", "grey") as (red, blue, green, grey):
             status = os.fstat(file)
@@ -199,8 +199,8 @@ def test_a_file_is_cut_when_all_others_have_withdrawn(coherenced: Coherenced, fi
             await red.claim(file, 2 * CHUNK)
             await blue.claim(file, 2 * CHUNK)
             await green.claim(file, CHUNK)
-            token, granted = grey.shrink(file, CHUNK + 1)
-            others = [await within(guest.withdrawals.get()) for guest in (red, blue, green)]
+            token, granted = grey.truncate(file, CHUNK + 1)
+            others = [await within(guest.revocations.get()) for guest in (red, blue, green)]
             assert [other[:3] for other in others] == [(status.st_dev, status.st_ino, CHUNK + 1)] * 3
             # A claim of the file waits, one of another does not.
             waiting = asyncio.create_task(green.claim(file, 3 * CHUNK))
@@ -213,36 +213,36 @@ def test_a_file_is_cut_when_all_others_have_withdrawn(coherenced: Coherenced, fi
             others[2][3]()
             await within(granted)
             assert not waiting.done()
-            grey.dax.shrunk(token)
+            grey.dax.truncated(token)
             for guest in red, blue, green:
-                assert await within(guest.settled.get()) == (status.st_dev, status.st_ino)
+                assert await within(guest.resized.get()) == (status.st_dev, status.st_ino)
             await within(waiting)
             # What ends at the new end may stay, and one's own mappings are one's own matter.
-            token, granted = red.shrink(file, 4 * CHUNK)
+            token, granted = red.truncate(file, 4 * CHUNK)
             await within(granted)
-            red.dax.shrunk(token)
-            assert all(guest.withdrawals.empty() for guest in (red, blue, green, grey))
+            red.dax.truncated(token)
+            assert all(guest.revocations.empty() for guest in (red, blue, green, grey))
 
     asyncio.run(play())
 
 
-def test_a_backend_that_dies_counts_as_withdrawn(coherenced: Coherenced, file: int) -> None:
+def test_a_backend_that_dies_counts_as_revoked(coherenced: Coherenced, file: int) -> None:
     async def play() -> None:
         async with guests(coherenced, "red", "blue", "grey") as (red, blue, grey):
             await red.claim(file, 0)
             await blue.claim(file, 0)
-            _, granted = grey.shrink(file, 0)
-            *_, done = await within(blue.withdrawals.get())
+            _, granted = grey.truncate(file, 0)
+            *_, done = await within(blue.revocations.get())
             done()
             red.membership.close()
             await within(granted)
-            # Who shrinks dies: the file is claimed again.
+            # The backend that truncates dies: the file can be claimed again.
             waiting = asyncio.create_task(blue.claim(file, CHUNK))
             coherenced.status()
             assert not waiting.done()
             grey.membership.close()
             await within(waiting)
-            await within(blue.settled.get())
+            await within(blue.resized.get())
 
     asyncio.run(play())
 
@@ -252,17 +252,17 @@ def test_nobody_waits_for_ever(coherenced: Coherenced, file: int) -> None:
         async with guests(coherenced, "red", "grey") as (red, grey):
             await red.claim(file, 0)
             for _ in range(3):
-                token, granted = grey.shrink(file, 0)
+                token, granted = grey.truncate(file, 0)
                 # After 2 s the first time, then at once.
                 await within(granted)
-                grey.dax.shrunk(token)
+                grey.dax.truncated(token)
             for _ in range(3):
-                *_, done = await within(red.withdrawals.get())
+                *_, done = await within(red.revocations.get())
                 done()
             # It is waited for again, once the daemon has read that.
             await red.claim(file, 0)
-            _, granted = grey.shrink(file, 0)
-            *_, done = await within(red.withdrawals.get())
+            _, granted = grey.truncate(file, 0)
+            *_, done = await within(red.revocations.get())
             assert not granted.done()
             done()
             await within(granted)
@@ -275,14 +275,14 @@ def test_alone_nobody_is_asked(coherenced: Coherenced, file: int) -> None:
     async def play() -> None:
         async with guests(coherenced, "red") as (red,):
             await eventually(lambda: not red.dax.coordinates)
-            token, granted = red.shrink(file, 0)
+            token, granted = red.truncate(file, 0)
             assert granted.done()
-            red.dax.shrunk(token)
+            red.dax.truncated(token)
             blue = Guest(coherenced, "blue")
             await eventually(lambda: red.dax.coordinates)
             blue.membership.close()
             await eventually(lambda: not red.dax.coordinates)
-            # One without a window shrinks files, too.
+            # A backend without a window truncates files, too.
             grey = Guest(coherenced, "grey", 0)
             await eventually(lambda: grey.dax.coordinates)
             assert await grey.refused(file, 0) == errno.ENOSPC
@@ -307,21 +307,21 @@ def test_a_daemon_that_is_killed_learns_everything_again(
             await eventually(lambda: not red.dax.reported and not blue.dax.reported)
             # These wait for the next one; what is given back is not told.
             claim = asyncio.create_task(red.claim(file, 0, 50 * CHUNK))
-            token, granted = blue.shrink(file, CHUNK)
+            token, granted = blue.truncate(file, CHUNK)
             red.dax.release([(3 * CHUNK, CHUNK)])
             coherenced.start()
             await within(granted)
-            blue.dax.shrunk(token)
+            blue.dax.truncated(token)
             await within(claim)
-            await within(red.settled.get())
-            await within(blue.settled.get())
+            await within(red.resized.get())
+            await within(blue.resized.get())
             assert windows(coherenced) == {"red": (50, 50 * CHUNK), "blue": (1, CHUNK)}
             # Blue is asked for what the daemon before has granted.
-            token, granted = red.shrink(file, CHUNK)
-            *_, done = await within(blue.withdrawals.get())
+            token, granted = red.truncate(file, CHUNK)
+            *_, done = await within(blue.revocations.get())
             done()
             await within(granted)
-            red.dax.shrunk(token)
+            red.dax.truncated(token)
 
     asyncio.run(play())
 
@@ -335,14 +335,14 @@ def test_a_daemon_that_does_not_come_back(
     async def play() -> None:
         async with guests(coherenced, "red", "blue") as (red, blue):
             await red.claim(file, 0)
-            _, granted = blue.shrink(file, 0)
-            await within(red.withdrawals.get())
+            _, granted = blue.truncate(file, 0)
+            await within(red.revocations.get())
             coherenced.kill()
             await within(granted)
             # Nobody will say that this is over.
-            await within(red.settled.get())
+            await within(red.resized.get())
             assert await red.refused(file, 0) == errno.EAGAIN
-            _, granted = blue.shrink(file, 0)
+            _, granted = blue.truncate(file, 0)
             assert granted.done()
 
     asyncio.run(play())
@@ -378,12 +378,12 @@ def test_a_change_on_the_host_is_told_to_who_has_the_file_mapped(
             await red.claim(file, 0)
             os.truncate(tmp_path / "file", 3)
             status = os.fstat(file)
-            assert await within(red.settled.get()) == (status.st_dev, status.st_ino)
+            assert await within(red.resized.get()) == (status.st_dev, status.st_ino)
             # Many changes are told a few times, the last of them, too.
             for size in range(300):
                 os.truncate(tmp_path / "file", size)
-            await within(red.settled.get())
-            assert blue.settled.empty()
+            await within(red.resized.get())
+            assert blue.resized.empty()
 
     asyncio.run(play())
 
@@ -435,7 +435,7 @@ def member(coherenced: Coherenced) -> Iterator[Client]:
         [Window(WINDOW), Window(WINDOW)],
         [Window(WINDOW, [], True), Window(WINDOW + CHUNK)],
         [Window(WINDOW, [], True), Claim(1, 1, 2, 0, CHUNK, 0, True)],
-        [Withdrawn(1)],
+        [Revoked(1)],
         [Window(CHUNK + 1), Release([])],
     ],
 )
@@ -451,24 +451,24 @@ def test_messages_out_of_order(coherenced: Coherenced, messages: list[FromClient
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH])
-def test_a_shrink_by_one_who_could_not_do_it(coherenced: Coherenced, tmp_path: Path, flags: int) -> None:
+def test_a_truncation_by_one_who_could_not_do_it(coherenced: Coherenced, tmp_path: Path, flags: int) -> None:
     (tmp_path / "f").touch()
     fd = os.open(tmp_path / "f", flags)
     with member(coherenced) as client:
-        client.connection.send(Shrink(1, 0), [fd])
+        client.connection.send(Truncate(1, 0), [fd])
         os.close(fd)
         with pytest.raises(Dropped):
             client.connection.receive()
     assert "not open for writing" in coherenced.log()
 
 
-def test_one_who_wants_to_shrink_too_much_at_once(coherenced: Coherenced, file: int) -> None:
+def test_too_many_truncations_at_once(coherenced: Coherenced, file: int) -> None:
     with member(coherenced) as client, pytest.raises(Dropped):
         for token in range(100):
-            client.connection.send(Shrink(token, 0), [file])
-        while isinstance(client.connection.receive()[0], Shrinkable):
+            client.connection.send(Truncate(token, 0), [file])
+        while isinstance(client.connection.receive()[0], TruncateGranted):
             pass
-    assert "files to shrink" in coherenced.log()
+    assert "truncations at a time" in coherenced.log()
 
 
 def test_mappings_that_make_no_sense(coherenced: Coherenced) -> None:
@@ -509,19 +509,19 @@ def test_a_backend_that_was_stopped_asks_again(coherenced: Coherenced, tmp_path:
             guest = await asyncio.to_thread(backend.connect)
             with guest:
                 truncation = asyncio.create_task(asyncio.to_thread(guest.truncate, "/file", 0))
-                *_, done = await within(red.withdrawals.get())
+                *_, done = await within(red.revocations.get())
                 assert backend.process is not None
                 backend.process.send_signal(signal.SIGSTOP)
                 done()
                 try:
-                    await within(red.settled.get())
-                    assert "does not say that a file is shrunk" in coherenced.log()
+                    await within(red.resized.get())
+                    assert "does not say that a truncation is over" in coherenced.log()
                     await red.claim(file, 2 * CHUNK)
                 finally:
                     backend.process.send_signal(signal.SIGCONT)
-                asked = asyncio.create_task(red.withdrawals.get())
+                asked = asyncio.create_task(red.revocations.get())
                 await within(asyncio.wait({asked, truncation}, return_when=asyncio.FIRST_COMPLETED))
-                assert asked.done(), "cut off what the other has mapped"
+                assert asked.done(), "truncated what the other has mapped"
                 assert os.fstat(file).st_size == 4 * CHUNK
                 asked.result()[3]()
                 await within(truncation)

@@ -133,7 +133,7 @@ def test_truncation_by_another_guest_kills_nobody(guests: tuple[Guest, Guest], p
 
 
 def test_what_is_before_the_new_end_is_there_all_the_time(guests: tuple[Guest, Guest], path: Path) -> None:
-    """Also while another guest cuts off the same chunk: this front-end replaces what is mapped in one step."""
+    """Also while another guest truncates the same chunk: this front-end replaces what is mapped in one step."""
     first, second = guests
     os.truncate(path, CHUNK)
     with first.open("/f", os.O_RDWR) as one, second.open("/f", os.O_RDWR) as other:
@@ -184,13 +184,13 @@ def test_against_a_model(guests: tuple[Guest, Guest], path: Path) -> None:
         for _ in range(150):
             file, rest = choice.choice(((one, other), (other, one)))
             offset = choice.choice((0, CHUNK, 2 * CHUNK)) + choice.randrange(10_000)
-            match choice.choice(("write", "write", "write", "shrink", "grow")):
+            match choice.choice(("write", "write", "write", "truncate", "grow")):
                 case "write":
                     data = choice.randbytes(choice.randrange(1, 6000))
                     model.extend(bytes(max(0, offset - len(model))))
                     model[offset : offset + len(data)] = data
                     file.pwrite(data, offset)
-                case "shrink":
+                case "truncate":
                     del model[offset:]
                     file.truncate(len(model))
                 case "grow":

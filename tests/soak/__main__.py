@@ -22,7 +22,7 @@ Exit status: 0 all held and nothing was left, 1 something did not, or there is n
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak",
-        description="User-space guests map, load, store, cut off and replace files through small DAX windows, "
+        description="User-space guests map, load, store, truncate and replace files through small DAX windows, "
         "while guests, backends and coherenced are killed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

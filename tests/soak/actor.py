@@ -1,4 +1,4 @@
-"""A guest of a soak test: maps, loads, stores, writes, cuts off and replaces files until it is told to end."""
+"""A guest of a soak test: maps, loads, stores, writes, truncates and replaces files until it is told to end."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Actor:
         if dax is None:
             return []
         return [
-            Held(self._inodes[it.nodeid], it.index * CHUNK, it.place, dax.window.is_mapped(it.place, CHUNK))
+            Held(self._inodes[it.nodeid], it.index * CHUNK, it.moffset, dax.window.is_mapped(it.moffset, CHUNK))
             for it in dax.chunks
         ]
 
@@ -216,7 +216,9 @@ class Actor:
     def _exact_step(self, soaked: Soaked, model: Model) -> None:
         file = self._file(soaked)
         offset, length = self._piece(soaked)
-        what = self._rng.choice(("read", "read", "write", "write", "view", "view", "cut", "grow", "punch", "replace"))
+        what = self._rng.choice(
+            ("read", "read", "write", "write", "view", "view", "truncate", "grow", "punch", "replace")
+        )
         model.note(self._number, f"{what} {length} at {offset}, size {model.size}, inode {file.stat().st_ino}")
         match what:
             case "read":
@@ -228,7 +230,7 @@ class Actor:
                 self._same("read after write", soaked, offset, file.pread(length, offset), data)
             case "view":
                 self._map(soaked, file, offset, min(length, model.size - offset))
-            case "cut" if offset < model.size:
+            case "truncate" if offset < model.size:
                 file.truncate(offset)
                 model.resize(offset)
                 self._size(soaked, file, offset)
@@ -304,14 +306,14 @@ class Actor:
     def _free_step(self, soaked: Soaked) -> None:
         file = self._file(soaked)
         offset, length = self._piece(soaked)
-        match self._rng.choice(("read", "read", "read", "write", "write", "view", "view", "cut", "punch")):
+        match self._rng.choice(("read", "read", "read", "write", "write", "view", "view", "truncate", "punch")):
             case "read":
                 self._belongs(soaked, offset, file.pread(length, offset))
             case "write":
                 file.pwrite(self._content(soaked, offset, length), offset)
             case "view":
                 self._map(soaked, file, offset, min(length, file.stat().st_size - offset))
-            case "cut":
+            case "truncate":
                 # From its own truncation no guest is kept.
                 self._drop_views(soaked)
                 file.truncate(offset)

@@ -85,10 +85,10 @@ def end(domain: Domain) -> None:
 
 
 def _window(name: str, chunks: list[Held]) -> None:
-    places = Counter(chunk.place for chunk in chunks)
-    if any(count > 1 for count in places.values()):
-        raise Failed(f"{name} has two chunks in one place: {chunks}")
-    if len(chunks) > WINDOW // CHUNK or any(place % CHUNK or place >= WINDOW for place in places):
+    moffsets = Counter(chunk.moffset for chunk in chunks)
+    if any(count > 1 for count in moffsets.values()):
+        raise Failed(f"{name} has two chunks at one moffset: {chunks}")
+    if len(chunks) > WINDOW // CHUNK or any(moffset % CHUNK or moffset >= WINDOW for moffset in moffsets):
         raise Failed(f"{name} has chunks beyond its window: {chunks}")
 
 

@@ -159,7 +159,7 @@ class Domain:
         processes: all that backends have started in all of their lives, themselves too: when each was started, by pid.
         views: minor device numbers of the mounts of all view processes so far.
         semaphores: keys that all backends so far had.
-        bus_errors: guests that died of what was not withdrawn from them, as something had been killed.
+        bus_errors: guests that died of mappings that were not revoked, as something had been killed.
     """
 
     def __init__(self, folder: Path, guests: int, seed: str) -> None:
@@ -234,7 +234,7 @@ class Domain:
     def bus_error(self, member: Member) -> None:
         """A guest died of SIGBUS. Failed when nothing explains that.
 
-        It may when its backend was killed, or coherenced, or when it was too slow to give up what others cut off.
+        It may when its backend was killed, or coherenced, or when it was too slow to revoke what others truncated.
         """
         self.bus_errors += 1
         killed = max(member.backend_killed, self._daemon_killed) > member.mounted

@@ -14,13 +14,13 @@ class Held(msgspec.Struct, frozen=True):
     """A chunk of a file in a guest's window.
 
     Args:
-        inode: of the file. offset: in it, bytes. place: in the window, bytes.
+        inode: of the file. offset: in it, bytes. moffset: in the window, bytes.
         mapped: whether there is something in the window.
     """
 
     inode: int
     offset: int
-    place: int
+    moffset: int
     mapped: bool
 
 

@@ -82,11 +82,11 @@ class Backend:
         """Ask all of it at once; the errnos."""
         return self.begin(*asks)()
 
-    def map(self, fd: int, place: int, offset: int = 0, length: int = CHUNK, *, writable: bool = True) -> Ask:
-        return lambda done: self.device.shared_memory.map(fd, offset, place, length, writable, done)
+    def map(self, fd: int, moffset: int, offset: int = 0, length: int = CHUNK, *, writable: bool = True) -> Ask:
+        return lambda done: self.device.shared_memory.map(fd, offset, moffset, length, writable, done)
 
-    def unmap(self, place: int, length: int = CHUNK) -> Ask:
-        return lambda done: self.device.shared_memory.unmap(place, length, done)
+    def unmap(self, moffset: int, length: int = CHUNK) -> Ask:
+        return lambda done: self.device.shared_memory.unmap(moffset, length, done)
 
     def soon(self, call: Callable[[], object]) -> None:
         """Call it in the thread."""
@@ -139,13 +139,13 @@ class Machine:
         assert int(length, 16) == WINDOW
         self._address = int(address, 16)
 
-    def look(self, place: int, length: int) -> bytes:
+    def look(self, moffset: int, length: int) -> bytes:
         """What the guest sees there."""
-        return self.guest.check(f"/window {self._address + place} {length}")
+        return self.guest.check(f"/window {self._address + moffset} {length}")
 
-    def store(self, place: int, text: str) -> None:
+    def store(self, moffset: int, text: str) -> None:
         """Have the guest write there."""
-        self.guest.check(f"/window {self._address + place} - {text}")
+        self.guest.check(f"/window {self._address + moffset} - {text}")
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +201,13 @@ def test_guest_and_host_see_each_other(machine: Machine, file: int) -> None:
 
 def test_many_at_once_and_in_order(machine: Machine, file: int) -> None:
     backend = machine.backend
-    places = [number * CHUNK for number in range(64)]
-    assert set(backend.do(*(backend.map(file, place, place % (8 * CHUNK)) for place in places))) == {0}
+    moffsets = [number * CHUNK for number in range(64)]
+    assert set(backend.do(*(backend.map(file, moffset, moffset % (8 * CHUNK)) for moffset in moffsets))) == {0}
     assert machine.look(13 * CHUNK, 7) == b"chunk 5"
     exchange = [backend.unmap(0), backend.map(file, 0, CHUNK), backend.unmap(0), backend.map(file, 0, 2 * CHUNK)]
     assert backend.do(*exchange) == [0] * 4
     assert machine.look(0, 7) == b"chunk 2"
-    assert set(backend.do(*(backend.unmap(place) for place in places))) == {0}
+    assert set(backend.do(*(backend.unmap(moffset) for moffset in moffsets))) == {0}
 
 
 def test_what_qemu_refuses(machine: Machine, file: int, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The DAX window allocator of the daemon: what backends ask of it, and what it tells them (docs/concepts/dax.md)."""
+"""The DAX window allocator of the daemon: its messages from and to backends (docs/concepts/dax.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.daemon.dax.member import Member
-from coherent_vfs.coherence.daemon.dax.truncations import WITHDRAW_SECONDS, Shrinks
+from coherent_vfs.coherence.daemon.dax.truncations import REVOKE_SECONDS, Truncations
 from coherent_vfs.coherence.daemon.dax.windows import File, Refusal, Window, Windows
 from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.protocol.connection import Connection, Dropped
@@ -23,36 +23,36 @@ from coherent_vfs.coherence.protocol.messages import (
     DaxUse,
     FromClient,
     Release,
-    Shrink,
-    Shrinkable,
-    Shrunk,
+    Revoked,
+    Truncate,
+    Truncated,
+    TruncateGranted,
     Windowed,
     WindowUse,
-    Withdrawn,
 )
 from coherent_vfs.coherence.protocol.messages import Window as WindowMessage
 
 log = get_logger(__name__)
 
-# Claims of one backend that wait; ours asks for fewer at a time (coherence.client.dax).
+# Waiting claims of one backend. Our client sends fewer at a time (coherence.client.dax).
 MAX_CLAIMS = 256
-# How long one whose mappings are not known is waited for.
-BLIND_SECONDS = WITHDRAW_SECONDS
-# What a packet holds besides MAX_FILES files, even when every guest has the longest name.
+# How long a truncation waits for a backend whose mappings are not known.
+BLIND_SECONDS = REVOKE_SECONDS
+# A packet has room for these and MAX_FILES files, even when every guest has the longest name.
 PAGE_WINDOWS = 128
 
-FromMember = WindowMessage | Claim | Release | Shrink | Shrunk | Withdrawn
+FromMember = WindowMessage | Claim | Release | Truncate | Truncated | Revoked
 
 
 class Allocator:
-    """Knows all DAX mappings of a domain, and what is to be done before a file is made smaller.
+    """Knows all DAX mappings of a domain, and revokes mappings before a file is truncated.
 
     Args:
         window_limit: largest size of a window, bytes.
-        total_limit: of the sizes of all windows together, bytes.
-        inode_slot: of a device and inode number, in the version table.
+        total_limit: largest sum of the sizes of all windows, bytes.
+        inode_slot: returns the slot of a device and inode number in the version table.
         write_mappings: of that table.
-        missing: whether backends live that are not connected: what they have mapped is not known.
+        missing: whether there are live backends that are not connected: their mappings are not known.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Allocator:
         self._members: dict[Member, None] = {}
         self._owners: dict[int, Member] = {}
         self._slots: dict[int, set[File]] = {}
-        self._shrinks = Shrinks(self._holders, self._blind, self._decide)
+        self._truncations = Truncations(self._holders, self._blind, self._decide)
         self._blind_until = 0.0
         self._refused = 0
 
     def start(self) -> None:
-        """Clients may come from now on: within the running event loop."""
+        """Serve clients from now on. To be called within the running event loop."""
         self._pins.start()
         self._await_missing()
 
@@ -87,9 +87,9 @@ class Allocator:
         Args:
             guest, pid, connection: of the backend.
             drop: ends the connection, for this reason.
-            window: whether it will tell of a window.
+            window: whether it will report a window.
         """
-        member = Member(guest, pid, connection, drop, self._shrinks.is_cut)
+        member = Member(guest, pid, connection, drop, self._truncations.is_truncating)
         if window:
             member.reported_until = _now() + BLIND_SECONDS
         self._members[member] = None
@@ -97,7 +97,7 @@ class Allocator:
         return member
 
     def leave(self, member: Member) -> None:
-        """A member's connection is over: everything of it is given back."""
+        """A member's connection is over: release its window and end its truncations."""
         member.leave()
         del self._members[member]
         if member.window is not None:
@@ -106,31 +106,31 @@ class Allocator:
             self._windows.remove(member.window)
             del self._owners[member.window.number]
             self._index(files)
-        self._shrinks.leave(member)
+        self._truncations.leave(member)
         self._announce()
 
     def sweep(self) -> None:
-        """Go on where time has passed, or a missing backend has come or died."""
+        """Look again after some time, or when a missing backend has come back or died."""
         self._announce()
-        self._shrinks.look()
+        self._truncations.look()
 
     def unreported(self) -> bool:
-        """Whether a member has yet to tell what its guest has mapped, and is waited for."""
+        """Whether a member has not reported all its mappings yet, and is waited for."""
         return any(_now() < member.reported_until for member in self._members)
 
     def changed(self, slot: int | None) -> None:
-        """The data of a file with this inode slot has changed on the host; None: that of any file."""
+        """The data of a file with this inode slot has changed on the host; None: of any file."""
         files = self._windows.mapped_files() if slot is None else self._slots.get(slot, ())
         for file in files:
-            if not self._shrinks.is_cut(file):
+            if not self._truncations.is_truncating(file):
                 for member in self._holders(file, -1):
-                    member.settle(file)
+                    member.resize(file)
 
     def handle(self, member: Member, message: FromMember, fds: list[int]) -> None:
-        """Do what a member asks for. Dropped when it must not ask for that."""
+        """Handle a message of a member. Raises Dropped when the member may not send it."""
         match message:
-            case Shrink():
-                self._shrink(member, message, fds)
+            case Truncate():
+                self._truncate(member, message, fds)
             case _ if fds:
                 raise Dropped("a descriptor that nobody asked for")
             case WindowMessage():
@@ -139,10 +139,10 @@ class Allocator:
                 self._claim(member, message)
             case Release() if member.window is not None and not member.telling:
                 self._release(member, member.window, message)
-            case Shrunk():
-                self._shrinks.end(member, message.token)
-            case Withdrawn():
-                self._shrinks.withdrawn(member, message.token)
+            case Truncated():
+                self._truncations.end(member, message.token)
+            case Revoked():
+                self._truncations.revoked(member, message.token)
             case _:
                 raise Dropped(f"{type(message).__name__} without a window")
 
@@ -161,7 +161,7 @@ class Allocator:
         )
 
     def page(self, first: int, files: int) -> DaxPage:
-        """The windows from number `first` on, and the files of which most is mapped."""
+        """The windows from number `first` on, and the files with the most mapped bytes."""
         members = list(self._owners.values())
         page = [_window_use(member, member.window) for member in members[first : first + PAGE_WINDOWS] if member.window]
         end = first + len(page)
@@ -186,7 +186,7 @@ class Allocator:
         member.send(Windowed(error, self._windows.window_limit, refused))
         if not member.telling:
             member.reported_until = 0.0
-            self._shrinks.look()
+            self._truncations.look()
         self._announce()
 
     def _restore(self, member: Member, window: Window, message: WindowMessage) -> int:
@@ -202,17 +202,17 @@ class Allocator:
         return refused
 
     def _claim(self, member: Member, claim: Claim) -> None:
-        cut = self._shrinks.cut_by_others((claim.device, claim.inode), member)
-        if cut is None:
+        truncating = self._truncations.by_others((claim.device, claim.inode), member)
+        if truncating is None:
             self._answer(member, claim)
         elif member.claims >= MAX_CLAIMS:
             self._refuse(member, claim, errno.EAGAIN)
         else:
             member.claims += 1
-            cut.claims.append((member, claim))
+            truncating.claims.append((member, claim))
 
     def _decide(self, file: File, claims: deque[tuple[Member, Claim]]) -> None:
-        """The file is not being made smaller any more: answer the claims that waited."""
+        """The last truncation of the file is over: answer the claims that waited."""
         for member, claim in claims:
             member.claims -= 1
             self._answer(member, claim)
@@ -221,24 +221,24 @@ class Allocator:
         assert member.window is not None
         try:
             mapping = self._windows.claim(
-                member.window, claim.device, claim.inode, claim.offset, claim.length, claim.place, claim.writable
+                member.window, claim.device, claim.inode, claim.offset, claim.length, claim.moffset, claim.writable
             )
         except Refusal as refusal:
             self._refuse(member, claim, refusal.errno)
             return
         self._index({(claim.device, claim.inode)})
-        member.send(Claimed(claim.token, mapping.place, 0))
+        member.send(Claimed(claim.token, mapping.moffset, 0))
 
     def _refuse(self, member: Member, claim: Claim, error: int) -> None:
         self._refused += 1
         member.refused += 1
-        member.send(Claimed(claim.token, claim.place or 0, error))
+        member.send(Claimed(claim.token, claim.moffset or 0, error))
 
     def _release(self, member: Member, window: Window, release: Release) -> None:
         files = set()
-        for place, length in release.places:
+        for moffset, length in release.ranges:
             try:
-                mapping = self._windows.release(window, place, length)
+                mapping = self._windows.release(window, moffset, length)
                 files.add((mapping.device, mapping.inode))
             except Refusal as refusal:
                 if member.warn_once("release"):
@@ -246,7 +246,7 @@ class Allocator:
         self._index(files)
 
     def _index(self, files: Iterable[File]) -> None:
-        """Keep in `slots` what of these is mapped, and pinned what is mapped to be stored into."""
+        """Update the mapped files by slot, and pin the slots of files with writable mappings."""
         for file in files:
             slot = self._inode_slot(*file)
             if self._windows.is_mapped(file):
@@ -257,21 +257,21 @@ class Allocator:
                     del self._slots[slot]
             self._pins.want(slot, any(map(self._windows.is_written, self._slots.get(slot, ()))))
 
-    # --- files that are made smaller ------------------------------------------------------------------------
+    # --- truncations ----------------------------------------------------------------------------------------
 
-    def _shrink(self, member: Member, message: Shrink, fds: list[int]) -> None:
+    def _truncate(self, member: Member, message: Truncate, fds: list[int]) -> None:
         if not fds:
-            # This process has too many descriptors: nobody can be asked.
+            # This process has too many descriptors, and does not know the file: it can ask no member.
             log.warning("a file is made smaller unseen: no descriptors are left", guest=member.guest)
-            member.send(Shrinkable(message.token))
+            member.send(TruncateGranted(message.token))
             return
         if fcntl.fcntl(fds[0], fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) not in (os.O_WRONLY, os.O_RDWR):
-            raise Dropped("a Shrink with a descriptor that is not open for writing")
+            raise Dropped("a Truncate with a descriptor that is not open for writing")
         try:
             found = os.fstat(fds[0])
         except OSError as error:
-            raise Dropped(f"a Shrink with a descriptor that tells nothing: {error.strerror}") from None
-        self._shrinks.begin(member, message.token, (found.st_dev, found.st_ino), message.size)
+            raise Dropped(f"a Truncate with a descriptor that fstat refuses: {error.strerror}") from None
+        self._truncations.begin(member, message.token, (found.st_dev, found.st_ino), message.size)
 
     def _holders(self, file: File, size: int) -> set[Member]:
         return {self._owners[number] for number in self._windows.beyond(file, size)}
@@ -283,7 +283,7 @@ class Allocator:
         return (_now() < self._blind_until and self._missing()) or self.unreported()
 
     def _announce(self) -> None:
-        """Tell members whether others have windows, where that has changed."""
+        """Tell each member whether others have windows, if that has changed."""
         blind = self._blind()
         for member in list(self._members):
             coordinate = blind or len(self._owners) > (member.window is not None)

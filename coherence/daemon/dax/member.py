@@ -1,4 +1,4 @@
-"""One backend as the allocator sees it: its window, what it is asked for, and what it still has to be told."""
+"""One backend as the allocator sees it: its window, its open revocations, and its pending Resize messages."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Callable
 
 from coherent_vfs.coherence.daemon.dax.windows import File, Window
 from coherent_vfs.coherence.protocol.connection import Connection, Dropped, Full
-from coherent_vfs.coherence.protocol.messages import FromClient, Settle, ToBackend
+from coherent_vfs.coherence.protocol.messages import FromClient, Resize, ToBackend
 
-# A backend is told of changes of one file on the host so often at most.
-SETTLE_SECONDS = 0.02
+# Least time between two Resize messages for one file that changes on the host.
+RESIZE_SECONDS = 0.02
 
 
 class Member:
-    """A member of the domain. It has a window or none; all in the thread of the daemon's event loop.
+    """A member of the domain, with or without a window. Used in the thread of the daemon's event loop only.
 
     Args:
         guest, pid: of the backend.
-        connection: which never waits.
+        connection: to the backend; it never blocks.
         drop: ends the connection, for this reason.
-        is_cut: whether a file is being made smaller: then nobody is told to settle it.
+        is_truncating: whether a file is being truncated: then Resize has to wait.
 
     Attributes:
         window: of the guest, if it has one.
-        telling: whether more of what is mapped in it is to be told.
-        reported_until: when it must have been told (time of the loop); 0 when it is.
-        coordinate: what the backend knows of others' windows.
-        withdrawals: tokens of its unanswered Withdraws.
-        late: whether it let others wait for too long; until it has answered nobody waits for it.
+        telling: whether more Window messages with mappings will follow.
+        reported_until: deadline for the last of them (time of the loop); 0 when it has come.
+        coordinate: the last Coordinate that the backend was sent.
+        revocations: tokens of its unanswered Revokes.
+        late: whether it did not read or answer a Revoke in time; no truncation waits for it until it has answered all.
         warned: what was logged once.
-        refused: how many of its claims were refused.
-        claims: how many of its claims wait.
+        refused: number of its claims that were refused.
+        claims: number of its claims that wait.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Member:
         pid: int,
         connection: Connection[FromClient],
         drop: Callable[[str], None],
-        is_cut: Callable[[File], bool],
+        is_truncating: Callable[[File], bool],
     ) -> None:
         self.guest = guest
         self.pid = pid
@@ -48,28 +48,28 @@ class Member:
         self.telling = False
         self.reported_until = 0.0
         self.coordinate: bool | None = None
-        self.withdrawals: set[int] = set()
+        self.revocations: set[int] = set()
         self.late = False
         self.warned: set[str] = set()
         self.refused = 0
         self.claims = 0
         self._connection = connection
         self._drop = drop
-        self._is_cut = is_cut
+        self._is_truncating = is_truncating
         self._loop = asyncio.get_running_loop()
-        self._unsettled: dict[File, None] = {}
+        self._to_resize: dict[File, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._gone = False
 
     def send(self, message: ToBackend) -> None:
-        """Send a message for which there must be room. Who does not read is dropped, after this turn of the loop."""
+        """Send a message. If the socket is full, drop the member after this turn of the event loop."""
         try:
             self._connection.send(message)
         except Dropped as error:
             self._end(str(error))
 
     def try_send(self, message: ToBackend) -> bool:
-        """Send a message; whether there was room for it."""
+        """Send a message; return whether the socket had room for it."""
         try:
             self._connection.send(message)
         except Full:
@@ -78,22 +78,22 @@ class Member:
             self._end(str(error))
         return True
 
-    def settle(self, file: File) -> None:
-        """The file may have changed on the host: tell, at once or soon."""
-        self._unsettled[file] = None
+    def resize(self, file: File) -> None:
+        """Send Resize for a file that may have changed on the host, now or after RESIZE_SECONDS."""
+        self._to_resize[file] = None
         if self._timer is None:
             self._tell()
 
-    def settle_now(self, file: File) -> None:
-        """The file was made smaller, or not: tell at once."""
-        if self.try_send(Settle(*file)):
-            self._unsettled.pop(file, None)
+    def resize_now(self, file: File) -> None:
+        """Send Resize for a file whose truncations are over, now if the socket has room."""
+        if self.try_send(Resize(*file)):
+            self._to_resize.pop(file, None)
         else:
-            self.settle(file)
+            self.resize(file)
 
-    def forget_settling(self, file: File) -> None:
-        """It will be told later: when the file has been made smaller."""
-        self._unsettled.pop(file, None)
+    def forget_resize(self, file: File) -> None:
+        """Drop a pending Resize for a file: another one follows when its truncations are over."""
+        self._to_resize.pop(file, None)
 
     def leave(self) -> None:
         """The connection is over."""
@@ -109,15 +109,15 @@ class Member:
 
     def _tell(self) -> None:
         self._timer = None
-        for file in list(self._unsettled):
-            if not self._is_cut(file) and not self.try_send(Settle(*file)):
+        for file in list(self._to_resize):
+            if not self._is_truncating(file) and not self.try_send(Resize(*file)):
                 break
-            del self._unsettled[file]
-        self._timer = self._loop.call_later(SETTLE_SECONDS, self._tell_again)
+            del self._to_resize[file]
+        self._timer = self._loop.call_later(RESIZE_SECONDS, self._tell_again)
 
     def _tell_again(self) -> None:
         self._timer = None
-        if self._unsettled and not self._gone:
+        if self._to_resize and not self._gone:
             self._tell()
 
     def _end(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What is mapped in the DAX windows of a domain: places, limits, and an index from files to mappings. No I/O."""
+"""The mappings in the DAX windows of a domain: window offsets, limits, and an index by file. No I/O."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ File = tuple[int, int]
 
 
 class Refusal(Exception):
-    """What was asked for cannot be granted, and nothing has changed.
+    """A request cannot be granted; nothing has changed.
 
     Args:
-        errno: that says why.
-        reason: the same for people.
+        errno: the reason.
+        reason: the same as text.
     """
 
     def __init__(self, errno: int, reason: str) -> None:
@@ -37,11 +37,11 @@ class Window:
     """One guest's window. Only Windows changes it.
 
     Attributes:
-        number: that no other window has.
+        number: unique among windows.
         size: bytes.
-        chunks: for each chunk of the window what is mapped there.
-        mappings: how many there are.
-        mapped: bytes.
+        chunks: the mapping at each chunk of the window.
+        mappings: number of mappings.
+        mapped: bytes in all mappings.
         first_free: no chunk before this one is free.
     """
 
@@ -53,13 +53,13 @@ class Window:
     first_free: int = 0
 
     def __iter__(self) -> Iterator[Mapping]:
-        """All mappings, by their places."""
+        """All mappings, by moffset."""
         for position, mapping in enumerate(self.chunks):
-            if mapping is not None and mapping.place == position * CHUNK:
+            if mapping is not None and mapping.moffset == position * CHUNK:
                 yield mapping
 
     def find_free(self, length: int) -> int:
-        """The first place where so many bytes are free. Refusal when there is none."""
+        """The first moffset with so many free bytes. Raises Refusal when there is none."""
         wanted, start = length // CHUNK, self.first_free
         while start + wanted <= len(self.chunks):
             try:
@@ -77,10 +77,12 @@ class Window:
 
 @dataclass(slots=True, eq=False)
 class _FileIndex:
-    """What is mapped of one file: end in the file, number of the window, and place in it of each, in this order.
+    """The mappings of one file.
 
     Attributes:
-        mapped, writable: how many bytes, and how many of the mappings are to be stored into.
+        entries: for each its end in the file, the number of the window and the moffset; sorted.
+        mapped: bytes in all of them.
+        writable: number of writable mappings.
     """
 
     entries: list[tuple[int, int, int]] = field(default_factory=list)
@@ -89,14 +91,14 @@ class _FileIndex:
 
 
 class Windows:
-    """All windows of a domain. Whatever is refused changes nothing.
+    """All windows of a domain. A refused request changes nothing.
 
     Args:
         window_limit: largest size of a window, bytes.
-        total_limit: of the sizes of all windows together, bytes.
+        total_limit: largest sum of the sizes of all windows, bytes.
 
     Attributes:
-        mappings, mapped: how many there are, and of how many bytes.
+        mappings, mapped: number of mappings in all windows, and their bytes.
     """
 
     def __init__(self, window_limit: int, total_limit: int) -> None:
@@ -109,7 +111,7 @@ class Windows:
         self._next_number = 0
 
     def __len__(self) -> int:
-        """How many windows there are."""
+        """Number of windows."""
         return len(self._windows)
 
     def __iter__(self) -> Iterator[Window]:
@@ -118,27 +120,27 @@ class Windows:
 
     @property
     def size(self) -> int:
-        """Of all windows together, bytes."""
+        """Sum of the sizes of all windows, bytes."""
         return sum(window.size for window in self)
 
     @property
     def files(self) -> int:
-        """Of how many files something is mapped."""
+        """Number of files with mappings."""
         return len(self._files)
 
     def add(self, size: int, *, returning: bool = False) -> Window:
         """A new window.
 
-        A claim is never refused for the sake of others: the guest's reader would get the error. So the limit of all
-        windows together is for their sizes, and a guest whose window is full reuses its own chunks.
+        The limit of all windows counts their sizes, not their mappings. So a claim never fails because of other guests,
+        which a reader in the guest would see as an error; a guest with a full window reuses its own chunks.
 
         Args:
             size: bytes.
-            returning: whether it was granted by an earlier daemon: then there is room for it.
+            returning: whether an earlier daemon granted it: then the limit of all windows does not apply.
 
         Raises:
-            Refusal: EINVAL no whole chunks, EFBIG larger than the limit of one, EDQUOT no room for so much besides the
-                other windows.
+            Refusal: EINVAL no whole chunks, EFBIG larger than the limit of one window, EDQUOT beyond the limit of all
+                windows.
         """
         if size <= 0 or size % CHUNK:
             raise Refusal(errno.EINVAL, f"a window of {size} bytes has no whole chunks")
@@ -152,7 +154,7 @@ class Windows:
         return window
 
     def remove(self, window: Window) -> None:
-        """Give back a window and all that is mapped in it."""
+        """Remove a window and all its mappings."""
         for file in {(mapping.device, mapping.inode) for mapping in window}:
             # All at once: one after the other takes long where a file has many mappings.
             entries = self._files[file].entries
@@ -162,68 +164,68 @@ class Windows:
         del self._windows[window.number]
 
     def claim(
-        self, window: Window, device: int, inode: int, offset: int, length: int, place: int | None, writable: bool
+        self, window: Window, device: int, inode: int, offset: int, length: int, moffset: int | None, writable: bool
     ) -> Mapping:
-        """Grant a part of a window.
+        """Grant a range of a window.
 
         Args:
             window: that was added and not removed.
             device, inode, offset, length, writable: as in Mapping.
-            place: in the window; None for the first that is free.
+            moffset: in the window; None: the first with enough free bytes.
 
-        The same as what is mapped already, but writable, makes that writable.
+        Claiming a read-only mapping again as writable makes it writable.
 
         Returns:
-            What is mapped from now on.
+            The new mapping.
 
         Raises:
             Refusal: EINVAL no whole chunks, or beyond the window; EBUSY overlaps another; ENOSPC no room in the
                 window.
         """
-        mapping = Mapping(device, inode, offset, length, 0 if place is None else place, writable)
+        mapping = Mapping(device, inode, offset, length, 0 if moffset is None else moffset, writable)
         _check(window, mapping)
-        if place is not None and writable and window.chunks[place // CHUNK] == _read_only(mapping):
+        if moffset is not None and writable and window.chunks[moffset // CHUNK] == _read_only(mapping):
             for position in _positions(mapping):
                 window.chunks[position] = mapping
             self._files[device, inode].writable += 1
             return mapping
-        if place is None:
-            mapping = msgspec.structs.replace(mapping, place=window.find_free(length))
+        if moffset is None:
+            mapping = msgspec.structs.replace(mapping, moffset=window.find_free(length))
         self._note(window, mapping)
         return mapping
 
     def restore(self, window: Window, mapping: Mapping) -> None:
-        """Note what is mapped already. Otherwise as claim()."""
+        """Note a mapping that exists already. Otherwise as claim()."""
         _check(window, mapping)
         self._note(window, mapping)
 
-    def release(self, window: Window, place: int, length: int) -> Mapping:
-        """Give back what was granted at this place with this length. Refusal: EINVAL when there is no such thing."""
-        mapping = window.chunks[place // CHUNK] if place < window.size else None
-        if mapping is None or (mapping.place, mapping.length) != (place, length):
-            raise Refusal(errno.EINVAL, f"nothing of {length} bytes is mapped at {place}")
+    def release(self, window: Window, moffset: int, length: int) -> Mapping:
+        """Give back the mapping at this moffset with this length. Raises Refusal: EINVAL, there is none."""
+        mapping = window.chunks[moffset // CHUNK] if moffset < window.size else None
+        if mapping is None or (mapping.moffset, mapping.length) != (moffset, length):
+            raise Refusal(errno.EINVAL, f"nothing of {length} bytes is mapped at {moffset}")
         for position in _positions(mapping):
             window.chunks[position] = None
-        window.first_free = min(window.first_free, place // CHUNK)
+        window.first_free = min(window.first_free, moffset // CHUNK)
         entries = self._files[mapping.device, mapping.inode].entries
         del entries[bisect_left(entries, _entry(window, mapping))]
         self._count(window, mapping, -1)
         return mapping
 
     def is_mapped(self, file: File) -> bool:
-        """Whether something of the file is mapped anywhere."""
+        """Whether the file has a mapping in any window."""
         return file in self._files
 
     def is_written(self, file: File) -> bool:
-        """Whether something of the file is mapped to be stored into."""
+        """Whether the file has a writable mapping."""
         return file in self._files and self._files[file].writable > 0
 
     def mapped_files(self) -> list[File]:
-        """All files of which something is mapped."""
+        """All files with mappings."""
         return list(self._files)
 
     def beyond(self, file: File, size: int) -> set[int]:
-        """Numbers of the windows in which something of a file beyond this size is mapped."""
+        """Numbers of the windows with mappings of a file beyond this size."""
         index = self._files.get(file)
         if index is None:
             return set()
@@ -231,7 +233,7 @@ class Windows:
         return {number for _, number, _ in index.entries[first:]}
 
     def largest_files(self, most: int) -> list[FileUse]:
-        """The files of which most is mapped, so many at most, that of which most is mapped first."""
+        """At most so many files, those with the most mapped bytes, in descending order."""
         largest = heapq.nlargest(most, self._files.items(), key=lambda item: item[1].mapped)
         return [
             FileUse(*file, len(index.entries), index.mapped, len({number for _, number, _ in index.entries}))
@@ -241,7 +243,7 @@ class Windows:
     def _note(self, window: Window, mapping: Mapping) -> None:
         positions = _positions(mapping)
         if any(window.chunks[position] is not None for position in positions):
-            raise Refusal(errno.EBUSY, f"{mapping.length} bytes at {mapping.place} overlap another mapping")
+            raise Refusal(errno.EBUSY, f"{mapping.length} bytes at {mapping.moffset} overlap another mapping")
         for position in positions:
             window.chunks[position] = mapping
         if window.first_free == positions.start:
@@ -264,8 +266,8 @@ class Windows:
 
 
 def _positions(mapping: Mapping) -> range:
-    """Of its chunks in the window."""
-    return range(mapping.place // CHUNK, (mapping.place + mapping.length) // CHUNK)
+    """Indexes of its chunks in the window."""
+    return range(mapping.moffset // CHUNK, (mapping.moffset + mapping.length) // CHUNK)
 
 
 def _read_only(mapping: Mapping) -> Mapping:
@@ -273,13 +275,13 @@ def _read_only(mapping: Mapping) -> Mapping:
 
 
 def _entry(window: Window, mapping: Mapping) -> tuple[int, int, int]:
-    return mapping.offset + mapping.length, window.number, mapping.place
+    return mapping.offset + mapping.length, window.number, mapping.moffset
 
 
 def _check(window: Window, mapping: Mapping) -> None:
-    """Refusal when it cannot be a part of a file in this window."""
-    offset, length, place = mapping.offset, mapping.length, mapping.place
-    if length <= 0 or min(offset, place) < 0 or (offset | length | place) % CHUNK:
-        raise Refusal(errno.EINVAL, f"{length} bytes from {offset} at {place}: no whole chunks")
-    if place + length > window.size or offset + length > MAX_FILE_SIZE:
-        raise Refusal(errno.EINVAL, f"{length} bytes from {offset} at {place}: beyond the window, or any file")
+    """Raise Refusal when the mapping has no whole chunks or is out of range."""
+    offset, length, moffset = mapping.offset, mapping.length, mapping.moffset
+    if length <= 0 or min(offset, moffset) < 0 or (offset | length | moffset) % CHUNK:
+        raise Refusal(errno.EINVAL, f"{length} bytes from {offset} at {moffset}: no whole chunks")
+    if moffset + length > window.size or offset + length > MAX_FILE_SIZE:
+        raise Refusal(errno.EINVAL, f"{length} bytes from {offset} at {moffset}: beyond the window, or any file")

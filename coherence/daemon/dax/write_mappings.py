@@ -1,4 +1,4 @@
-"""Slots of files that a guest has mapped to store into: nobody relies on what a file was, as stores bump nothing."""
+"""Pins the slots of files with writable mappings: stores into them bump nothing, so no guest may cache the file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ class Table(Protocol):
     """What it needs of coherence.shm.table.Table."""
 
     def pin(self, slot: int) -> None:
-        """Make what depends on a slot never good."""
+        """Make everything that was cached by a slot invalid, until unpin."""
 
     def pinned(self) -> list[int]:
-        """The slots that are pinned."""
+        """The pinned slots."""
 
 
 class Leases(Protocol):
     """What it needs of coherence.shm.leases.Leases."""
 
     def unpin(self, slot: int) -> bool:
-        """End that; false where it has to be tried again."""
+        """Unpin a slot. Returns false if it has to be tried again."""
 
 
 class WriteMappings:
-    """Keeps the right slots pinned.
+    """Keeps the slots of files with writable mappings pinned.
 
     Args:
         table: the version table.
@@ -40,11 +40,14 @@ class WriteMappings:
         self._ending: set[int] = set()
 
     def start(self) -> None:
-        """Within the running event loop: what an earlier daemon has pinned is mapped no more, or will be told anew."""
+        """Unpin what an earlier daemon has pinned: those mappings are gone, or will be reported again.
+
+        To be called within the running event loop.
+        """
         self._end(set(self._table.pinned()) - self._wanted)
 
     def want(self, slot: int, wanted: bool) -> None:
-        """Pin a slot, or end that as soon as nobody is changing what it stands for."""
+        """Pin a slot; or unpin it, as soon as no change of its file is under way."""
         if wanted and slot not in self._wanted:
             self._wanted.add(slot)
             self._ending.discard(slot)

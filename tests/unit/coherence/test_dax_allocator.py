@@ -1,4 +1,4 @@
-"""The allocator among backends that claim, shrink files, answer late or never, read nothing, die, and come back."""
+"""The allocator among backends that claim, truncate files, answer late or never, read nothing, die, and come back."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from coherent_vfs.coherence.daemon.dax.write_mappings import WriteMappings
 from coherent_vfs.coherence.protocol.connection import Connection, Full
 from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import (
-    SHRUNK_SECONDS,
+    TRUNCATE_GRANT_SECONDS,
     Claim,
     Claimed,
     Coordinate,
     FromClient,
     Mapping,
     Release,
-    Settle,
-    Shrink,
-    Shrinkable,
-    Shrunk,
+    Resize,
+    Revoke,
+    Revoked,
     ToBackend,
+    Truncate,
+    Truncated,
+    TruncateGranted,
     Window,
     Windowed,
-    Withdraw,
-    Withdrawn,
 )
 
 CHUNKS = 64
 BACKENDS = 8
 FILES = 3
 File = tuple[int, int]
-# File, size, and how many shrinks had begun by then.
+# File, size, and how many truncations had begun by then.
 Wanted = tuple[File, int, int]
 
 backends = st.integers(0, BACKENDS - 1)
@@ -94,24 +94,24 @@ class FakeBackend:
     """A backend as the daemon sees it: a connection that takes messages, and what it should know.
 
     Attributes:
-        mapped: by place; what it was granted and has not given back.
-        asked: claims and shrinks without an answer, by token.
-        shrinking: those that were answered, by token: file, and when.
-        pending: Withdraws without an answer, by token: file, size, and how many shrinks had begun by then.
+        mapped: by moffset; what it was granted and has not given back.
+        asked: claims and truncations without an answer, by token.
+        truncating: truncations that were granted, by token: file, and when.
+        pending: Revokes without an answer, by token: file, size, and how many truncations had begun by then.
         answered: the same of those with an answer.
         deaf: whether its socket is full.
         excused: whether the allocator need not wait for it.
-        missed: Withdraws that it did not read, as in pending: nobody waits for their answers, also when it reads again.
+        missed: Revokes that it did not read, as in pending: nobody waits for their answers, also when it reads again.
     """
 
     def __init__(self, world: World, mapped: dict[int, Mapping]) -> None:
         self.world = world
         self.mapped = mapped
         self.asked: dict[int, Claim | Wanted] = {}
-        self.shrinking: dict[int, tuple[File, float]] = {}
+        self.truncating: dict[int, tuple[File, float]] = {}
         self.pending: dict[int, Wanted] = {}
         self.answered: set[Wanted] = set()
-        self.withdrawn: set[File] = set()
+        self.revoked: set[File] = set()
         self.deaf = False
         self.excused = False
         self.missed: set[Wanted] = set()
@@ -123,10 +123,10 @@ class FakeBackend:
     def send(self, message: ToBackend) -> None:
         """As Connection.send."""
         if self.deaf:
-            if isinstance(message, Withdraw):
+            if isinstance(message, Revoke):
                 # Until it has answered another one it counts as late.
                 self.excused = True
-                self.missed.add(((message.device, message.inode), message.size, self.world.shrinks))
+                self.missed.add(((message.device, message.inode), message.size, self.world.truncations))
             raise Full("it does not read its messages")
         self.world.check(self, message)
 
@@ -147,7 +147,7 @@ class World(RuleBasedStateMachine):
         self.fds = [os.memfd_create(f"f{number}") for number in range(FILES)]
         self.files = [(status.st_dev, status.st_ino) for status in map(os.fstat, self.fds)]
         self.slots = Slots()
-        self.shrinks = 0
+        self.truncations = 0
         self.begun_at: dict[int, float] = {}
 
     @initialize()
@@ -181,33 +181,33 @@ class World(RuleBasedStateMachine):
                 if not message.error:
                     file = claim.device, claim.inode
                     others = (other for other in self.members.values() if other is not backend)
-                    cut = {file for other in others for file, _ in other.shrinking.values()}
-                    assert file not in cut, "while it is cut"
-                    granted = Mapping(*file, claim.offset, claim.length, message.place, claim.writable)
+                    truncating = {file for other in others for file, _ in other.truncating.values()}
+                    assert file not in truncating, "while it is truncated"
+                    granted = Mapping(*file, claim.offset, claim.length, message.moffset, claim.writable)
                     # What is there already may become writable.
-                    before = backend.mapped.get(message.place)
+                    before = backend.mapped.get(message.moffset)
                     assert before is None or (granted.writable and before == replace(granted, writable=False))
-                    backend.mapped[message.place] = granted
-            case Shrinkable():
-                shrink = backend.asked.pop(message.token)
-                assert isinstance(shrink, tuple)
-                file, size, begun = shrink
-                overdue = self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS)
+                    backend.mapped[message.moffset] = granted
+            case TruncateGranted():
+                truncation = backend.asked.pop(message.token)
+                assert isinstance(truncation, tuple)
+                file, size, begun = truncation
+                overdue = self.is_over(self.begun_at[begun], truncations.REVOKE_SECONDS)
                 for other in self.members.values():
                     beyond = any(self.reaches(mapping, file, size) for mapping in other.mapped.values())
                     missed = any(m[:2] == (file, size) and m[2] >= begun for m in other.missed)
                     if other is not backend and beyond and not (other.excused or other.deaf or overdue or missed):
-                        assert file in other.withdrawn
+                        assert file in other.revoked
                         assert any(a[0] == file and a[1] <= size and a[2] >= begun for a in other.answered)
-                backend.shrinking[message.token] = file, self.loop.now
-            case Withdraw():
+                backend.truncating[message.token] = file, self.loop.now
+            case Revoke():
                 file = message.device, message.inode
-                backend.pending[message.token] = file, message.size, self.shrinks
-                backend.withdrawn.add(file)
-            case Settle():
-                backend.withdrawn.discard((message.device, message.inode))
+                backend.pending[message.token] = file, message.size, self.truncations
+                backend.revoked.add(file)
+            case Resize():
+                backend.revoked.discard((message.device, message.inode))
             case Coordinate():
-                backend.coordinate = message.shrinks
+                backend.coordinate = message.truncations
             case Windowed():
                 assert (message.error, message.refused) == (0, 0)
             case _:
@@ -263,14 +263,14 @@ class World(RuleBasedStateMachine):
         number=backends,
         file=files,
         offset=st.integers(0, 4),
-        place=st.none() | st.integers(0, CHUNKS - 1),
+        moffset=st.none() | st.integers(0, CHUNKS - 1),
         writable=st.booleans(),
     )
-    def claim(self, number: int, file: int, offset: int, place: int | None, writable: bool) -> None:
+    def claim(self, number: int, file: int, offset: int, moffset: int | None, writable: bool) -> None:
         backend = self.members.get(number)
         if backend is not None and not backend.deaf:
             backend.token += 1
-            wanted = None if place is None else place * CHUNK
+            wanted = None if moffset is None else moffset * CHUNK
             message = Claim(backend.token, *self.files[file], offset * CHUNK, CHUNK, wanted, writable)
             backend.asked[backend.token] = message
             self.handle(backend, message)
@@ -279,40 +279,40 @@ class World(RuleBasedStateMachine):
     def release(self, number: int, data: st.DataObject) -> None:
         backend = self.members.get(number)
         if backend is not None and backend.mapped:
-            place = data.draw(st.sampled_from(sorted(backend.mapped)))
-            length = backend.mapped.pop(place).length
-            self.handle(backend, Release([(place, length), (place, length), (1, 1)]))
+            moffset = data.draw(st.sampled_from(sorted(backend.mapped)))
+            length = backend.mapped.pop(moffset).length
+            self.handle(backend, Release([(moffset, length), (moffset, length), (1, 1)]))
 
     @rule(number=backends, file=files, size=sizes)
-    def shrink(self, number: int, file: int, size: int) -> None:
+    def truncate(self, number: int, file: int, size: int) -> None:
         backend = self.members.get(number)
         if backend is not None and not backend.deaf:
             backend.token += 1
-            self.shrinks += 1
-            self.begun_at[self.shrinks] = self.loop.now
-            backend.asked[backend.token] = self.files[file], size, self.shrinks
-            self.handle(backend, Shrink(backend.token, size), [self.fds[file]])
+            self.truncations += 1
+            self.begun_at[self.truncations] = self.loop.now
+            backend.asked[backend.token] = self.files[file], size, self.truncations
+            self.handle(backend, Truncate(backend.token, size), [self.fds[file]])
 
     @rule(number=backends)
-    def withdraw(self, number: int) -> None:
+    def revoke(self, number: int) -> None:
         backend = self.members.get(number)
         if backend is not None and backend.pending:
             while backend.pending:
                 token = next(iter(backend.pending))
                 backend.answered.add(backend.pending.pop(token))
-                self.handle(backend, Withdrawn(token))
+                self.handle(backend, Revoked(token))
             backend.excused = False
 
     @rule(number=backends)
-    def end_shrinks(self, number: int) -> None:
+    def end_truncations(self, number: int) -> None:
         backend = self.members.get(number)
         if backend is not None:
             # Those that were not answered, too: the request was interrupted.
-            tokens = [*backend.shrinking, *(t for t, asked in backend.asked.items() if isinstance(asked, tuple))]
+            tokens = [*backend.truncating, *(t for t, asked in backend.asked.items() if isinstance(asked, tuple))]
             for token in tokens:
-                backend.shrinking.pop(token, None)
+                backend.truncating.pop(token, None)
                 backend.asked.pop(token, None)
-                self.handle(backend, Shrunk(token))
+                self.handle(backend, Truncated(token))
 
     @rule(file=st.none() | files)
     def change_on_the_host(self, file: int | None) -> None:
@@ -335,12 +335,12 @@ class World(RuleBasedStateMachine):
         """Who did not answer in time is not waited for."""
         self.loop.now += seconds
         asked = [one for backend in self.members.values() for one in backend.asked.values() if isinstance(one, tuple)]
-        overdue = any(self.is_over(self.begun_at[begun], truncations.WITHDRAW_SECONDS) for _, _, begun in asked)
+        overdue = any(self.is_over(self.begun_at[begun], truncations.REVOKE_SECONDS) for _, _, begun in asked)
         for backend in self.members.values():
             backend.excused |= overdue and bool(backend.pending)
-            for token, (_, granted) in list(backend.shrinking.items()):
-                if self.is_over(granted, SHRUNK_SECONDS):
-                    del backend.shrinking[token]
+            for token, (_, granted) in list(backend.truncating.items()):
+                if self.is_over(granted, TRUNCATE_GRANT_SECONDS):
+                    del backend.truncating[token]
         self.loop.do(self.allocator.sweep)
 
     def is_over(self, since: float, seconds: float) -> bool:
@@ -366,15 +366,15 @@ class World(RuleBasedStateMachine):
         assert self.allocator.use().mapped_bytes == 0
         for kept in "_members", "_owners", "_slots":
             assert not getattr(self.allocator, kept), kept
-        for kept in "_cuts", "_by_token", "_withdrawals":
-            assert not getattr(self.allocator._shrinks, kept), kept
+        for kept in "_truncating", "_by_token", "_revocations":
+            assert not getattr(self.allocator._truncations, kept), kept
 
     def teardown(self) -> None:
         # When all is answered and ended, all claims are answered.
         for number, backend in list(self.members.items()):
-            self.withdraw(number)
-            self.end_shrinks(number)
-            assert backend.deaf or not backend.shrinking
+            self.revoke(number)
+            self.end_truncations(number)
+            assert backend.deaf or not backend.truncating
         assert not any(m.asked for m in self.members.values() if not (m.deaf or m.dropped))
         for number in list(self.members):
             self.leave(number)

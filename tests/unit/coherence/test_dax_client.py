@@ -14,19 +14,19 @@ from coherent_vfs.coherence.common.sizes import parse_size, size_text
 from coherent_vfs.coherence.protocol.connection import Connection, Dropped, Full
 from coherent_vfs.coherence.protocol.constants import CHUNK
 from coherent_vfs.coherence.protocol.messages import (
-    SHRUNK_SECONDS,
+    TRUNCATE_GRANT_SECONDS,
     Claim,
     Claimed,
     FromBackend,
     FromDaemon,
     Release,
-    Shrink,
-    Shrinkable,
-    Shrunk,
+    Revoke,
+    Revoked,
+    Truncate,
+    Truncated,
+    TruncateGranted,
     Window,
     Windowed,
-    Withdraw,
-    Withdrawn,
 )
 
 
@@ -62,10 +62,10 @@ class Daemon:
         sent, self.sent = self.sent, []
         return sent
 
-    def claim(self, place: int) -> list[tuple[int, int]]:
+    def claim(self, moffset: int) -> list[tuple[int, int]]:
         """Claim a chunk; the list gets the answer."""
         answers: list[tuple[int, int]] = []
-        self.client.claim(1, 2, 0, CHUNK, place, True, lambda place, error: answers.append((place, error)))
+        self.client.claim(1, 2, 0, CHUNK, moffset, True, lambda moffset, error: answers.append((moffset, error)))
         return answers
 
 
@@ -102,16 +102,16 @@ def test_what_finds_no_room_is_sent_later_in_its_order(daemon: Daemon, expect_lo
     assert [type(message) for message in daemon.take()] == [Release, Claim]
 
 
-def test_a_shrink_that_is_not_wanted_any_more(daemon: Daemon) -> None:
+def test_a_truncation_that_is_not_wanted_any_more(daemon: Daemon) -> None:
     granted: list[int] = []
-    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
-    assert daemon.take() == [Shrink(token, 0)]
-    daemon.client.shrunk(token)
-    assert daemon.take() == [Shrunk(token)]
-    daemon.client.handle(Shrinkable(token))
+    token = daemon.client.truncate(7, 0, lambda: granted.append(1))
+    assert daemon.take() == [Truncate(token, 0)]
+    daemon.client.truncated(token)
+    assert daemon.take() == [Truncated(token)]
+    daemon.client.handle(TruncateGranted(token))
     daemon.full = True
-    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
-    daemon.client.shrunk(token)
+    token = daemon.client.truncate(7, 0, lambda: granted.append(1))
+    daemon.client.truncated(token)
     daemon.full = False
     daemon.later.pop()()
     assert daemon.take() == []
@@ -127,42 +127,42 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_grant_ends_before_the_daemon_ends_it(daemon: Daemon, clock: list[float]) -> None:
-    token = daemon.client.shrink(7, 0, lambda: None)
+    token = daemon.client.truncate(7, 0, lambda: None)
     assert not daemon.client.is_granted(token)
     clock[0] += 3
-    daemon.client.handle(Shrinkable(token))
+    daemon.client.handle(TruncateGranted(token))
     assert daemon.client.is_granted(token)
     # It may have been granted as soon as it was asked for, and read later.
-    clock[0] += SHRUNK_SECONDS - 3
+    clock[0] += TRUNCATE_GRANT_SECONDS - 3
     assert not daemon.client.is_granted(token)
-    daemon.client.shrunk(token)
+    daemon.client.truncated(token)
     assert not daemon.client.is_granted(token)
     daemon.take()
-    token = daemon.client.shrink(7, 0, lambda: None)
-    clock[0] += SHRUNK_SECONDS
-    daemon.client.handle(Shrinkable(token))
+    token = daemon.client.truncate(7, 0, lambda: None)
+    clock[0] += TRUNCATE_GRANT_SECONDS
+    daemon.client.handle(TruncateGranted(token))
     assert not daemon.client.is_granted(token)
 
 
 def test_a_grant_ends_with_the_daemon(daemon: Daemon, clock: list[float]) -> None:
     granted: list[int] = []
-    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
-    daemon.client.handle(Shrinkable(token))
+    token = daemon.client.truncate(7, 0, lambda: granted.append(1))
+    daemon.client.handle(TruncateGranted(token))
     daemon.take()
     daemon.client.lost()
     assert not daemon.client.is_granted(token)
     daemon.client.joined(cast(Connection[FromDaemon], daemon))
     daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
-    assert daemon.take() == [Window(64 * CHUNK), Shrink(token, 0)]
+    assert daemon.take() == [Window(64 * CHUNK), Truncate(token, 0)]
     assert not daemon.client.is_granted(token)
-    daemon.client.handle(Shrinkable(token))
+    daemon.client.handle(TruncateGranted(token))
     assert daemon.client.is_granted(token)
     assert granted == [1, 1]
 
 
 def test_without_a_daemon_nothing_is_waited_for(daemon: Daemon, clock: list[float]) -> None:
     granted: list[int] = []
-    token = daemon.client.shrink(7, 0, lambda: granted.append(1))
+    token = daemon.client.truncate(7, 0, lambda: granted.append(1))
     daemon.client.lost()
     daemon.later.pop()()
     assert granted == [1]
@@ -182,18 +182,18 @@ def test_what_was_said_and_not_read(daemon: Daemon) -> None:
     assert not daemon.client.has_news
 
 
-def test_a_withdrawal_for_a_daemon_that_is_gone(daemon: Daemon) -> None:
+def test_a_revocation_for_a_daemon_that_is_gone(daemon: Daemon) -> None:
     pending: list[Callable[[], None]] = []
     daemon.client.attach(lambda device, inode, size, done: pending.append(done), lambda device, inode: None)
-    daemon.client.handle(Withdraw(1, 2, 3, 0))
+    daemon.client.handle(Revoke(1, 2, 3, 0))
     daemon.client.lost()
     daemon.client.joined(cast(Connection[FromDaemon], daemon))
     daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
     pending[0]()
     assert daemon.take() == [Window(64 * CHUNK)]
-    daemon.client.handle(Withdraw(1, 2, 3, 0))
+    daemon.client.handle(Revoke(1, 2, 3, 0))
     pending[1]()
-    assert daemon.take() == [Withdrawn(1)]
+    assert daemon.take() == [Revoked(1)]
 
 
 @pytest.mark.parametrize("message", [Claimed(99, 0, 0), Windowed(0, 0, 0)])
@@ -219,19 +219,19 @@ def test_what_is_released_while_the_daemon_is_told_of_it_is_released(daemon: Dae
     daemon.client.joined(cast(Connection[FromDaemon], daemon))
     (window,) = daemon.take()
     assert isinstance(window, Window)
-    assert [mapping.place for mapping in window.mappings] == [CHUNK]
+    assert [mapping.moffset for mapping in window.mappings] == [CHUNK]
     daemon.client.release([(CHUNK, CHUNK)])
     daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
     assert daemon.take() == [Release([(CHUNK, CHUNK)])]
 
 
-def test_a_withdrawal_ends_with_the_daemon_that_asked_for_it(daemon: Daemon) -> None:
-    settled: list[tuple[int, int]] = []
-    daemon.client.attach(lambda device, inode, size, done: done(), lambda *file: settled.append(file))
+def test_a_revocation_ends_with_the_daemon_that_asked_for_it(daemon: Daemon) -> None:
+    resized: list[tuple[int, int]] = []
+    daemon.client.attach(lambda device, inode, size, done: done(), lambda *file: resized.append(file))
     # Of a file that was mapped, but is not when the next daemon comes.
-    daemon.client.handle(Withdraw(1, 1, 2, 0))
-    assert daemon.take() == [Withdrawn(1)]
+    daemon.client.handle(Revoke(1, 1, 2, 0))
+    assert daemon.take() == [Revoked(1)]
     daemon.client.lost()
     daemon.client.joined(cast(Connection[FromDaemon], daemon))
     daemon.client.handle(Windowed(0, 64 * CHUNK, 0))
-    assert settled == [(1, 2)]
+    assert resized == [(1, 2)]

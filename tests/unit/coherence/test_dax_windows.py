@@ -23,13 +23,15 @@ TOTAL = 300 * CHUNK
 guests = st.integers(0, GUESTS - 1)
 files = st.tuples(st.integers(1, 2), st.integers(1, 3))
 # Mostly right, sometimes not.
-places = st.integers(0, CHUNKS).map(lambda n: n * CHUNK) | st.sampled_from([1, 4096, CHUNK - 1, 1 << 63, (1 << 64) - 1])
+moffsets = st.integers(0, CHUNKS).map(lambda n: n * CHUNK) | st.sampled_from(
+    [1, 4096, CHUNK - 1, 1 << 63, (1 << 64) - 1]
+)
 offsets = st.integers(0, 8).map(lambda n: n * CHUNK) | st.sampled_from([1, 4096, MAX_FILE_SIZE, (1 << 64) - CHUNK])
 lengths = st.sampled_from([1, 1, 1, 2, 3, 16]).map(lambda n: n * CHUNK) | st.sampled_from([0, 1, 4096, 1 << 62])
 
 
 def overlap(one: Mapping, other: Mapping) -> bool:
-    return one.place < other.place + other.length and other.place < one.place + one.length
+    return one.moffset < other.moffset + other.length and other.moffset < one.moffset + one.length
 
 
 class AgainstNaiveModel(RuleBasedStateMachine):
@@ -47,15 +49,15 @@ class AgainstNaiveModel(RuleBasedStateMachine):
 
     def expected(self, guest: int, wanted: Mapping, chosen: bool) -> Mapping | int:
         """What must be granted, or the errno."""
-        aligned = wanted.length > 0 and not (wanted.length | wanted.offset | wanted.place) % CHUNK
-        if not aligned or wanted.place + wanted.length > CHUNKS * CHUNK:
+        aligned = wanted.length > 0 and not (wanted.length | wanted.offset | wanted.moffset) % CHUNK
+        if not aligned or wanted.moffset + wanted.length > CHUNKS * CHUNK:
             return errno.EINVAL
         if wanted.offset + wanted.length > MAX_FILE_SIZE:
             return errno.EINVAL
         if chosen and wanted.writable and msgspec.structs.replace(wanted, writable=False) in self.model[guest]:
             return wanted
-        for place in [wanted.place] if chosen else range(0, CHUNKS * CHUNK - wanted.length + 1, CHUNK):
-            there = Mapping(wanted.device, wanted.inode, wanted.offset, wanted.length, place, wanted.writable)
+        for moffset in [wanted.moffset] if chosen else range(0, CHUNKS * CHUNK - wanted.length + 1, CHUNK):
+            there = Mapping(wanted.device, wanted.inode, wanted.offset, wanted.length, moffset, wanted.writable)
             if not any(overlap(there, other) for other in self.model[guest]):
                 return there
         return errno.EBUSY if chosen else errno.ENOSPC
@@ -75,15 +77,17 @@ class AgainstNaiveModel(RuleBasedStateMachine):
             self.model[guest] = []
 
     @precondition(lambda self: self.live)
-    @rule(guest=guests, file=files, offset=offsets, length=lengths, place=st.none() | places, writable=st.booleans())
+    @rule(
+        guest=guests, file=files, offset=offsets, length=lengths, moffset=st.none() | moffsets, writable=st.booleans()
+    )
     def claim(
-        self, guest: int, file: tuple[int, int], offset: int, length: int, place: int | None, writable: bool
+        self, guest: int, file: tuple[int, int], offset: int, length: int, moffset: int | None, writable: bool
     ) -> None:
         if guest not in self.live:
             return
-        expected = self.expected(guest, Mapping(*file, offset, length, place or 0, writable), place is not None)
+        expected = self.expected(guest, Mapping(*file, offset, length, moffset or 0, writable), moffset is not None)
         try:
-            granted = self.windows.claim(self.live[guest], *file, offset, length, place, writable)
+            granted = self.windows.claim(self.live[guest], *file, offset, length, moffset, writable)
         except Refusal as refusal:
             assert refusal.errno == expected
         else:
@@ -95,26 +99,26 @@ class AgainstNaiveModel(RuleBasedStateMachine):
     def upgrade(self, data: st.DataObject) -> None:
         guest = data.draw(st.sampled_from([guest for guest, mappings in self.model.items() if mappings]))
         mapping = data.draw(st.sampled_from(self.model[guest]))
-        self.claim(guest, (mapping.device, mapping.inode), mapping.offset, mapping.length, mapping.place, True)
+        self.claim(guest, (mapping.device, mapping.inode), mapping.offset, mapping.length, mapping.moffset, True)
 
     @precondition(lambda self: self.mapped)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         guest = data.draw(st.sampled_from([guest for guest, mappings in self.model.items() if mappings]))
         mapping = data.draw(st.sampled_from(self.model[guest]))
-        assert self.windows.release(self.live[guest], mapping.place, mapping.length) == mapping
+        assert self.windows.release(self.live[guest], mapping.moffset, mapping.length) == mapping
         self.model[guest].remove(mapping)
         with pytest.raises(Refusal):
-            self.windows.release(self.live[guest], mapping.place, mapping.length)
+            self.windows.release(self.live[guest], mapping.moffset, mapping.length)
 
     @precondition(lambda self: self.live)
-    @rule(guest=guests, place=places, length=lengths)
-    def release_what_may_not_be_there(self, guest: int, place: int, length: int) -> None:
+    @rule(guest=guests, moffset=moffsets, length=lengths)
+    def release_what_may_not_be_there(self, guest: int, moffset: int, length: int) -> None:
         if guest not in self.live:
             return
-        there = [one for one in self.model[guest] if (one.place, one.length) == (place, length)]
+        there = [one for one in self.model[guest] if (one.moffset, one.length) == (moffset, length)]
         try:
-            released = self.windows.release(self.live[guest], place, length)
+            released = self.windows.release(self.live[guest], moffset, length)
         except Refusal as refusal:
             assert refusal.errno == errno.EINVAL
             assert not there
@@ -140,7 +144,7 @@ class AgainstNaiveModel(RuleBasedStateMachine):
         self.windows.total_limit = TOTAL
 
     @rule(file=files, size=st.integers(-1, 9 * CHUNK))
-    def shrink(self, file: tuple[int, int], size: int) -> None:
+    def truncate(self, file: tuple[int, int], size: int) -> None:
         numbers = {
             self.live[guest].number
             for guest, mappings in self.model.items()
@@ -154,7 +158,7 @@ class AgainstNaiveModel(RuleBasedStateMachine):
         assert len(self.windows) == len(self.live)
         assert (self.windows.mappings, self.windows.mapped) == (len(mappings), self.mapped)
         for guest, window in self.live.items():
-            assert list(window) == sorted(self.model[guest], key=lambda mapping: mapping.place)
+            assert list(window) == sorted(self.model[guest], key=lambda mapping: mapping.moffset)
             assert (window.mappings, window.mapped) == (len(list(window)), sum(m.length for m in window))
             assert sum(chunk is not None for chunk in window.chunks) * CHUNK == window.mapped
         by_file: dict[tuple[int, int], int] = {}
@@ -210,7 +214,7 @@ def test_the_largest_window_full_of_one_file_takes_no_time() -> None:
     with pytest.raises(Refusal, match="no room"):
         windows.claim(red, 1, 3, 0, CHUNK, None, False)
     windows.release(red, 5 * CHUNK, CHUNK)
-    assert windows.claim(red, 1, 3, 0, CHUNK, None, False).place == 5 * CHUNK
+    assert windows.claim(red, 1, 3, 0, CHUNK, None, False).moffset == 5 * CHUNK
     assert windows.beyond((1, 2), (64 << 30) - CHUNK) == {red.number, blue.number}
     windows.remove(red)
     assert windows.beyond((1, 2), 0) == {blue.number}

@@ -86,24 +86,24 @@ class DaxServer(FuseServer):
         return self._getattr(nodeid, b"")
 
     def _setupmapping(self, nodeid: int, body: bytes) -> bytes:
-        fh, offset, length, flags, place = p.SETUPMAPPING_IN.unpack(body)
+        fh, offset, length, flags, moffset = p.SETUPMAPPING_IN.unpack(body)
         assert fh == (1 << 64) - 1
-        self.log.append(("map", nodeid, offset // CHUNK, place // CHUNK, SetupMappingFlag(flags)))
+        self.log.append(("map", nodeid, offset // CHUNK, moffset // CHUNK, SetupMappingFlag(flags)))
         if self.refuse:
             raise OSError(self.refuse, "refused")
         if not self.lie:
-            if self.window.is_mapped(place, length):
-                self.window.unmap(place, length)
-            self.window.map(self.fds[nodeid], offset, place, length, writable=bool(flags & WRITE))
+            if self.window.is_mapped(moffset, length):
+                self.window.unmap(moffset, length)
+            self.window.map(self.fds[nodeid], offset, moffset, length, writable=bool(flags & WRITE))
         return b""
 
     def _removemapping(self, nodeid: int, body: bytes) -> bytes:
         (count,) = p.REMOVEMAPPING_IN.unpack_from(body)
-        places = list(p.REMOVEMAPPING_ONE.iter_unpack(body[p.REMOVEMAPPING_IN.size :]))
-        assert len(places) == count
-        self.log.append(("unmap", nodeid, *sorted(place // CHUNK for place, _ in places)))
-        for place, length in places:
-            self.window.unmap(place, length)
+        ranges = list(p.REMOVEMAPPING_ONE.iter_unpack(body[p.REMOVEMAPPING_IN.size :]))
+        assert len(ranges) == count
+        self.log.append(("unmap", nodeid, *sorted(moffset // CHUNK for moffset, _ in ranges)))
+        for moffset, length in ranges:
+            self.window.unmap(moffset, length)
         return b""
 
     def _forget(self, nodeid: int, lookups: int) -> None:
@@ -273,7 +273,7 @@ def test_what_is_forgotten_is_unmapped_before(guest: Guest, server: DaxServer) -
 def test_the_end_unmaps(server: DaxServer) -> None:
     with Guest(server, window=server.window, dax="inode") as guest:
         fill(guest, server, 3)
-    assert not any(server.window.is_mapped(place, CHUNK) for place in range(0, 4 * CHUNK, CHUNK))
+    assert not any(server.window.is_mapped(moffset, CHUNK) for moffset in range(0, 4 * CHUNK, CHUNK))
 
 
 def test_the_server_refuses(guest: Guest, server: DaxServer) -> None:
@@ -309,8 +309,8 @@ def test_reads_and_writes_wait_while_a_mapping_is_replaced(guest: Guest, server:
     fd = server.add_file("f", b"hello")
     with guest.open("/f", os.O_RDWR) as file:
         file.pwrite(b"j", 0)
-        place = server.log[0][3]
-        assert place == 0
+        moffset = server.log[0][3]
+        assert moffset == 0
         server.window.unmap(0, CHUNK)
         got: list[object] = []
         threads = [

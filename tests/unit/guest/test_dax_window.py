@@ -88,7 +88,7 @@ def test_stores_that_are_not_permitted_are_lost(window: Window, file: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("offset", "place", "length"),
+    ("offset", "moffset", "length"),
     [
         (0, SIZE, PAGE),
         (0, SIZE - PAGE, 2 * PAGE),
@@ -103,23 +103,23 @@ def test_stores_that_are_not_permitted_are_lost(window: Window, file: int) -> No
         ((1 << 64) - PAGE, 0, PAGE),
     ],
 )
-def test_impossible_mappings(window: Window, file: int, offset: int, place: int, length: int) -> None:
-    assert refused(lambda: window.map(file, offset, place, length, writable=True)) == errno.EINVAL
+def test_impossible_mappings(window: Window, file: int, offset: int, moffset: int, length: int) -> None:
+    assert refused(lambda: window.map(file, offset, moffset, length, writable=True)) == errno.EINVAL
     assert bytes(window.view(0, SIZE)) == bytes(SIZE)
 
 
 def test_overlap(window: Window, file: int) -> None:
     window.map(file, 0, 4 * PAGE, 2 * PAGE, writable=True)
-    for place, length in ((4, 2), (4, 1), (5, 1), (3, 2), (5, 2), (3, 4)):
-        overlapping = partial(window.map, file, 0, place * PAGE, length * PAGE, writable=True)
+    for moffset, length in ((4, 2), (4, 1), (5, 1), (3, 2), (5, 2), (3, 4)):
+        overlapping = partial(window.map, file, 0, moffset * PAGE, length * PAGE, writable=True)
         assert refused(overlapping) == errno.EEXIST
     window.map(file, 0, 3 * PAGE, PAGE, writable=True)
     window.map(file, 0, 6 * PAGE, PAGE, writable=True)
     assert window.is_mapped(3 * PAGE, 4 * PAGE)
-    for place, length in ((3, 1), (4, 1), (5, 1), (5, 2), (6, 1)):
-        assert window.is_mapped(place * PAGE, length * PAGE)
-    for place, length in ((3, 5), (2, 5), (7, 1), (1023, 1), (1024, 1)):
-        assert not window.is_mapped(place * PAGE, length * PAGE)
+    for moffset, length in ((3, 1), (4, 1), (5, 1), (5, 2), (6, 1)):
+        assert window.is_mapped(moffset * PAGE, length * PAGE)
+    for moffset, length in ((3, 5), (2, 5), (7, 1), (1023, 1), (1024, 1)):
+        assert not window.is_mapped(moffset * PAGE, length * PAGE)
     window.clear()
     assert not window.is_mapped(4 * PAGE, PAGE)
     assert bytes(window.view(0, SIZE)) == bytes(SIZE)
@@ -140,8 +140,8 @@ def test_replacing(window: Window, file: int) -> None:
     assert shown() == ".ababcc.a."
     assert refused(lambda: window.map(file, 0, PAGE, PAGE, writable=True)) == errno.EEXIST
     assert refused(lambda: window.unmap(PAGE, 3 * PAGE)) == errno.EINVAL
-    for place, length in ((1, 2), (3, 2), (5, 1), (6, 1), (8, 1)):
-        window.unmap(place * PAGE, length * PAGE)
+    for moffset, length in ((1, 2), (3, 2), (5, 1), (6, 1), (8, 1)):
+        window.unmap(moffset * PAGE, length * PAGE)
     assert shown() == "." * 10
     assert not window.is_mapped(PAGE, PAGE)
 
@@ -233,9 +233,9 @@ def asker(window: Window) -> Iterator[Asker]:
     assert not leaked(before)
 
 
-def mapping(place: int = 0, length: int = PAGE, **more: int) -> bytes:
+def mapping(moffset: int = 0, length: int = PAGE, **more: int) -> bytes:
     """The payload of a writable mapping."""
-    return pack_shared_mapping(SharedMapping(place, length, writable=True, **more))
+    return pack_shared_mapping(SharedMapping(moffset, length, writable=True, **more))
 
 
 def test_requests(asker: Asker, window: Window, file: int) -> None:
@@ -267,7 +267,7 @@ def test_a_mapping_replaces_others_where_that_was_agreed_on(window: Window, file
         (MAP, mapping(), 0, errno.EINVAL),
         (MAP, mapping(), 2, errno.EINVAL),
         (MAP, mapping(region=1), 1, errno.EINVAL),
-        (MAP, mapping(place=SIZE), 1, errno.EINVAL),
+        (MAP, mapping(moffset=SIZE), 1, errno.EINVAL),
         (MAP, mapping()[:-1], 1, errno.EINVAL),
         (MAP, mapping() + b"\0", 1, errno.EINVAL),
         (MAP, b"", 1, errno.EINVAL),

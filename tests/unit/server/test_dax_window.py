@@ -29,17 +29,17 @@ class FrontEnd:
     def __init__(self) -> None:
         self.asked: deque[tuple[str, int, int, int, str, Callable[[int], None]]] = deque()
         self.pieces: dict[int, tuple[int, str, int]] = {}
-        """By place: length, name of the file, offset in it."""
+        """By moffset: length, name of the file, offset in it."""
         self.replaced: int | None = None
-        """What is to be mapped next: at this place."""
+        """The moffset at which something must be mapped next."""
 
     def map(
-        self, fd: int, file_offset: int, place: int, length: int, writable: bool, done: Callable[[int], None]
+        self, fd: int, file_offset: int, moffset: int, length: int, writable: bool, done: Callable[[int], None]
     ) -> None:
         assert writable
-        assert self.replaced in (None, place)
+        assert self.replaced in (None, moffset)
         self.replaced = None
-        assert (file_offset | place | length) % PAGE == 0
+        assert (file_offset | moffset | length) % PAGE == 0
         assert length > 0
         # "/memfd:scratch (deleted)", or a path.
         name = Path(f"/proc/self/fd/{fd}").readlink().name.split(":")[-1].split(" ")[0]
@@ -47,21 +47,23 @@ class FrontEnd:
             assert os.fstat(fd).st_size == length
             assert os.pread(fd, 1, 0) == b"\0", "what was stored into other scratch can be loaded here"
             os.pwrite(fd, b"x", 0)
-        self.asked.append(("map", place, length, file_offset, name, done))
+        self.asked.append(("map", moffset, length, file_offset, name, done))
 
-    def unmap(self, place: int, length: int, done: Callable[[int], None], *, replaced: bool = False) -> None:
+    def unmap(self, moffset: int, length: int, done: Callable[[int], None], *, replaced: bool = False) -> None:
         assert self.replaced is None
-        self.replaced = place if replaced else None
-        self.asked.append(("unmap", place, length, 0, "", done))
+        self.replaced = moffset if replaced else None
+        self.asked.append(("unmap", moffset, length, 0, "", done))
 
     def answer(self, error: int = 0) -> None:
         """Do what was asked for first, or refuse it."""
-        what, place, length, offset, name, done = self.asked.popleft()
+        what, moffset, length, offset, name, done = self.asked.popleft()
         if not error and what == "map":
-            assert not any(there < place + length and place < there + piece[0] for there, piece in self.pieces.items())
-            self.pieces[place] = length, name, offset
+            assert not any(
+                there < moffset + length and moffset < there + piece[0] for there, piece in self.pieces.items()
+            )
+            self.pieces[moffset] = length, name, offset
         elif not error:
-            assert self.pieces.pop(place)[0] == length
+            assert self.pieces.pop(moffset)[0] == length
         done(error)
 
     def answer_all(self) -> None:
@@ -84,7 +86,7 @@ class Allocator:
     def __init__(self) -> None:
         self.claims: list[tuple[int, int, bool, Callable[[int, int], None]]] = []
         self.held: dict[int, tuple[int, bool]] = {}
-        """By place: length, and whether the guest may store."""
+        """By moffset: length, and whether the guest may store."""
 
     def claim(
         self,
@@ -92,22 +94,22 @@ class Allocator:
         inode: int,
         offset: int,
         length: int,
-        place: int,
+        moffset: int,
         writable: bool,
         done: Callable[[int, int], None],
     ) -> None:
-        self.claims.append((place, length, writable, done))
+        self.claims.append((moffset, length, writable, done))
 
     def answer(self, error: int = 0) -> None:
-        place, length, writable, done = self.claims.pop(0)
+        moffset, length, writable, done = self.claims.pop(0)
         if not error:
-            assert self.held.get(place, (length, False)) == (length, False), "claimed twice"
-            self.held[place] = length, writable
-        done(place, error)
+            assert self.held.get(moffset, (length, False)) == (length, False), "claimed twice"
+            self.held[moffset] = length, writable
+        done(moffset, error)
 
-    def release(self, places: list[tuple[int, int]]) -> None:
-        for place, length in places:
-            assert self.held.pop(place)[0] == length
+    def release(self, ranges: list[tuple[int, int]]) -> None:
+        for moffset, length in ranges:
+            assert self.held.pop(moffset)[0] == length
 
 
 class View:
@@ -150,7 +152,7 @@ class Files:
     def reported_again(self, nodeid: int, size: int) -> None:
         self.known[nodeid] = size
 
-    def withdrawn_beyond(self, nodeid: int, size: int | None) -> None:
+    def revoked_beyond(self, nodeid: int, size: int | None) -> None:
         if size is None:
             self.scratch.pop(nodeid, None)
         else:
@@ -177,22 +179,22 @@ class Bench:
         self.files.known = {1: 4 * CHUNK, 2: 4 * CHUNK}
         self.front_end, self.allocator, self.view = FrontEnd(), Allocator(), View()
         self.window = Window(SIZE, self.front_end, self.allocator, self.view, self.files)
-        self.withdrawals = 0
+        self.revocations = 0
 
     def set_up(
-        self, unique: int, nodeid: int = 1, offset: int = 0, length: int = 1, place: int = 0, writable: bool = False
+        self, unique: int, nodeid: int = 1, offset: int = 0, length: int = 1, moffset: int = 0, writable: bool = False
     ) -> int:
-        """Serve a SETUPMAPPING, which may have been served before; offset, length, place: chunks."""
+        """Serve a SETUPMAPPING, which may have been served before; offset, length, moffset: chunks."""
         return self._served(
-            lambda: self.window.set_up(unique, nodeid, offset * CHUNK, length * CHUNK, writable, place * CHUNK)
+            lambda: self.window.set_up(unique, nodeid, offset * CHUNK, length * CHUNK, writable, moffset * CHUNK)
         )
 
-    def remove(self, unique: int, *places: int) -> int:
-        return self._served(lambda: self.window.remove(unique, [(place * CHUNK, CHUNK) for place in places]))
+    def remove(self, unique: int, *ranges: int) -> int:
+        return self._served(lambda: self.window.remove(unique, [(moffset * CHUNK, CHUNK) for moffset in ranges]))
 
-    def map(self, nodeid: int = 1, offset: int = 0, length: int = 1, place: int = 0, writable: bool = False) -> None:
+    def map(self, nodeid: int = 1, offset: int = 0, length: int = 1, moffset: int = 0, writable: bool = False) -> None:
         """A SETUPMAPPING that succeeds."""
-        wanted = 1_000_000, nodeid, offset, length, place, writable
+        wanted = 1_000_000, nodeid, offset, length, moffset, writable
         while self.set_up(*wanted) == PARKED:
             self.go_on()
 
@@ -207,20 +209,21 @@ class Bench:
         status = self.paths[nodeid - 1].stat()
         return status.st_dev, status.st_ino
 
-    def withdraw(self, size: int, nodeid: int = 1) -> None:
+    def revoke(self, size: int, nodeid: int = 1) -> None:
         def done() -> None:
-            self.withdrawals += 1
+            self.revocations += 1
 
-        self.window.withdraw(*self.inode(nodeid), size, done)
+        self.window.revoke(*self.inode(nodeid), size, done)
 
-    def settle(self, nodeid: int = 1) -> None:
-        self.window.settle(*self.inode(nodeid))
+    def resize(self, nodeid: int = 1) -> None:
+        self.window.resize(*self.inode(nodeid))
 
     @property
     def mapped(self) -> list[tuple[float, float, str]]:
-        """DomainPaths and lengths (chunks) as the front-end has them, and what is there."""
+        """Moffsets and lengths (chunks) as the front-end has them, and what is there."""
         return [
-            (place / CHUNK, length / CHUNK, name) for place, (length, name, _) in sorted(self.front_end.pieces.items())
+            (moffset / CHUNK, length / CHUNK, name)
+            for moffset, (length, name, _) in sorted(self.front_end.pieces.items())
         ]
 
     def consistent(self) -> None:
@@ -258,13 +261,13 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_a_mapping_is_claimed_then_mapped_and_goes(bench: Bench) -> None:
-    assert bench.set_up(1, offset=1, place=2) == PARKED
+    assert bench.set_up(1, offset=1, moffset=2) == PARKED
     assert not bench.front_end.asked
     bench.allocator.answer()
-    assert bench.set_up(1, offset=1, place=2) == PARKED
+    assert bench.set_up(1, offset=1, moffset=2) == PARKED
     bench.front_end.answer()
     assert bench.files.woken
-    assert bench.set_up(1, offset=1, place=2) == 0
+    assert bench.set_up(1, offset=1, moffset=2) == 0
     assert bench.front_end.pieces == {2 * CHUNK: (CHUNK, "a", CHUNK)}
     bench.consistent()
     assert bench.remove(2, 2, 5) == PARKED
@@ -275,12 +278,12 @@ def test_a_mapping_is_claimed_then_mapped_and_goes(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "length", "place"),
+    ("offset", "length", "moffset"),
     [(1, CHUNK, 0), (0, CHUNK, 1), (0, PAGE, 0), (0, 0, 0), (0, CHUNK, SIZE), (0, 1 << 63, 0), (0, 2 * SIZE, 0)],
 )
-def test_what_is_no_part_of_the_window_is_refused(bench: Bench, offset: int, length: int, place: int) -> None:
+def test_what_is_no_part_of_the_window_is_refused(bench: Bench, offset: int, length: int, moffset: int) -> None:
     with pytest.raises(OSError) as caught:
-        bench.window.set_up(1, 1, offset, length, False, place)
+        bench.window.set_up(1, 1, offset, length, False, moffset)
     assert caught.value.errno == errno.EINVAL
     assert not bench.allocator.claims
 
@@ -325,7 +328,7 @@ def test_a_file_that_the_guest_forgot_meanwhile(bench: Bench) -> None:
 
 def test_a_place_that_is_taken_is_emptied_first(bench: Bench) -> None:
     bench.map(1, length=2)
-    bench.map(2, place=1)
+    bench.map(2, moffset=1)
     assert bench.mapped == [(1, 1, "b")]
     bench.consistent()
 
@@ -406,7 +409,7 @@ def test_any_number_of_requests_behind_a_slow_one(bench: Bench) -> None:
     uniques = range(2, 3000)
     for unique in uniques:
         assert bench.remove(unique, 5) == PARKED
-        bench.settle()
+        bench.resize()
     bench.front_end.answer()
     assert {bench.remove(unique, 5) for unique in uniques} == {0}
     assert bench.remove(1, 0) == 0
@@ -417,11 +420,11 @@ def test_any_number_of_requests_behind_a_slow_one(bench: Bench) -> None:
 
 def test_a_reset_in_any_step_leaves_nothing(bench: Bench) -> None:
     for steps in range(20):
-        bench.map(2, place=5)
+        bench.map(2, moffset=5)
         os.truncate(bench.paths[0], 4 * CHUNK)
         bench.files.known[1] = 4 * CHUNK
         bench.set_up(1, length=2)
-        bench.withdraw(100)
+        bench.revoke(100)
         bench.remove(2, 5)
         for _ in range(steps):
             if bench.allocator.claims:
@@ -437,12 +440,12 @@ def test_a_reset_in_any_step_leaves_nothing(bench: Bench) -> None:
         bench.map(2)
         bench.consistent()
         bench.front_end.reset(bench.window)
-        bench.settle()
+        bench.resize()
 
 
 def test_a_new_session_in_any_step_leaves_nothing(bench: Bench) -> None:
     for steps in range(12):
-        bench.map(2, place=5)
+        bench.map(2, moffset=5)
         bench.set_up(1, length=2)
         for _ in range(steps):
             if bench.allocator.claims:
@@ -450,10 +453,10 @@ def test_a_new_session_in_any_step_leaves_nothing(bench: Bench) -> None:
             elif bench.front_end.asked:
                 bench.front_end.answer()
         bench.window.begin_session()
-        # The same at the same place: it is not what is being taken away.
-        assert bench.set_up(7, 2, place=5) == PARKED
+        # The same at the same moffset: it is not what is being taken away.
+        assert bench.set_up(7, 2, moffset=5) == PARKED
         bench.go_on()
-        assert bench.set_up(7, 2, place=5) == 0
+        assert bench.set_up(7, 2, moffset=5) == 0
         assert bench.mapped == [(5, 1, "b")]
         bench.consistent()
 
@@ -461,20 +464,20 @@ def test_a_new_session_in_any_step_leaves_nothing(bench: Bench) -> None:
 # --- ends of files ------------------------------------------------------------------------------------------
 
 
-def test_whole_chunks_are_withdrawn_and_restored(bench: Bench) -> None:
+def test_whole_chunks_are_revoked_and_restored(bench: Bench) -> None:
     bench.map(length=4)
-    bench.map(2, place=5)
-    bench.withdraw(2 * CHUNK)
-    assert bench.withdrawals == 0
+    bench.map(2, moffset=5)
+    bench.revoke(2 * CHUNK)
+    assert bench.revocations == 0
     bench.front_end.answer_all()
-    assert bench.withdrawals == 1
+    assert bench.revocations == 1
     assert bench.mapped == [(0, 2, "a"), (2, 1, "scratch"), (3, 1, "scratch"), (5, 1, "b")]
     assert bench.files.scratch == {1: 2 * CHUNK}
     # Not as long as the other one has not said that it is done.
     bench.window.restore(1, 4 * CHUNK)
     assert not bench.front_end.asked
     os.truncate(bench.paths[0], 2 * CHUNK)
-    bench.settle()
+    bench.resize()
     bench.go_on()
     assert bench.files.scratch == {1: 2 * CHUNK}
     bench.window.restore(1, 4 * CHUNK)
@@ -486,11 +489,11 @@ def test_whole_chunks_are_withdrawn_and_restored(bench: Bench) -> None:
 
 
 def test_no_more_is_restored_than_the_guest_is_told_of(bench: Bench) -> None:
-    """What it may know of beyond would be cut off again at the next look, with nothing there for a moment."""
+    """What it may know of beyond would be revoked again at the next look, with nothing there for a moment."""
     bench.map(length=2)
-    bench.withdraw(PAGE)
+    bench.revoke(PAGE)
     os.truncate(bench.paths[0], PAGE)
-    bench.settle()
+    bench.resize()
     bench.go_on()
     os.truncate(bench.paths[0], CHUNK + 1)
     bench.window.restore(1, CHUNK + 1)
@@ -501,16 +504,16 @@ def test_no_more_is_restored_than_the_guest_is_told_of(bench: Bench) -> None:
         CHUNK + PAGE: (CHUNK - PAGE, "scratch", 0),
     }
     assert bench.files.scratch == {1: CHUNK + 1}
-    bench.settle()
+    bench.resize()
     assert not bench.front_end.asked
     bench.consistent()
 
 
 def test_a_file_that_grows_in_small_pieces_is_restored_whole_in_the_end(bench: Bench) -> None:
     bench.map(length=1)
-    bench.withdraw(0)
+    bench.revoke(0)
     os.truncate(bench.paths[0], 0)
-    bench.settle()
+    bench.resize()
     bench.go_on()
     for pages in range(1, 20):
         os.truncate(bench.paths[0], pages * PAGE)
@@ -518,9 +521,9 @@ def test_a_file_that_grows_in_small_pieces_is_restored_whole_in_the_end(bench: B
             bench.window.restore(1, pages * PAGE)
             bench.go_on()
         assert len(bench.front_end.pieces) <= MOST_PIECES + 2
-        # What was restored is not cut off again at the next look, as the guest would miss it meanwhile.
+        # What was restored is not revoked again at the next look, as the guest would miss it meanwhile.
         before = dict(bench.front_end.pieces)
-        bench.settle()
+        bench.resize()
         bench.go_on()
         assert bench.front_end.pieces == before
     assert bench.files.scratch == {}
@@ -529,16 +532,16 @@ def test_a_file_that_grows_in_small_pieces_is_restored_whole_in_the_end(bench: B
 
 def test_the_middle_of_a_chunk(bench: Bench) -> None:
     bench.map(length=1)
-    bench.withdraw(PAGE + 1)
+    bench.revoke(PAGE + 1)
     bench.go_on()
     assert bench.front_end.pieces == {0: (2 * PAGE, "a", 0), 2 * PAGE: (CHUNK - 2 * PAGE, "scratch", 0)}
-    bench.withdraw(1)
+    bench.revoke(1)
     bench.go_on()
     assert bench.front_end.pieces == {0: (PAGE, "a", 0), PAGE: (CHUNK - PAGE, "scratch", 0)}
-    bench.withdraw(0)
+    bench.revoke(0)
     bench.go_on()
     assert bench.front_end.pieces == {0: (CHUNK, "scratch", 0)}
-    assert bench.withdrawals == 3
+    assert bench.revocations == 3
     assert bench.remove(1, 0) == PARKED
     bench.go_on()
     assert bench.mapped == []
@@ -547,12 +550,12 @@ def test_the_middle_of_a_chunk(bench: Bench) -> None:
 
 def test_a_later_larger_end_does_not_hide_scratch(bench: Bench) -> None:
     bench.map(length=4)
-    bench.withdraw(CHUNK)
-    bench.withdraw(3 * CHUNK)
+    bench.revoke(CHUNK)
+    bench.revoke(3 * CHUNK)
     bench.go_on()
     assert bench.files.scratch == {1: CHUNK}
     os.truncate(bench.paths[0], 2 * CHUNK)
-    bench.settle()
+    bench.resize()
     bench.go_on()
     assert bench.files.scratch == {1: CHUNK}
 
@@ -560,8 +563,8 @@ def test_a_later_larger_end_does_not_hide_scratch(bench: Bench) -> None:
 def test_what_the_guest_does_not_know_of_stays_but_is_not_told_now(bench: Bench) -> None:
     bench.files.known[1] = CHUNK
     bench.map(length=4)
-    bench.withdraw(2 * CHUNK)
-    assert bench.withdrawals == 1
+    bench.revoke(2 * CHUNK)
+    assert bench.revocations == 1
     assert bench.mapped == [(0, 4, "a")]
     # It would go there as soon as it is told of what is about to go.
     assert bench.files.scratch == {1: 2 * CHUNK}
@@ -585,28 +588,28 @@ def test_a_mapping_by_an_old_size_gets_scratch(bench: Bench) -> None:
 def test_a_file_that_the_host_cut_off(bench: Bench) -> None:
     bench.map(length=2)
     os.truncate(bench.paths[0], CHUNK)
-    bench.settle()
+    bench.resize()
     bench.go_on()
     assert bench.mapped == [(0, 1, "a"), (1, 1, "scratch")]
-    bench.settle(2)
+    bench.resize(2)
     assert not bench.front_end.asked
 
 
-def test_a_withdrawal_waits_for_no_claim(bench: Bench) -> None:
+def test_a_revocation_waits_for_no_claim(bench: Bench) -> None:
     bench.map(length=1)
-    assert bench.set_up(1, offset=1, place=1) == PARKED
-    bench.withdraw(0)
+    assert bench.set_up(1, offset=1, moffset=1) == PARKED
+    bench.revoke(0)
     bench.front_end.answer_all()
-    assert bench.withdrawals == 1
+    assert bench.revocations == 1
     os.truncate(bench.paths[0], 0)
-    bench.settle()
+    bench.resize()
     bench.go_on()
-    assert bench.set_up(1, offset=1, place=1) == 0
+    assert bench.set_up(1, offset=1, moffset=1) == 0
     assert bench.mapped == [(0, 1, "scratch"), (1, 1, "scratch")]
     bench.consistent()
 
 
-def test_a_withdrawal_is_answered_where_there_can_be_no_scratch(
+def test_a_revocation_is_answered_where_there_can_be_no_scratch(
     bench: Bench, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expect_log("the virtual machine does not map a file")
@@ -617,23 +620,23 @@ def test_a_withdrawal_is_answered_where_there_can_be_no_scratch(
     bench.map(length=2)
     with monkeypatch.context() as patch:
         patch.setattr(os, "memfd_create", refuse)
-        bench.withdraw(CHUNK)
+        bench.revoke(CHUNK)
         bench.go_on()
-    assert bench.withdrawals == 1
+    assert bench.revocations == 1
     # Nothing of the file is left beyond its end.
     assert bench.mapped == [(0, 1, "a")]
 
 
-def test_a_withdrawal_is_answered_whatever_the_front_end_does(bench: Bench, expect_log: ExpectLog) -> None:
+def test_a_revocation_is_answered_whatever_the_front_end_does(bench: Bench, expect_log: ExpectLog) -> None:
     expect_log("the virtual machine does not map a file")
     bench.map(length=2)
-    bench.withdraw(CHUNK)
+    bench.revoke(CHUNK)
     while bench.front_end.asked:
         bench.front_end.answer(errno.EIO)
-    assert bench.withdrawals == 1
-    bench.withdraw(0)
+    assert bench.revocations == 1
+    bench.revoke(0)
     bench.front_end.reset(bench.window)
-    assert bench.withdrawals == 2
+    assert bench.revocations == 2
 
 
 def test_anything_in_any_order(bench: Bench) -> None:
@@ -643,12 +646,12 @@ def test_anything_in_any_order(bench: Bench) -> None:
 
     def set_up(unique: int) -> Callable[[], int]:
         nodeid, offset, length = chance.randrange(1, 3), chance.randrange(4), chance.randrange(1, 3)
-        place, writable = chance.randrange(7), chance.random() < 0.5
-        return lambda: bench.set_up(unique, nodeid, offset, length, place, writable)
+        moffset, writable = chance.randrange(7), chance.random() < 0.5
+        return lambda: bench.set_up(unique, nodeid, offset, length, moffset, writable)
 
     def remove(unique: int) -> Callable[[], int]:
-        place = chance.randrange(8)
-        return lambda: bench.remove(unique, place)
+        moffset = chance.randrange(8)
+        return lambda: bench.remove(unique, moffset)
 
     for unique in range(3000):
         match chance.randrange(12):
@@ -656,9 +659,9 @@ def test_anything_in_any_order(bench: Bench) -> None:
                 waiting[unique] = chance.choice((set_up, remove))(unique)
             case 3:
                 asked += 1
-                bench.withdraw(chance.randrange(4 * CHUNK), chance.randrange(1, 3))
+                bench.revoke(chance.randrange(4 * CHUNK), chance.randrange(1, 3))
             case 4:
-                bench.settle(chance.randrange(1, 3))
+                bench.resize(chance.randrange(1, 3))
             case 5:
                 bench.window.restore(chance.randrange(1, 3), chance.randrange(5 * CHUNK))
             case 6 if chance.random() < 0.2:
@@ -676,7 +679,7 @@ def test_anything_in_any_order(bench: Bench) -> None:
     while waiting:
         waiting = {one: request for one, request in waiting.items() if request() == PARKED}
         bench.go_on()
-    assert bench.withdrawals == asked
+    assert bench.revocations == asked
     bench.consistent()
 
 
@@ -684,8 +687,8 @@ def test_anything_in_any_order(bench: Bench) -> None:
 
 
 def test_a_session_ends_when_nothing_is_mapped_any_more(bench: Bench) -> None:
-    for place in range(3):
-        bench.map(nodeid=1 + place % 2, place=place)
+    for moffset in range(3):
+        bench.map(nodeid=1 + moffset % 2, moffset=moffset)
     assert not bench.window.emptied(7)
     assert [what for what, *_ in bench.front_end.asked] == ["unmap"] * 3, "all at once"
     bench.front_end.answer()
@@ -718,21 +721,21 @@ def test_what_was_about_to_be_mapped_is_not_when_the_session_has_ended(bench: Be
 def test_what_is_before_the_new_end_comes_back_at_once_or_stays(bench: Bench) -> None:
     def asked() -> list[tuple[str, float, float, str]]:
         return [
-            (what, place / CHUNK, length / CHUNK, name) for what, place, length, _, name, _ in bench.front_end.asked
+            (what, moffset / CHUNK, length / CHUNK, name) for what, moffset, length, _, name, _ in bench.front_end.asked
         ]
 
     bench.map()
-    bench.withdraw(CHUNK // 2)
+    bench.revoke(CHUNK // 2)
     assert asked() == [("unmap", 0, 1, ""), ("map", 0, 0.5, "a"), ("map", 0.5, 0.5, "scratch")], "nothing is awaited"
     bench.go_on()
-    bench.settle()
+    bench.resize()
     os.truncate(bench.paths[0], CHUNK // 2)
     bench.files.known[1] = CHUNK // 2
     bench.window.restore(1, CHUNK)
     bench.go_on()
     assert bench.mapped == [(0, 0.5, "a"), (0.5, 0.5, "a")]
     bench.files.known[1] = CHUNK
-    bench.withdraw(3 * CHUNK // 4)
+    bench.revoke(3 * CHUNK // 4)
     assert asked() == [("unmap", 0.5, 0.5, ""), ("map", 0.5, 0.25, "a"), ("map", 0.75, 0.25, "scratch")]
     bench.go_on()
     bench.consistent()
@@ -744,9 +747,9 @@ def test_no_chunk_falls_into_ever_smaller_pieces(bench: Bench) -> None:
         bench.window.restore(1, CHUNK)
         bench.go_on()
         bench.files.known[1] = CHUNK
-        bench.withdraw(CHUNK // 2 + number * PAGE)
+        bench.revoke(CHUNK // 2 + number * PAGE)
         bench.go_on()
-        bench.settle()
+        bench.resize()
         bench.go_on()
         bench.files.known[1] = CHUNK // 2 + number * PAGE
         assert len(bench.mapped) <= MOST_PIECES + 3

@@ -80,7 +80,7 @@ def test_layouts_on_the_wire() -> None:
     assert messages.pack_memory_table([region]) == struct.pack("=2I4Q", 1, 0, 1, 2, 3, 4)
     assert messages.pack_single_region(region) == struct.pack("=5Q", 0, 1, 2, 3, 4)
     assert messages.pack_config(Config(1, b"ab", 3)) == struct.pack("=3I2s", 1, 2, 3, b"ab")
-    mapping = SharedMapping(region=1, file_offset=2, place=3, length=4, writable=True)
+    mapping = SharedMapping(region=1, file_offset=2, moffset=3, length=4, writable=True)
     assert messages.pack_shared_mapping(mapping) == struct.pack("=5Q", 1, 2, 3, 4, 1)
     assert messages.pack_shmem_config([5, 6]) == struct.pack("=2I256Q", 2, 0, 5, 6, *bytes(254))
     assert messages.pack_header(1, 9, 12) == struct.pack("=3I", 1, 9, 12)

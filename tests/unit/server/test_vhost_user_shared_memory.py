@@ -81,8 +81,8 @@ class Bench:
             assert message.need_reply
             assert len(message.fds) == (message.request == MAP)
             message.close()
-            place = 0 if message.request == SEEN else unpack_shared_mapping(message.payload).place
-            requests.append((message.request, place // PAGE))
+            moffset = 0 if message.request == SEEN else unpack_shared_mapping(message.payload).moffset
+            requests.append((message.request, moffset // PAGE))
         return requests
 
     def answer(self, request: int, status: int = 0) -> None:
