@@ -22,6 +22,7 @@ cdef struct change_t:
     unsigned thing_count
     inode_t *known[THINGS_MAX]      # inodes whose data changes and that the guest knows
     bint current[THINGS_MAX]        # whether the guest had nothing older before
+    bint list_current[THINGS_MAX]   # whether the list that it had was not older
     unsigned known_count
     lb_t *locked[THINGS_MAX]        # buckets of the lease table
     uint64_t mine[THINGS_MAX]       # their lock words

@@ -148,6 +148,9 @@ cdef class Publisher:
         for i in range(change.known_count):
             if change.current[i]:
                 change.known[i].reported_stamp = self.stamp
+            # What the guest changes in a directory makes its kernel drop the list (fuse_dir_changed()).
+            if change.list_current[i]:
+                change.known[i].listed_stamp = self.stamp
         if not unlock(change, lt_now()):
             # A lock was held too long: somebody may have taken it away, or given a lease on what was old.
             vt_lift_floor(&self.table.vt)
@@ -328,6 +331,9 @@ cdef void mark(Publisher self, change_t *change) noexcept:
         inode = change.known[i]
         change.current[i] = inode.reported_stamp != 0 and not lt_data_since(
             &self.leases.lt, inode.slot, inode.reported_stamp
+        )
+        change.list_current[i] = inode.listed_stamp != 0 and not lt_data_since(
+            &self.leases.lt, inode.slot, inode.listed_stamp
         )
     for i in range(change.thing_count):
         if change.data[i]:

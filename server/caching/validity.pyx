@@ -7,7 +7,7 @@ on the host; a stock guest gets leases (docs/concepts/leases.md). Times are nano
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from coherent_vfs.coherence.shm.leases cimport (
     LT_WORD_EPOCH, Leases, lb_quiet_for, lt_bucket, lt_data_since, lt_grant, lt_load, lt_now,
@@ -146,7 +146,9 @@ cdef class Validity:
         mtime are others than it has (fuse_change_attributes(), fuse_readdir_cached()). They may be the same after a
         change: one within the same tick of the host's clock, or of a file system's that counts seconds, or with an
         mtime that was set back. Then the mtime is told a few nanoseconds wrong: of a file for a moment; of a directory,
-        whose list is compared when it is read the next time, until it changes.
+        whose list is compared when it is read the next time, until it changes. It
+        is compared with the mtime of when it was read, and others may have been told since: while the list is old, that
+        one is not told again.
 
         What the table says counts whatever the times say. Only of what nobody watched can they alone tell.
 
@@ -159,18 +161,26 @@ cdef class Validity:
         same_mtime = inode.reported_stamp != 0 and same(&inode.reported_mtime, &stx.stx_mtime)
         if not same_mtime and inode.type == S_IFDIR:
             inode.mtime_skew = 0
+            if not later(&stx.stx_mtime, &inode.latest_mtime) and is_list_old(self, inode):
+                # Set back, or by a coarse clock or one that was set back: it may have been told before.
+                self.force_invalidation(inode)
         if (
             compared
             and same_mtime
-            and (inode.type == S_IFDIR or inode.reported_size == stx.stx_size)
+            # Whatever the size is: the guest may know it by a write of its own that was not told.
             and (is_known_changed(self, inode) or may_have_changed(self, inode, stx))
         ):
             self.force_invalidation(inode)
         inode.reported_stamp = self.reported_by
-        inode.reported_mtime, inode.reported_ctime, inode.reported_size = stx.stx_mtime, stx.stx_ctime, stx.stx_size
+        inode.reported_mtime, inode.reported_ctime = stx.stx_mtime, stx.stx_ctime
         inode.reported_racy = age_ns(self, stx.stx_ctime.tv_sec, stx.stx_ctime.tv_nsec) < (
             COARSE_NS if is_coarse(&stx.stx_ctime) else RACY_NS
         )
+        if inode.type == S_IFDIR:
+            note_shown(inode)
+            if same(&inode.shown_mtime, &inode.listed_mtime) and is_list_old(self, inode):
+                self.force_invalidation(inode)
+                note_shown(inode)
         return inode.mtime_skew == 0 or skew_mtime(inode, attr, compared)
 
     cdef bint is_watched(self, const inode_t *inode) noexcept:
@@ -190,13 +200,18 @@ cdef class Validity:
 
     cdef void force_invalidation(self, inode_t *inode) noexcept:
         """Let the guest drop the pages of a file, or the list of a directory."""
-        inode.mtime_skew = inode.mtime_skew % MTIME_SKEW_MAX + 1
+        if inode.type == S_IFDIR:
+            # Going on from where it was, not from 0.
+            inode.last_skew = inode.last_skew % MTIME_SKEW_MAX + 1
+            inode.mtime_skew = inode.last_skew
+        else:
+            inode.mtime_skew = inode.mtime_skew % MTIME_SKEW_MAX + 1
         inode.mtime_skew_until = 0
 
 
 cdef bint has_new_data(Validity self, const inode_t *inode) noexcept:
     """Whether the data may have changed since the guest was told attributes."""
-    return is_known_changed(self, inode) or (inode.reported_stamp != 0 and was_blind(self, inode))
+    return is_known_changed(self, inode) or (inode.reported_stamp != 0 and was_blind(self, inode.reported_stamp))
 
 
 cdef bint is_known_changed(Validity self, const inode_t *inode) noexcept:
@@ -208,6 +223,23 @@ cdef bint is_known_changed(Validity self, const inode_t *inode) noexcept:
     )
 
 
+cdef bint is_list_old(Validity self, const inode_t *inode) noexcept:
+    """Whether a directory may have changed since the guest read its list."""
+    return inode.listed_stamp != 0 and (
+        lt_data_since(&self.leases.lt, inode.slot, inode.listed_stamp)
+        or was_blind(self, inode.listed_stamp)
+        or is_unwatched(inode)
+    )
+
+
+cdef void note_shown(inode_t *inode) noexcept:
+    """Keep the mtime of a directory as it is told now, and the latest ever."""
+    inode.shown_mtime = inode.reported_mtime
+    inode.shown_mtime.tv_nsec += mtime_error(inode, inode.shown_mtime.tv_nsec)
+    if later(&inode.shown_mtime, &inode.latest_mtime):
+        inode.latest_mtime = inode.shown_mtime
+
+
 cdef bint may_have_changed(Validity self, const inode_t *inode, const statx_t *stx) noexcept:
     """Whether the data may have changed with nobody watching since the guest was told attributes.
 
@@ -216,17 +248,17 @@ cdef bint may_have_changed(Validity self, const inode_t *inode, const statx_t *s
     """
     cdef bint maybe = inode.reported_racy or not same(&inode.reported_ctime, &stx.stx_ctime)
     return (maybe and is_unwatched(inode)) or (
-        (maybe or is_coarse(&stx.stx_ctime)) and was_blind(self, inode)
+        (maybe or is_coarse(&stx.stx_ctime)) and was_blind(self, inode.reported_stamp)
     )
 
 
-cdef bint was_blind(Validity self, const inode_t *inode) noexcept:
-    """Whether anything may have changed since: events were lost, or coherenced was away and has come back.
+cdef bint was_blind(Validity self, uint64_t stamp) noexcept:
+    """Whether anything may have changed since a stamp: events were lost, or coherenced was away and has come back.
 
     While it is away nobody would be told of an end.
     """
     cdef uint64_t floor = vt_load(&self.table.vt, VT_WORD_FLOOR)
-    return floor > inode.reported_stamp and not vt_distrusted(floor)
+    return floor > stamp and not vt_distrusted(floor)
 
 
 cdef bint is_unwatched(const inode_t *inode) noexcept:
@@ -244,8 +276,13 @@ cdef bint skew_mtime(inode_t *inode, fuse_attr *attr, bint compared) noexcept:
         elif inode.mtime_skew_until != 0 and now >= inode.mtime_skew_until:
             inode.mtime_skew = 0
             return True
-    attr.mtimensec += inode.mtime_skew if attr.mtimensec < 500_000_000 else -<int>inode.mtime_skew
+    attr.mtimensec += mtime_error(inode, attr.mtimensec)
     return inode.type == S_IFDIR
+
+
+cdef int mtime_error(const inode_t *inode, uint32_t nanoseconds) noexcept:
+    """What is added to the nanoseconds of an mtime that is told wrong, so that the second stays."""
+    return <int>inode.mtime_skew if nanoseconds < 500_000_000 else -<int>inode.mtime_skew
 
 
 cdef uint64_t known_for(Validity self, watch_t watch) noexcept:
@@ -298,6 +335,10 @@ cdef int64_t age_ns(Validity self, int64_t seconds, int64_t nanoseconds) noexcep
 cdef bint is_coarse(const statx_timestamp *time) noexcept:
     """Whether the file system seems to count whole seconds."""
     return time.tv_nsec == 0
+
+
+cdef bint later(const statx_timestamp *a, const statx_timestamp *b) noexcept:
+    return a.tv_sec > b.tv_sec or (a.tv_sec == b.tv_sec and a.tv_nsec > b.tv_nsec)
 
 
 cdef bint same(const statx_timestamp *a, const statx_timestamp *b) noexcept:

@@ -41,6 +41,9 @@ cdef int readdir(FileSystem fs, request_t *request) except -100:
     capacity = min(min(<size_t>ask.size, request.reply_capacity), <size_t>REPLY_CAPACITY)
     if plus and fs.awaits_watch(parent):
         return PARK
+    if ask.offset == 0:
+        parent.listed_stamp = fs.validity.stamp
+        parent.listed_mtime = parent.shown_mtime
     if plus and ask.offset == 0:
         fs.listings.begin(parent)
     error = go_to(handle, ask.offset)

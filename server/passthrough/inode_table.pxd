@@ -41,11 +41,14 @@ cdef struct inode_t:
     # The attributes that the guest was told last (server.caching.validity).
     uint64_t reported_stamp    # 0 for never
     statx_timestamp reported_mtime, reported_ctime
-    uint64_t reported_size
     bint reported_racy         # when its ctime could still be that of a later change
     uint32_t mtime_skew          # nanoseconds that its mtime is told wrong by, for the guest to drop its pages
     uint64_t mtime_skew_until    # 0: it was not told yet
     # Directories (server.caching.readdir_policy).
+    uint64_t listed_stamp  # no later than its list, as the guest may have it; 0 for none (server.caching.validity)
+    statx_timestamp listed_mtime       # what the guest had been told last when it began to read the list
+    statx_timestamp shown_mtime, latest_mtime   # that the guest was told last, and the latest ever
+    uint32_t last_skew     # the last nanoseconds that its mtime was told wrong by
     uint64_t listed_at     # when READDIRPLUS of it began last; 0 for never
     bint singly            # its files are looked up one by one
     uint64_t probe         # inode number of the file that went without attributes in its list; 0 for none

@@ -134,6 +134,8 @@ cdef class InodeTable:
             self.buckets[i] = NULL
         self.record_count = 2
         self.root.reported_stamp = self.root.data_fh = self.root.mtime_skew = 0
+        self.root.listed_stamp = self.root.last_skew = 0
+        self.root.latest_mtime.tv_sec = self.root.latest_mtime.tv_nsec = 0
         self.root.listed_at = self.root.singly = self.root.probe = 0
         self.free_records = NULL
         self.idle_ones = self.open_ones = self.remembered_ones = list_t(NULL, NULL, 0)
@@ -553,6 +555,8 @@ cdef void begin_anew(inode_t *inode) noexcept:
     inode.parent_watch_epoch = inode.reported_stamp = 0
     inode.parent_unwatched = False
     inode.mtime_skew = 0
+    inode.listed_stamp = inode.last_skew = 0
+    inode.latest_mtime.tv_sec = inode.latest_mtime.tv_nsec = 0
     inode.listed_at = 0
     inode.singly = False
     inode.probe = 0

@@ -316,7 +316,7 @@ cdef class FileSystem:
             self.publisher.add_name(&change, live(self, nodeid).slot, name, len(name))
         for nodeid in inodes:
             inode = live(self, nodeid)
-            self.publisher.add_known(&change, inode, data or inode.type == S_IFDIR)
+            self.publisher.add_known(&change, inode, data or (names and inode.type == S_IFDIR))
         for nodeid, name in names:
             add_occupant(self, &change, live(self, nodeid), name, True)
         if self.publisher.begin(&change) == PARK:

@@ -16,6 +16,7 @@ from coherent_vfs.server.fuse.protocol import (
     MKNOD_IN,
     OPEN_IN,
     OPEN_OUT,
+    READ_IN,
     Attr,
     FattrFlag,
     Opcode,
@@ -288,6 +289,65 @@ def test_a_directory_whose_time_was_set_back(domain: LeaseDomain, two: tuple[Raw
     one.wait(lambda: told(one, nodeid) == truth(domain, "d"))
 
 
+def read_list(guest: RawGuest, nodeid: int) -> None:
+    """Read a directory from its beginning."""
+    error, reply = guest.request(Opcode.OPENDIR, nodeid, OPEN_IN.pack(os.O_RDONLY, 0))
+    assert error == 0
+    fh = OPEN_OUT.unpack(reply)[0]
+    assert guest.request(Opcode.READDIRPLUS, nodeid, READ_IN.pack(fh, 0, 4000, 0, 0, 0))[0] == 0
+
+
+def create(guest: RawGuest, parent: int, name: str) -> None:
+    body = CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o600, 0, 0) + name.encode() + b"\0"
+    assert guest.request(Opcode.CREATE, parent, body)[0] == 0
+
+
+def test_a_list_is_compared_with_the_time_of_when_it_was_read(
+    domain: LeaseDomain, two: tuple[RawGuest, RawGuest]
+) -> None:
+    """Others were told since, without the list being read."""
+    one, other = two
+    nodeid, changed = find(one, "d"), find(other, "d")
+    before = told(one, nodeid)
+    read_list(one, nodeid)
+    create(other, changed, "new")
+    assert told(one, nodeid) == truth(domain, "d") > before
+    set_time(other, changed, before)
+    assert told(one, nodeid) != before
+    # So, too, where it is the guest itself that sets the time.
+    assert mtime_ns(set_time(one, nodeid, before)) != before
+    assert told(one, nodeid) != before
+    # A list that was read since is not old.
+    read_list(one, nodeid)
+    set_time(other, changed, before + 5)
+    assert told(one, nodeid) == before + 5
+    set_time(other, changed, before)
+    assert told(one, nodeid) == before
+
+
+def test_changes_of_a_directorys_attributes_alone_leave_its_list(
+    domain: LeaseDomain, two: tuple[RawGuest, RawGuest]
+) -> None:
+    one, other = two
+    nodeid, changed = find(one, "d"), find(other, "d")
+    told(one, nodeid)
+    read_list(one, nodeid)
+    assert other.request(Opcode.SETATTR, changed, set_attributes(FattrFlag.MODE, mode=0o700))[0] == 0
+    assert told(one, nodeid) == truth(domain, "d")
+
+
+def test_times_are_exact_where_a_guest_fills_a_directory_that_it_has_listed(domain: LeaseDomain) -> None:
+    with domain.guest(opens=False) as guest:
+        nodeid = find(guest, "d")
+        before = told(guest, nodeid)
+        read_list(guest, nodeid)
+        for name in ("new", "newer"):
+            create(guest, nodeid, name)
+            assert told(guest, nodeid) == truth(domain, "d")
+            assert mtime_ns(set_time(guest, nodeid, before)) == before
+            assert told(guest, nodeid) == before
+
+
 @pytest.mark.parametrize("name", ["link", "fifo", "device"])
 def test_what_has_no_pages_is_told_as_it_is(domain: LeaseDomain, two: tuple[RawGuest, RawGuest], name: str) -> None:
     one, other = two
@@ -391,6 +451,32 @@ def test_a_list_that_changes_within_the_second_is_told(coarse: LeaseDomain, step
         after = told(one, nodeid)
         assert after != before
         assert told(one, nodeid) == after
+
+
+def test_however_often_a_list_changes_within_the_second_its_time_is_not_told_again(coarse: LeaseDomain) -> None:
+    with coarse.guest(opens=False, lease_max=0.0) as one, coarse.guest(opens=False, lease_max=0.0) as other:
+        nodeid, changed = find(one, "d"), find(other, "d")
+        within_a_second(0.8)
+        create(other, changed, "new")
+        listed = told(one, nodeid)
+        read_list(one, nodeid)
+        for number in range(2 * MTIME_SKEW_MAX):
+            create(other, changed, f"new{number}")
+            assert told(one, nodeid) != listed
+            set_time(other, changed, DAY + number)
+            told(one, nodeid)
+
+
+def test_a_change_after_an_own_write_that_made_the_file_longer_is_told(coarse: LeaseDomain) -> None:
+    with coarse.guest(opens=False, lease_max=0.0) as one, coarse.guest(opens=False, lease_max=0.0) as other:
+        nodeid, changed = find(one, "d/f"), find(other, "d/f")
+        within_a_second(0.8)
+        assert other.request(Opcode.WRITE, changed, write_body(b"CONTENT"))[0] == 0
+        before = told(one, nodeid)
+        assert one.request(Opcode.WRITE, nodeid, write_body(b" and more", 7))[0] == 0
+        # To the guest's kernel size and mtime are what they were.
+        assert other.request(Opcode.WRITE, changed, write_body(b"content"))[0] == 0
+        assert told(one, nodeid) != before
 
 
 def test_what_changed_within_the_second_while_nobody_watched_is_told(coarse: LeaseDomain) -> None:
