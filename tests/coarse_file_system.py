@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.lab.paths import LabError
+
 MAKERS = {
-    "ext4-128": ("mke2fs", "-q", "-F", "-t", "ext4", "-I", "128"),
+    "ext4-128": ("mke2fs", "-q", "-F", "-t", "ext4", "-I", "128", "-N", "65536"),
     "vfat": ("mkfs.vfat",),
 }
-"""How each is made: ext4 with small inodes counts seconds; vfat counts two, and has no links, owners and modes."""
+"""How each is made: ext4 with small inodes counts seconds, vfat two."""
+WITHOUT_LINKS = frozenset({"vfat"})
+"""Those that have no links, owners, modes and extended attributes."""
 SIZE = 64 << 20
 
 
-class CannotMount(Exception):
+class CannotMount(LabError):
     """This machine cannot mount such a file system; the message says why."""
 
 
@@ -59,6 +63,6 @@ def _run(*command: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise CannotMount(f"there is no {command[0]}") from None
+        raise CannotMount(f"there is no {command[0]}: install it") from None
     if done.returncode:
         raise CannotMount(f"{' '.join(command)}: {done.stderr.strip()}")

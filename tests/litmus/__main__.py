@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.coarse_file_system import MAKERS
 from tests.lab.paths import CHECKOUT, LabError
 from tests.litmus.arena import stock_guests, user_space_guests
 from tests.litmus.arrangement import LEASE_OPTIONS, Arrangement, perform
@@ -66,10 +67,14 @@ def play(
     only: frozenset[str],
     modes: Collection[Mode],
     lanes: int,
+    host_fs: str,
 ) -> Iterator[Record]:
     """Play what a kind of guests can, so many rounds of each arrangement."""
-    user_space = kind == "user-space"
-    with user_space_guests(LEASE_OPTIONS, modes) if user_space else stock_guests(kind, LEASE_OPTIONS, modes) as arena:
+    with (
+        user_space_guests(LEASE_OPTIONS, modes, host_fs)
+        if kind == "user-space"
+        else stock_guests(kind, LEASE_OPTIONS, modes, host_fs)
+    ) as arena:
         for arrangement, count in rounds.items():
             start = time.monotonic()
             for one in perform(arena, arrangement, rounds=count, seed=seed, only=only, lanes=lanes):
@@ -143,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="rounds at once where changes wait for leases: fewer, where many are disturbed (default: by the guests)",
     )
+    parser.add_argument(
+        "--host-fs",
+        choices=MAKERS,
+        default="",
+        help="what the shares are on: with timestamps of one second, or of two and without the tests of links and "
+        "modes; not for the document (default: what /var/tmp is on)",
+    )
     parser.add_argument("--seed", type=int, help="of the random delays (default: another one each time)")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="add to what earlier runs kept in this file")
     parser.add_argument(
@@ -172,13 +184,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--rounds must be 0 to {most}")
     if not 0 <= options.lanes <= LANES:
         parser.error(f"--lanes must be 0 to {LANES}")
+    if options.host_fs and (options.keep or options.write_docs):
+        parser.error("--host-fs is not for the document: leave out --keep and --write-docs")
     chosen = list(map(Mode, modes)) or list(Mode)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     say(f"seed {seed}")
     try:
         records = load(options.keep, TESTS) if options.keep and options.keep.exists() else []
         for kind in kinds if options.rounds else ():
-            for one in play(kind, rounds_of(parties, options.rounds), seed, only, chosen, options.lanes):
+            for one in play(
+                kind, rounds_of(parties, options.rounds), seed, only, chosen, options.lanes, options.host_fs
+            ):
                 records.append(one)
                 if options.keep:
                     keep(options.keep, one)

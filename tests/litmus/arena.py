@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from coherent_vfs.coherence.shm.paths import DomainPaths
 from coherent_vfs.guest.guest import Guest as UserSpaceGuest
+from tests.coarse_file_system import WITHOUT_LINKS, coarse_file_system
 from tests.lab import backends
 from tests.lab.guest import boot
 from tests.lab.paths import LabError
@@ -63,19 +64,23 @@ class Arena:
 
 
 @contextmanager
-def stock_guests(kind: str, options: Sequence[str] = (), only: Collection[Mode] = frozenset(Mode)) -> Iterator[Arena]:
+def stock_guests(
+    kind: str, options: Sequence[str] = (), only: Collection[Mode] = frozenset(Mode), host_fs: str = ""
+) -> Iterator[Arena]:
     """Boot guests with a stock kernel.
 
     Args:
         kind: "qemu", "uml", or "qemu-dax", which play the tests of mapped files.
         options: more options of the backends that are in a domain.
         only: modes, of those that such guests have.
+        host_fs: what file system the shares are on, one of MAKERS; empty: that of /var/tmp. One without links has fewer
+            tests.
     """
     dax = kind == "qemu-dax"
-    tests = MAPPED if dax else ALL
+    tests = _possible(MAPPED if dax else ALL, host_fs)
     modes = _chosen(DAX_MODES if dax else STOCK_MODES, only)
     host_modes = _chosen((Mode.DAX,) if dax else STOCK_HOST_MODES, only)
-    with _shared(modes, options) as shared, ExitStack() as stack:
+    with _shared(modes, options, host_fs) as shared, ExitStack() as stack:
 
         def player(number: int) -> Stock:
             shares = {mode.value: shared.backend(mode, number) for mode in modes}
@@ -92,13 +97,16 @@ def stock_guests(kind: str, options: Sequence[str] = (), only: Collection[Mode] 
 
 
 @contextmanager
-def user_space_guests(options: Sequence[str] = (), only: Collection[Mode] = frozenset(Mode)) -> Iterator[Arena]:
+def user_space_guests(
+    options: Sequence[str] = (), only: Collection[Mode] = frozenset(Mode), host_fs: str = ""
+) -> Iterator[Arena]:
     """Connect user-space guests; arguments as those of stock_guests."""
     modes, host_modes = _chosen(USER_SPACE_MODES, only), _chosen(USER_SPACE_HOST_MODES, only)
-    with _shared(modes, options) as shared, ExitStack() as stack:
+    tests = _possible(ALL, host_fs)
+    with _shared(modes, options, host_fs) as shared, ExitStack() as stack:
         players: dict[Mode, list[UserSpace]] = {}
         for mode in modes:
-            for number in range(1, _guests(ALL) + 1):
+            for number in range(1, _guests(tests) + 1):
                 table = shared.table if mode.aware(number) else None
                 guest = stack.enter_context(UserSpaceGuest.connect(shared.backend(mode, number), table=table))
                 players.setdefault(mode, []).append(UserSpace(guest))
@@ -107,7 +115,7 @@ def user_space_guests(options: Sequence[str] = (), only: Collection[Mode] = froz
             shared.side,
             players.__getitem__,
             Host(shared.root),
-            ALL,
+            tests,
             modes,
             host_modes,
             USER_SPACE_LANES,
@@ -117,6 +125,10 @@ def user_space_guests(options: Sequence[str] = (), only: Collection[Mode] = froz
 
 def _chosen(modes: Sequence[Mode], only: Collection[Mode]) -> tuple[Mode, ...]:
     return tuple(mode for mode in modes if mode in only)
+
+
+def _possible(tests: tuple[Litmus, ...], host_fs: str) -> tuple[Litmus, ...]:
+    return tuple(test for test in tests if host_fs not in WITHOUT_LINKS or not test.needs_links)
 
 
 def _guests(tests: Sequence[Litmus]) -> int:
@@ -131,12 +143,14 @@ class _Daemon(NamedTuple):
 class _Shared:
     """The directories, a coherenced for all, in mode isolated one for each guest, and the backends."""
 
-    def __init__(self, folder: Path, modes: Sequence[Mode], options: Sequence[str], stack: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, modes: Sequence[Mode], options: Sequence[str], host_fs: str, stack: ExitStack
+    ) -> None:
         self._folder = folder
         self._options = options
         self._stack = stack
         self._backends: list[backends.Backend] = []
-        self.root = folder / "root"
+        self.root = stack.enter_context(coarse_file_system(host_fs, folder)) if host_fs else folder / "root"
         for mode in modes:
             (self.root / mode).mkdir(parents=True)
         self.side = stack.enter_context(SideChannel())
@@ -181,7 +195,7 @@ class _Shared:
 
 
 @contextmanager
-def _shared(modes: Sequence[Mode], options: Sequence[str]) -> Iterator[_Shared]:
+def _shared(modes: Sequence[Mode], options: Sequence[str], host_fs: str) -> Iterator[_Shared]:
     # Not in /tmp, which may be tmpfs: a share is usually on a disk. The path is short for the sockets' sake.
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="litmus-") as folder, ExitStack() as stack:
-        yield _Shared(Path(folder), modes, options, stack)
+        yield _Shared(Path(folder), modes, options, host_fs, stack)

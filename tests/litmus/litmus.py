@@ -8,6 +8,8 @@ import errno
 import itertools
 from collections.abc import Iterable, Mapping
 
+UNIX_ONLY = frozenset({"chmod", "mode", "link", "links", "held-links", "symlink", "target"})
+"""Operations that a file system without links and modes, as vfat, does not have."""
 LOOKS = frozenset(
     {
         "read",
@@ -132,6 +134,12 @@ class Litmus:
         """How many registers the parties have together."""
         steps = itertools.chain.from_iterable(party.steps for party in self.parties)
         return sum("=" in step.split() for step in steps)
+
+    @property
+    def needs_links(self) -> bool:
+        """Whether it needs a file system with links and modes."""
+        steps = itertools.chain(self.setup, self.final, *(party.warm + party.steps for party in self.parties))
+        return any(operation(step) in UNIX_ONLY for step in steps)
 
     @property
     def one_changes(self) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 
 import pytest
 
+from tests.coarse_file_system import MAKERS, CannotMount
 from tests.lab import assets
 from tests.lab.paths import LabError
 from tests.litmus.arena import Arena, stock_guests, user_space_guests
@@ -34,10 +35,10 @@ PROVEN = frozenset(Mode) - {Mode.ISOLATED}
 LONG_ROUNDS = {"user-space": 100, "uml": 150, "qemu": 60, "qemu-dax": 100}
 
 
-def guests(kind: str) -> AbstractContextManager[Arena]:
+def guests(kind: str, modes: Collection[Mode] = PROVEN, host_fs: str = "") -> AbstractContextManager[Arena]:
     """Guests that have a share in each mode; those that were not fetched are skipped."""
     if kind == "user-space":
-        return user_space_guests(LEASE_OPTIONS, PROVEN)
+        return user_space_guests(LEASE_OPTIONS, modes, host_fs)
     try:
         _ = assets.uml_kernel() if kind == "uml" else assets.cloud_kernel()
         _ = kind != "qemu-dax" or assets.qemu_dax()
@@ -45,14 +46,14 @@ def guests(kind: str) -> AbstractContextManager[Arena]:
         pytest.skip(str(error))
     if kind == "qemu-dax":
         need_views()
-    return stock_guests(kind, LEASE_OPTIONS, PROVEN)
+    return stock_guests(kind, LEASE_OPTIONS, modes, host_fs)
 
 
-def play_all(kind: str, rounds: Mapping[Arrangement, int]) -> None:
+def play_all(kind: str, rounds: Mapping[Arrangement, int], modes: Collection[Mode] = PROVEN, host_fs: str = "") -> None:
     """Play the tests of arrangements in all modes; every outcome must be one that its mode may have."""
     # Other delays each time: a rare outcome may need many runs. The seed is told, so that it can be played again.
     seed = secrets.randbits(32)
-    with guests(kind) as arena:
+    with guests(kind, modes, host_fs) as arena:
         found = [
             problem
             for arrangement, number in rounds.items()
@@ -68,6 +69,21 @@ def play_all(kind: str, rounds: Mapping[Arrangement, int]) -> None:
 )
 def test_outcomes(kind: str) -> None:
     play_all(kind, dict.fromkeys(ARRANGEMENTS[kind], ROUNDS[kind]))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("host_fs", MAKERS)
+def test_outcomes_on_a_file_system_with_coarse_times(host_fs: str) -> None:
+    try:
+        play_all("uml", {Arrangement.GUESTS: 8}, [Mode.SHARED], host_fs)
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+def test_what_needs_links_is_left_out_where_there_are_none() -> None:
+    left_out = {test.name for test in ALL if test.needs_links}
+    assert {"told-link", "told-symlink", "told-mode", "told-replace-links"} <= left_out
+    assert not {"told-content", "told-unlink", "MP+unlink"} & left_out
 
 
 @pytest.mark.hours

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from tests.coarse_file_system import MAKERS, CannotMount
 from tests.torture.context import Odds
 from tests.torture.domain import Plan
 from tests.torture.run import Settings, torture
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kill-every", type=float, default=0.0, metavar="SECONDS", help="default: no kills")
     parser.add_argument("--time-limit", type=float, default=1200.0, metavar="SECONDS", help="default 1200")
     parser.add_argument("--lease-max", type=float, default=Plan.lease_max, metavar="SECONDS", help="of the backends")
+    parser.add_argument("--host-fs", choices=MAKERS, default="", help="what the share is on (default: what /tmp is on)")
     parser.add_argument("--lease-margin", type=float, default=Plan.lease_margin, metavar="SECONDS")
     return parser
 
@@ -56,6 +58,7 @@ def main() -> int:
             cache=words.cache,
             lease_max=words.lease_max,
             lease_margin=words.lease_margin,
+            host_fs=words.host_fs,
         ),
         changes=words.changes,
         seed=words.seed,
@@ -65,7 +68,11 @@ def main() -> int:
     )
     enough = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: enough.set())
-    report = torture(settings, lambda line: print(line, flush=True), enough)
+    try:
+        report = torture(settings, lambda line: print(line, flush=True), enough)
+    except CannotMount as error:
+        print(f"torture: {error}", file=sys.stderr)
+        return 1
     print(report)
     return 1 if report.stale else 0
 

@@ -55,13 +55,14 @@ class Generator:
 
     Args:
         rng: Decides everything.
+        links: Whether the file system has links, owners, modes and extended attributes.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, links: bool = True) -> None:
         self._rng = rng
         self._values = 0
-        self._makers = list(_MAKERS)
-        self._weights = list(_MAKERS.values())
+        self._makers = [maker for maker in _MAKERS if links or maker not in _NEED_LINKS]
+        self._weights = [_MAKERS[maker] for maker in self._makers]
 
     def next(self, world: World, held: Mapping[int, Held]) -> Change:
         """A change that is possible in this world.
@@ -302,4 +303,11 @@ _MAKERS: dict[_Maker, int] = {
     Generator.exchange: 3,
     Generator.rename_folder: 3,
     Generator.refused: 3,
+}
+_NEED_LINKS = {
+    Generator.change_mode,
+    Generator.change_owner,
+    Generator.set_xattr,
+    Generator.link,
+    Generator.symlink,
 }

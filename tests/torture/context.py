@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.coarse_file_system import WITHOUT_LINKS
 from tests.torture.actions import HELD_FILES, Action, Kind, Result
 from tests.torture.changes import Change, Generator, Held
 from tests.torture.domain import Domain, Member
@@ -82,7 +83,7 @@ class Context:
         self._report = report
         self._odds = odds
         self._truth = Truth(domain.share)
-        self._generator = Generator(self.rng)
+        self._generator = Generator(self.rng, links=domain.plan.host_fs not in WITHOUT_LINKS)
         self._held: dict[int, dict[int, Held]] = {member.number: {} for member in domain.members}
         self._lives = [member.lives for member in domain.members]
         self._slow: dict[int, tuple[float, float]] = {}

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from tests.coarse_file_system import coarse_file_system
 from tests.lab import assets, backends
 from tests.lab.guest import Guest, GuestError, boot
 from tests.torture.actions import Action, Result, Watch
@@ -40,6 +41,7 @@ class Plan:
         lease_max, lease_margin: Options of the backends in mode shared, in seconds.
         isolated: Each backend is in a domain of its own, so nobody waits for the leases of another, or is told what
             another changed: a test that finds nothing stale then would never find anything.
+        host_fs: What file system the share is on, one of MAKERS; empty: that of the folder for temporary files.
     """
 
     kind: str = "uml"
@@ -49,6 +51,7 @@ class Plan:
     lease_max: float = 1.0
     lease_margin: float = 0.2
     isolated: bool = False
+    host_fs: str = ""
 
 
 class Member:
@@ -222,11 +225,10 @@ class Domain:
         daemon_lives: Held while the daemon is replaced, and by whoever needs that it is not: a backend's start.
     """
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, share: Path) -> None:
         self.plan = plan
         self.folder = folder
-        self.share = folder / "share"
-        self.share.mkdir()
+        self.share = share
         self.program = assets.compile_static(Path(__file__).with_name("actor"))
         self.centers = [_Center(folder / f"d{number}") for number in range(plan.guests if plan.isolated else 1)]
         self.daemon_lives = asyncio.Lock()
@@ -270,12 +272,16 @@ class Domain:
 async def open_domain(plan: Plan) -> AsyncIterator[Domain]:
     """A running domain in a folder of its own, which goes with it."""
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    domain = Domain(plan, folder)
-    try:
-        await domain.start()
-        yield domain
-    finally:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        if plan.host_fs:
+            share = stack.enter_context(coarse_file_system(plan.host_fs, folder))
+        else:
+            share = folder / "share"
+            share.mkdir()
+        domain = Domain(plan, folder, share)
         try:
-            await domain.stop()
+            await domain.start()
+            yield domain
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder)
+            await domain.stop()

@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from tests.coarse_file_system import MAKERS, CannotMount
 from tests.lab import assets
 from tests.lab.paths import LabError
 from tests.torture.context import Odds
@@ -67,6 +68,15 @@ def test_nothing_is_stale_while_backends_and_the_daemon_are_killed() -> None:
     assert report.daemon_kills
     assert report.backend_kills
     assert report.races
+
+
+@pytest.mark.parametrize("host_fs", MAKERS)
+def test_nothing_is_stale_on_a_file_system_with_coarse_times(host_fs: str) -> None:
+    settings = Settings(plan=Plan(kind="uml", contexts=24, host_fs=host_fs), changes=500, seconds=SHORT)
+    try:
+        nothing_stale(torture(settings), settings)
+    except CannotMount as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("cache", ["auto", "always"])
