@@ -13,8 +13,8 @@ from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.coherence.common.unix_socket import Acceptor, Loop
 from coherent_vfs.server.vhost_user.connection import Connection, Disconnected
 from coherent_vfs.server.vhost_user.handler import Handler
-from coherent_vfs.server.vhost_user.interface import Device
-from coherent_vfs.server.vhost_user.messages import ProtocolError
+from coherent_vfs.server.vhost_user.interface import Busy, Device
+from coherent_vfs.server.vhost_user.messages import Message, ProtocolError
 
 log = get_logger(__name__)
 
@@ -44,6 +44,8 @@ class FrontEnds:
         self._ended = ended
         self._connection: Connection | None = None
         self._handler: Handler | None = None
+        self._held: Message | None = None
+        """What the device is drained for; nothing else is received meanwhile."""
         self._acceptor = Acceptor(
             listener, loop, self._accepted, "front-end", "the listening socket was shut down", lost
         )
@@ -69,8 +71,14 @@ class FrontEnds:
         assert handler is not None
         try:
             # One at a time: a front-end that never stops asking keeps neither rings nor signals waiting.
-            if message := connection.receive():
+            message, self._held = self._held or connection.receive(), None
+            if message:
                 handler.handle(message)
+            return
+        except Busy:
+            self._held = message
+            self._loop.remove_reader(connection.fileno())
+            self._device.drain(self._resume)
             return
         except Disconnected:
             log.info("front-end disconnected")
@@ -80,9 +88,17 @@ class FrontEnds:
         self._acceptor.start()
         self._ended()
 
+    def _resume(self) -> None:
+        """The device is drained: what had to wait can be handled."""
+        assert self._connection is not None
+        self._loop.add_reader(self._connection.fileno(), self._receive)
+        self._receive()
+
     def _drop(self, connection: Connection) -> None:
         self._loop.remove_reader(connection.fileno())
         if self._handler is not None:
             self._handler.close()
+        if self._held is not None:
+            self._held.close()
         connection.close()
-        self._connection = self._handler = None
+        self._connection = self._handler = self._held = None

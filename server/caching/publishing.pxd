@@ -37,7 +37,7 @@ cdef class Publisher:
     cdef uint64_t stamp
     cdef uint64_t number, first
     cdef bint leased
-    cdef bint abandoning       # requests cannot wait for others: the loop does not go on meanwhile
+    cdef public bint abandoning   # requests wait for leases at the most: the front-end has the device stop
     cdef readonly uint64_t held
 
     cdef int put_off(self, uint64_t due) noexcept

@@ -54,6 +54,7 @@ cdef class Publisher:
         due: after an operation said PARK, when to try again (CLOCK_MONOTONIC, microseconds).
         stamp: after commit(): one that is no older than this change, and no newer than another's.
         made: changes made so far.
+        abandoning: requests wait for leases at the most, as the front-end has the device stop.
         leased: whether the request that is served was kept waiting by leases; whoever serves it resets it before.
         held: changes that had to wait for leases, as who parks them counts.
     """

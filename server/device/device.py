@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from coherent_vfs.coherence.common.log import get_logger
@@ -15,7 +15,7 @@ from coherent_vfs.server.device.request_queue import RequestQueue
 from coherent_vfs.server.session.file_system import FileSystem
 from coherent_vfs.server.settings import TAG_MAX, Settings
 from coherent_vfs.server.vhost_user.backend_channel import SharedMemory
-from coherent_vfs.server.vhost_user.interface import Region, Ring
+from coherent_vfs.server.vhost_user.interface import Busy, Region, Ring
 from coherent_vfs.server.vhost_user.messages import (
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
@@ -145,7 +145,20 @@ class FsDevice:
         self._halt(index)
         return self._drop_ring(index)
 
+    def drain(self, done: Callable[[], object]) -> None:
+        def drained() -> None:
+            self.fs.publisher.abandoning = False
+            done()
+
+        # The front-end waits for us, and takes no requests: what would wait for it fails with EINTR, and at once.
+        self.shared_memory.stop()
+        self.fs.publisher.abandoning = True
+        self.fs.wake()
+        self._loop.drain(drained)
+
     def reset(self) -> None:
+        self._loop.drain(None)
+        self.fs.publisher.abandoning = False
         self.shared_memory.stop()
         for index in list(self._queues):
             self._drop_ring(index)
@@ -165,8 +178,10 @@ class FsDevice:
 
     def _halt(self, index: int) -> None:
         """A ring is to be disabled or stopped: with the first of them the whole device stops."""
+        # The driver keeps the ring, but not the account of what we have taken from it.
+        if self._queues[index].parked:
+            raise Busy
         self.shared_memory.stop()
-        self._queues[index].finish()
 
     def _drop_ring(self, index: int) -> int:
         self._enabled.discard(index)

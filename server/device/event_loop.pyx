@@ -55,6 +55,7 @@ cdef class EventLoop:
     cdef list timers
     cdef object order
     cdef bint stopping
+    cdef object drained        # called when nothing is parked any more; until then nothing new is taken
 
     def __cinit__(self):
         self.sources = {}
@@ -101,6 +102,13 @@ cdef class EventLoop:
         """Call back once, after so many seconds."""
         heapq.heappush(self.timers, (monotonic_ns() + int(seconds * 1e9), next(self.order), callback))
 
+    def drain(self, done) -> None:
+        """Take nothing new from the queues until nothing of them is parked, then call back once and go on as before.
+
+        Called from a callback. None: go on at once, and call nobody.
+        """
+        self.drained = done
+
     def stop(self) -> None:
         """Let run() return after what it is doing."""
         self.stopping = True
@@ -128,13 +136,16 @@ cdef class EventLoop:
                     (<RequestQueue>source).kicked()
                 elif source is not None:
                     source()
-            for queue in self.queues:
-                if queue.ready or queue.polling:
-                    queue.process()
+            if self.drained is None:
+                for queue in self.queues:
+                    if queue.ready or queue.polling:
+                        queue.process()
             self.answer_interrupted()
             self.run_timers()
             for queue in self.queues:
                 queue.check_ring()
+            if self.drained is not None:
+                self.end_drain()
 
     cdef uint64_t due(self, uint64_t now) except? 0:
         """When there is something to do, if no event comes first; now where there is already, or NEVER."""
@@ -142,11 +153,12 @@ cdef class EventLoop:
         cdef uint64_t due = NEVER
         cdef int64_t until
         for queue in self.queues:
-            if queue.ready:
-                return now
-            until = queue.until_tick(now)
-            if until >= 0:
-                due = min(due, now + until)
+            if self.drained is None:
+                if queue.ready:
+                    return now
+                until = queue.until_tick(now)
+                if until >= 0:
+                    due = min(due, now + until)
             until = queue.until_retry(now)
             if until >= 0:
                 due = min(due, now + until)
@@ -189,12 +201,21 @@ cdef class EventLoop:
         for queue in self.queues:
             queue.fs.woken = False
         for queue in self.queues:
-            if queue.until_tick(now) == 0:
+            if self.drained is None and queue.until_tick(now) == 0:
                 queue.tick(now)
             if queue.until_retry(now) == 0:
                 queue.retry(now)
         while self.timers and <uint64_t>self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2]()
+        return 0
+
+    cdef int end_drain(self) except -1:
+        cdef RequestQueue queue
+        for queue in self.queues:
+            if queue.parked_count:
+                return 0
+        drained, self.drained = self.drained, None
+        drained()
         return 0
 
     cdef int watch(self, int fd, source) except -1:

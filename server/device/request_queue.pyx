@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from posix.uio cimport iovec
-from posix.unistd cimport close, read, usleep, write
+from posix.unistd cimport close, read, write
 
 from coherent_vfs.coherence.shm.leases cimport lt_now
 from coherent_vfs.server.session.file_system cimport FileSystem
@@ -114,20 +114,6 @@ cdef class RequestQueue:
         cdef uint64_t one = 1
         if self.call_fd >= 0:
             write(self.call_fd, &one, sizeof(one))
-
-    def finish(self) -> None:
-        """Serve what is parked, waiting for it: the driver keeps the ring, but not the account of what we have."""
-        cdef uint64_t now
-        # What needs the loop to go on will not come: requests that wait for that fail with EINTR.
-        self.fs.publisher.abandoning = True
-        try:
-            while self.parked_count and self.enabled:
-                now = monotonic_ns()
-                if self.waiting[0].due > now:
-                    usleep(min((self.waiting[0].due - now) // 1000 + 1, <uint64_t>999_999))
-                self.serve_parked(0)
-        finally:
-            self.fs.publisher.abandoning = False
 
     def close(self) -> None:
         """Close the descriptors, telling the driver first what it has not been told."""

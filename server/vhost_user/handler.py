@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from coherent_vfs.coherence.common.log import get_logger
 from coherent_vfs.server.vhost_user.connection import Connection
-from coherent_vfs.server.vhost_user.interface import Device, Region, Ring
+from coherent_vfs.server.vhost_user.interface import Busy, Device, Region, Ring
 from coherent_vfs.server.vhost_user.messages import (
     INVALID_FD,
     MAX_RING_SIZE,
@@ -178,9 +178,11 @@ class Handler:
         (User-Mode Linux does so already in the message that negotiates REPLY_ACK).
 
         Raises:
+            Busy: nothing was done, and the message keeps its descriptors: pass it again when the device is drained.
             ProtocolError: the front-end cannot be answered: it is gone, does not read, or asked for a
                 reply that has no form for a failure.
         """
+        again = False
         try:
             method = self._methods.get(message.request)
             if method is None:
@@ -199,8 +201,12 @@ class Handler:
                 self._connection.reply(message, reply)
             elif message.need_reply:
                 self._connection.reply(message, pack_u64(status))
+        except Busy:
+            again = True
+            raise
         finally:
-            message.close()
+            if not again:
+                message.close()
 
     def close(self) -> None:
         """The connection ended: drop all state of the session and everything the front-end gave us."""
@@ -373,9 +379,9 @@ class Handler:
 
     def _enable(self, index: int, enabled: bool) -> None:
         ring = self._rings[index]
-        ring.enabled = enabled
         if ring.started:
             self._device.enable_ring(index, enabled)
+        ring.enabled = enabled
 
     # A front-end that describes a started ring anew means another one: User-Mode Linux, when its driver is
     # bound again, never sends GET_VRING_BASE before it does so. So each of the next three stops the ring.
@@ -423,7 +429,11 @@ class Handler:
 
     def _set_vring_kick(self, message: Message) -> None:
         index, fd = self._take_ring_fd(message)
-        self._stop(index)
+        try:
+            self._stop(index)
+        except Busy:
+            message.fds = [] if fd is None else [fd]
+            raise
         ring = self._rings[index]
         ring.kick = fd
         ring.kicked = True

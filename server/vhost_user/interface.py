@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,10 @@ class Ring:
     kick: int | None
     call: int | None
     err: int | None
+
+
+class Busy(Exception):
+    """A ring cannot be stopped yet: requests of it wait. Ask the same again when Device.drain() calls back."""
 
 
 class Device(Protocol):
@@ -83,7 +87,10 @@ class Device(Protocol):
         """Start a stopped ring, disabled: nothing of it is served before enable_ring(index, True)."""
 
     def enable_ring(self, index: int, enabled: bool) -> None:
-        """Serve a started ring, or leave it alone until it is enabled again."""
+        """Serve a started ring, or leave it alone until it is enabled again.
+
+        Busy when it cannot be left alone yet, which leaves everything as it was.
+        """
 
     def set_call(self, index: int, fd: int | None) -> None:
         """Replace the descriptor that tells the driver of used buffers, of a started ring.
@@ -92,7 +99,16 @@ class Device(Protocol):
         """
 
     def stop_ring(self, index: int) -> int:
-        """Stop a started ring, broken or not, close its descriptors, and return its next available index."""
+        """Stop a started ring, broken or not, close its descriptors, and return its next available index.
+
+        Busy when it cannot be stopped yet, which leaves everything as it was.
+        """
+
+    def drain(self, done: Callable[[], object]) -> None:
+        """After Busy: take nothing new from any ring, and call back once when no request waits any more.
+
+        A reset comes before: then nobody is called.
+        """
 
     def reset(self) -> None:
         """The driver is gone: stop every ring and drop all state of the session, except guest memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coherent_vfs.server.vhost_user.interface import Region, Ring
@@ -88,6 +88,9 @@ class FakeDevice:
         _close(ring.kick, self.calls.pop(index), ring.err)
         del self.enabled[index]
         return (ring.base + self.consumed) & 0xFFFF
+
+    def drain(self, done: Callable[[], object]) -> None:
+        raise AssertionError("nothing waits")
 
     def reset(self) -> None:
         self.resets += 1

@@ -148,6 +148,13 @@ class RawGuest:
             self.loop.call_later(0.002, self.loop.stop)
             self.loop.run()
 
+    def drain(self) -> None:
+        """Let the device finish what is parked, as before its ring is stopped."""
+        drained: list[int] = []
+        self.device.drain(lambda: drained.append(self.device.parked))
+        self.wait(lambda: bool(drained))
+        assert drained == [0]
+
     def collect(self) -> None:
         """Take note of what the device has given back."""
         while self.collected != self.used_idx:

@@ -319,6 +319,7 @@ def test_collapse_of_more_than_there_is(guest: RawGuest, allocator: Allocator) -
 
 def test_a_device_that_is_stopped_cuts_nobody_off(domain: LeaseDomain, guest: RawGuest, allocator: Allocator) -> None:
     pending = guest.post(Opcode.SETATTR, find(guest, "d/f"), truncate_to())
+    guest.drain()
     guest.device.enable_ring(1, False)
     assert pending.outcome[0] == errno.EINTR
     assert not allocator.truncations
@@ -339,6 +340,7 @@ def test_a_device_that_is_stopped_waits_for_no_mapping(guest: RawGuest, opcode: 
     }[opcode]
     pending = guest.post(opcode, parent if opcode == Opcode.LOOKUP else nodeid, body)
     assert guest.device.parked == 1
+    guest.drain()
     guest.device.enable_ring(1, False)
     assert pending.outcome[0] == errno.EINTR
     guest.device.enable_ring(1, True)

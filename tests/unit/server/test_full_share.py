@@ -207,5 +207,6 @@ def test_a_device_that_is_stopped_does_not_wait_for_room(world: World) -> None:
     world.write(nodeid, fh)
     world.fill("big")
     pending = world.guest.post(Opcode.FALLOCATE, nodeid, FALLOCATE_IN.pack(fh, 0, SIZE // 2, 0))
+    world.guest.drain()
     world.guest.device.enable_ring(1, False)
     assert pending.outcome[0] == errno.ENOSPC

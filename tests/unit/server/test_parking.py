@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from coherent_vfs.server.caching.parking import Parked
+from coherent_vfs.server.front_ends import FrontEnds
 from coherent_vfs.server.fuse.protocol import (
     CREATE_IN,
     IN_HEADER,
@@ -28,7 +31,24 @@ from coherent_vfs.server.fuse.protocol import (
 from coherent_vfs.server.operations.table import PYTHON
 from coherent_vfs.server.session.file_system import FileSystem
 from coherent_vfs.server.session.request import Request
-from coherent_vfs.server.vhost_user.interface import Region, Ring
+from coherent_vfs.server.vhost_user.connection import Connection
+from coherent_vfs.server.vhost_user.interface import Busy, Region, Ring
+from coherent_vfs.server.vhost_user.messages import (
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    VIRTIO_F_VERSION_1,
+    HeaderFlag,
+    MemoryRegion,
+    Message,
+    VringAddress,
+    VringState,
+    pack_memory_table,
+    pack_u64,
+    pack_vring_address,
+    pack_vring_state,
+    unpack_vring_state,
+)
+from coherent_vfs.server.vhost_user.messages import Request as VhostRequest
+from tests.unit.server.fake_device import leaked, open_fds
 from tests.unit.server.leased import (
     LEASE_MAX,
     LONGEST,
@@ -92,6 +112,74 @@ def park(guest: RawGuest, other: RawGuest) -> Pending:
     pending = other.post(Opcode.SETATTR, find(other, "d/f"), MODE)
     assert parked(other, pending)
     return pending
+
+
+class FrontEnd:
+    """Takes the place of QEMU: sets a guest's device up anew by messages, as everything else is done by the loop."""
+
+    def __init__(self, guest: RawGuest, directory: Path) -> None:
+        self.guest = guest
+        guest.device.reset()
+        path = str(directory / "front-end")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self.front_ends = FrontEnds(self._listener, guest.device, guest.loop)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._connection = Connection(self._socket)
+        memory = pack_memory_table([MemoryRegion(GUEST, SIZE, USER, 0)])
+        self.do(VhostRequest.SET_FEATURES, pack_u64(VIRTIO_F_VERSION_1 | VHOST_USER_F_PROTOCOL_FEATURES))
+        self.do(VhostRequest.SET_MEM_TABLE, memory, guest.memory_fd)
+        self.do(VhostRequest.SET_VRING_NUM, pack_vring_state(VringState(1, QUEUE_SIZE)))
+        self.do(VhostRequest.SET_VRING_BASE, pack_vring_state(VringState(1, guest.avail_idx)))
+        address = VringAddress(1, USER + DESC, USER + USED, USER + AVAIL)
+        self.do(VhostRequest.SET_VRING_ADDR, pack_vring_address(address))
+        self.do(VhostRequest.SET_VRING_ENABLE, pack_vring_state(VringState(1, 1)))
+        self.do(VhostRequest.SET_VRING_KICK, pack_u64(1), guest.kick)
+        guest.initialize()
+
+    def send(self, request: VhostRequest, payload: bytes, *fds: int) -> None:
+        """Ask, and do not wait for the answer."""
+        self._connection.send(request, payload, fds, flags=HeaderFlag.NEED_REPLY)
+
+    def answer(self) -> Message:
+        """Let the loop run until the answer is there."""
+        answers: list[Message] = []
+
+        def answered() -> bool:
+            if message := self._connection.receive():
+                answers.append(message)
+            return bool(answers)
+
+        self.guest.wait(answered)
+        return answers[0]
+
+    def do(self, request: VhostRequest, payload: bytes, *fds: int) -> None:
+        """Ask for what must succeed."""
+        self.send(request, payload, *fds)
+        assert self.answer().payload == pack_u64(0)
+
+    def hang_up(self) -> None:
+        self._connection.close()
+
+    def close(self) -> None:
+        self.front_ends.close()
+        self._connection.close()
+        self._listener.close()
+
+
+@contextmanager
+def front_end(guest: RawGuest, directory: Path) -> Iterator[FrontEnd]:
+    """A front-end of a guest, which leaves nothing open; what guests know of the share is open besides."""
+    before = open_fds()
+    end = FrontEnd(guest, directory)
+    try:
+        yield end
+    finally:
+        end.close()
+    assert not [target for target in leaked(before).values() if not target.startswith("/")]
 
 
 def rest_is_served(guest: RawGuest, nodeid: int) -> None:
@@ -267,11 +355,86 @@ def test_an_interrupted_change_is_answered_at_once_and_not_made(domain: LeaseDom
 def test_stopping_the_ring_finishes_what_waits(domain: LeaseDomain, *, disabled: bool) -> None:
     with domain.guest() as guest, domain.guest() as other:
         pending = park(guest, other)
+        with pytest.raises(Busy):
+            other.device.enable_ring(1, False) if disabled else other.device.stop_ring(1)
+        assert parked(other, pending)
+        other.drain()
         if disabled:
             other.device.enable_ring(1, False)
         assert other.device.stop_ring(1) == other.avail_idx
         assert pending.outcome[0] == 0
         assert mode_of(domain) == 0o600
+
+
+STOPS = [
+    (VhostRequest.GET_VRING_BASE, pack_vring_state(VringState(1, 0)), False),
+    (VhostRequest.SET_VRING_ENABLE, pack_vring_state(VringState(1, 0)), False),
+    (VhostRequest.RESET_OWNER, b"", False),
+    (VhostRequest.SET_VRING_NUM, pack_vring_state(VringState(1, QUEUE_SIZE // 2)), False),
+    (VhostRequest.SET_VRING_BASE, pack_vring_state(VringState(1, 0)), False),
+    (VhostRequest.SET_VRING_ADDR, pack_vring_address(VringAddress(1, USER + HIPRIO, USER + USED, USER + AVAIL)), False),
+    (VhostRequest.SET_VRING_KICK, pack_u64(1), True),
+]
+"""All that stops a ring or disables it, and whether a descriptor comes with it."""
+
+
+@pytest.mark.parametrize(("request_", "payload", "kick"), STOPS, ids=[stop[0].name for stop in STOPS])
+def test_the_loop_goes_on_while_a_ring_finishes_what_waits(
+    domain: LeaseDomain, tmp_path: Path, request_: VhostRequest, payload: bytes, kick: bool
+) -> None:
+    with domain.guest() as guest, domain.guest(init=False) as other, front_end(other, tmp_path) as end:
+        pending, base = park(guest, other), other.avail_idx
+        done_at_ring: list[bool] = []
+        other.loop.call_later(LEASE_MAX / 8, lambda: done_at_ring.append(pending.done))
+        end.send(request_, payload, *[other.kick] * kick)
+        answer = end.answer()
+        assert done_at_ring == [False], "a timer rings before what is parked is done"
+        assert pending.outcome[0] == 0
+        assert mode_of(domain) == 0o600
+        if request_ == VhostRequest.GET_VRING_BASE:
+            assert unpack_vring_state(answer.payload) == VringState(1, base)
+        else:
+            assert answer.payload == pack_u64(0)
+
+
+def test_a_ring_that_finishes_takes_nothing_new_and_does_not_spin(domain: LeaseDomain, tmp_path: Path) -> None:
+    with domain.guest() as guest, domain.guest(init=False) as other, front_end(other, tmp_path) as end:
+        pending, base, nodeid = park(guest, other), other.avail_idx, find(guest, "d/f")
+        end.send(VhostRequest.GET_VRING_BASE, pack_vring_state(VringState(1, 0)))
+        other.serve()
+        late = other.post(Opcode.GETATTR, nodeid, bytes(16))
+        before = time.thread_time()
+        other.loop.call_later(LEASE_MAX / 4, other.loop.stop)
+        other.loop.run()
+        assert time.thread_time() - before < LEASE_MAX / 8
+        assert parked(other, pending)
+        assert unpack_vring_state(end.answer().payload) == VringState(1, base)
+        assert pending.outcome[0] == 0
+        assert not late.done
+
+
+def test_a_front_end_that_goes_while_its_ring_finishes(
+    domain: LeaseDomain, tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    expect_log("connection lost")
+    with domain.guest() as guest, domain.guest(init=False) as other, front_end(other, tmp_path) as end:
+        pending = park(guest, other)
+        end.send(VhostRequest.SET_VRING_KICK, pack_u64(1), other.kick)
+        other.serve()
+        end.hang_up()
+        other.wait(lambda: not other.device.fs.initialized)
+        assert pending.outcome[0] == 0
+
+
+def test_a_backend_that_ends_while_a_ring_finishes(domain: LeaseDomain, tmp_path: Path) -> None:
+    with domain.guest() as guest, domain.guest(init=False) as other, front_end(other, tmp_path) as end:
+        pending = park(guest, other)
+        end.send(VhostRequest.SET_VRING_KICK, pack_u64(1), other.kick)
+        other.serve()
+        assert parked(other, pending)
+        end.front_ends.close()
+        other.serve()
+        assert not pending.done
 
 
 def test_a_reset_drops_what_waits(domain: LeaseDomain) -> None:
